@@ -1,0 +1,44 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both set up .venv themselves.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+DEVSTAMP := $(VENV)/.installed-dev
+KERNEL_SOURCES := $(wildcard ext/*.pyx ext/*.c ext/*.h ext/*.pxi)
+
+.PHONY: setup setup-dev demo test lint bench clean
+
+setup: $(STAMP)
+setup-dev: $(DEVSTAMP)
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch comes first and from the constraints alone, so that no other package asks for a larger build of it.
+$(STAMP): pyproject.toml setup.py constraints.txt $(KERNEL_SOURCES) | $(VENV)/bin/python
+	@echo "Setting up $(VENV): the first time takes a few minutes"
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(DEVSTAMP): $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/kimera-stream demo
+
+test: $(DEVSTAMP)
+	$(BIN)/python -m pytest
+
+lint: $(DEVSTAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(DEVSTAMP)
+	$(BIN)/python -m pytest bench --benchmark-only
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info kimera_stream/kernels/*.so

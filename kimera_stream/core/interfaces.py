@@ -1,0 +1,385 @@
+"""What the layers above may ask of the services: Protocols only, implemented below or beside, wired in one place."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from kimera_stream.protocol.log import LogEntry
+from kimera_stream.protocol.objects import (
+    Contradiction,
+    ContradictionState,
+    Decision,
+    FieldState,
+    Geoid,
+    GeoidBody,
+    Scar,
+    ScoredGeoid,
+    ScoreResult,
+    Watch,
+    WatchKind,
+)
+
+T = TypeVar("T")
+Vector = npt.NDArray[np.float32]
+"""Shape (dim,), unit length, C-contiguous."""
+Matrix = npt.NDArray[np.float32]
+"""Shape (n, dim), unit rows, C-contiguous."""
+
+Role = Literal["publish", "subscribe", "resolve", "admin"]
+ALL_ROLES: frozenset[Role] = frozenset({"publish", "subscribe", "resolve", "admin"})
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who is asking. ``expires`` in unix seconds, None if the credential does not expire. ``admin`` implies all roles."""
+
+    id: str
+    roles: frozenset[Role]
+    expires: int | None = None
+
+    def may(self, role: Role) -> bool:
+        return role in self.roles or "admin" in self.roles
+
+
+# -- embedding -----------------------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class EmbeddingService(Protocol):
+    """Text to unit vectors."""
+
+    @property
+    def model(self) -> str:
+        """Name and version of the encoder; vectors of different models are never compared."""
+
+    @property
+    def dimension(self) -> int: ...
+
+    async def embed(self, texts: Sequence[str]) -> Matrix:
+        """One unit row per text, in order. Batches across concurrent callers.
+
+        Raises:
+            UnavailableError: no provider can encode at present.
+        """
+
+
+# -- vault: the log and the entities ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StoredGeoid:
+    """A geoid with what the index needs of it. ``vector`` is None where the geoid has neither text nor vector."""
+
+    geoid: Geoid
+    vector: Vector | None
+    principal: str
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyRecord:
+    """The first result of a keyed publish, to be given again within the window. ``result``: JSON of ``Published``."""
+
+    principal: str
+    key: str
+    result: bytes
+    created_at: int
+
+
+@dataclass(slots=True)
+class WriteBatch:
+    """Everything one transaction commits. Entries are consecutive from ``vault.head + 1``; objects carry their offsets.
+
+    ``contradictions`` are upserts by id (found, updated, dissolved or resolved states alike).
+    """
+
+    entries: list[LogEntry] = field(default_factory=list)
+    geoids: list[StoredGeoid] = field(default_factory=list)
+    deleted: list[tuple[str, int]] = field(default_factory=list)
+    """(geoid id, offset of its ``geoid.deleted`` entry)."""
+    contradictions: list[Contradiction] = field(default_factory=list)
+    scars: list[Scar] = field(default_factory=list)
+    idempotency: list[IdempotencyRecord] = field(default_factory=list)
+    audit: list[tuple[int, str, str, str]] = field(default_factory=list)
+    """(unix ms, principal, action, target)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """A page of a list in offset order; ``next`` is the offset to ask for ``after``, None at the end."""
+
+    items: list[T]
+    next: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class LogPage:
+    """Consecutive entries of one channel.
+
+    Attributes:
+        entries: In offset order (descending if asked in reverse).
+        scanned: Every entry of the channel up to and including this offset has been returned: the cursor to go on from.
+        more: Whether the log held further entries of the channel when it was read.
+    """
+
+    entries: list[LogEntry]
+    scanned: int
+    more: bool
+
+
+@runtime_checkable
+class LogReader(Protocol):
+    """The durable log, as readers see it."""
+
+    @property
+    def epoch(self) -> str: ...
+
+    @property
+    def head(self) -> int:
+        """Offset of the newest committed entry; 0 in an empty log."""
+
+    @property
+    def trimmed(self) -> int:
+        """Every entry at or below this offset has been dropped by retention; 0 when nothing was."""
+
+    async def read(
+        self, channel: str | None, *, after: int, limit: int, until: int | None = None, reverse: bool = False
+    ) -> LogPage:
+        """Entries with ``after < offset <= until`` (until: head at the time of the call), of one channel or of all.
+
+        In reverse: the newest first, ``after`` still being the lower bound (exclusive) and ``until`` the upper (inclusive).
+        """
+
+
+@runtime_checkable
+class VaultService(LogReader, Protocol):
+    """The durable store: log, geoids, contradictions, scars, watches, cursors, idempotency. One writer, pooled readers."""
+
+    async def commit(self, batch: WriteBatch) -> None:
+        """Commit atomically and durably (fsynced when it returns), then advance ``head``.
+
+        Raises:
+            ConflictError: the first entry is not ``head + 1`` (another writer was faster): plan again.
+            UnavailableError: disk full, locked, read-only or unreachable; nothing was written.
+        """
+
+    async def geoid(self, geoid_id: str) -> StoredGeoid | None: ...
+
+    async def geoids(self, ids: Sequence[str]) -> dict[str, StoredGeoid]:
+        """Those of ``ids`` that exist."""
+
+    async def list_geoids(
+        self, *, after: int, limit: int, session_id: str | None = None, agent_id: str | None = None
+    ) -> Page[Geoid]: ...
+
+    def scan_geoids(self, *, batch: int) -> AsyncIterator[list[StoredGeoid]]:
+        """Every live geoid, to rebuild the index from."""
+
+    async def count_geoids(self) -> int: ...
+
+    async def contradiction(self, contradiction_id: str) -> Contradiction | None: ...
+
+    async def list_contradictions(
+        self,
+        *,
+        after: int,
+        limit: int,
+        state: ContradictionState | None = None,
+        min_score: float | None = None,
+        geoid_id: str | None = None,
+    ) -> Page[Contradiction]: ...
+
+    async def contradictions_of(self, geoid_ids: Sequence[str], *, state: ContradictionState) -> list[Contradiction]:
+        """Contradictions in ``state`` in which any of the geoids takes part."""
+
+    async def count_contradictions(self, state: ContradictionState) -> int: ...
+
+    async def list_scars(self, *, after: int, limit: int) -> Page[Scar]: ...
+
+    async def scar_weights(self) -> tuple[float, float]:
+        """Summed weight of vault a and of vault b."""
+
+    async def idempotent(self, principal: str, key: str, *, not_before: int) -> IdempotencyRecord | None:
+        """The record of a keyed publish made at or after ``not_before`` (unix ms)."""
+
+    async def save_watch(self, watch: Watch, vector: Vector | None) -> None: ...
+
+    async def delete_watch(self, principal: str, name: str) -> bool: ...
+
+    async def watches(self) -> list[tuple[Watch, Vector | None]]: ...
+
+    async def save_cursor(self, principal: str, name: str, channel: str, offset: int) -> None: ...
+
+    async def cursor(self, principal: str, name: str, channel: str) -> int | None: ...
+
+    async def trim(self, upto: int) -> int:
+        """Drop log entries at or below ``upto``; returns how many. Entities stay."""
+
+    async def ping(self) -> None:
+        """Raises UnavailableError if a trivial read does not come back."""
+
+
+# -- the index -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A stored geoid that the scan thinks worth a closer look.
+
+    ``relatedness`` cosine in [-1, 1]; ``symbolic`` opposed keys found by the signature (exact); ``fused`` what ranked it.
+    """
+
+    geoid_id: str
+    relatedness: float
+    symbolic: int
+    fused: float
+
+
+@runtime_checkable
+class IndexService(Protocol):
+    """All live geoids in memory: vectors and signatures in the form that the kernel scans."""
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def bytes(self) -> int: ...
+
+    def put(self, stored: StoredGeoid) -> None:
+        """Insert or replace.
+
+        Raises:
+            LimitExceededError: the index is full and its policy is to refuse.
+        """
+
+    def remove(self, geoid_id: str) -> None: ...
+
+    async def scan(
+        self, queries: Sequence[StoredGeoid], *, k: int, min_relatedness: float, exclude_self: bool = True
+    ) -> list[list[Candidate]]:
+        """Top-k candidates for a contradiction per query: by fused score, symbolic oppositions always included."""
+
+    async def related(self, vectors: Matrix, *, k: int) -> list[list[Candidate]]:
+        """Top-k by relatedness alone, per row."""
+
+
+# -- meaning -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What the engine says of a pair."""
+
+    score: float
+    result: ScoreResult
+    gradient_type: Literal["semantic", "symbolic", "composite"]
+    model: str
+    provisional: bool = False
+
+
+@runtime_checkable
+class ContradictionEngine(Protocol):
+    """The cascade: scan -> prefilter -> verify -> scope."""
+
+    async def judge_pairs(self, pairs: Sequence[tuple[StoredGeoid, StoredGeoid]]) -> list[Judgement]:
+        """(older, newer) pairs judged, batched; no threshold applied."""
+
+    async def detect(
+        self, fresh: Sequence[StoredGeoid]
+    ) -> list[list[tuple[StoredGeoid, Judgement]]]:
+        """For each new geoid, the stored ones and the earlier ones of ``fresh`` that it contradicts (threshold applied)."""
+
+    @property
+    def threshold(self) -> float:
+        """Score at and above which a pair is reported, set by the operating point."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublishResult:
+    geoid: Geoid
+    offset: int
+    contradictions: list[Contradiction]
+    duplicate: bool
+
+
+class KnowledgeService(Protocol):
+    """What the doors ask: intake -> embed -> score -> commit -> bus behind one face. Every method may raise OperationalError."""
+
+    async def publish(
+        self,
+        body: GeoidBody,
+        *,
+        principal: Principal,
+        session_id: str | None = None,
+        key: str | None = None,
+        priority: int = 5,
+        merge: bool = False,
+        must_exist: bool = False,
+    ) -> PublishResult:
+        """Returns once the geoid is durable, scored and in the log.
+
+        ``session_id``: used where the body names none. ``merge`` keeps what the body leaves out (PATCH); otherwise an
+        existing geoid's statement is replaced as a whole. ``must_exist`` raises NotFoundError for an unknown id.
+        Cancelling the caller never tears a commit: what was admitted is finished or refused as a whole.
+        """
+
+    async def delete(self, geoid_id: str, *, principal: Principal) -> int: ...
+
+    async def resolve(
+        self, contradiction_id: str, decision: Decision, reason: str | None, *, principal: Principal
+    ) -> tuple[Scar, int]: ...
+
+    async def score(self, a: GeoidBody, b: GeoidBody) -> ScoreResult: ...
+
+    async def search(
+        self,
+        *,
+        text: str | None,
+        vector: list[float] | None,
+        relation: WatchKind,
+        k: int,
+        filter: Mapping[str, Any] | None = None,
+    ) -> list[ScoredGeoid]: ...
+
+    async def watch(
+        self,
+        name: str,
+        *,
+        principal: Principal,
+        text: str | None,
+        vector: list[float] | None,
+        kinds: list[WatchKind],
+        min_score: float | None,
+        filter: Mapping[str, Any] | None,
+    ) -> Watch: ...
+
+    async def unwatch(self, name: str, *, principal: Principal) -> None: ...
+
+    async def watches(self, *, principal: Principal) -> list[Watch]: ...
+
+
+class FieldService(Protocol):
+    """Thermodynamics and cognitive field dynamics over everything said so far."""
+
+    def state(self) -> FieldState: ...
+
+
+# -- the way out ---------------------------------------------------------------------------------------------------------
+
+
+class EventSink(Protocol):
+    """Where committed entries go, in order; called on the event loop, must not block."""
+
+    def deliver(self, entries: Sequence[LogEntry]) -> None: ...
+
+    def latest(self, channel: str, type: str, data: bytes, *, offset: int) -> None:
+        """A new value of a latest channel; ``data`` is JSON."""
+
+
+@runtime_checkable
+class Pingable(Protocol):
+    """A service that can say whether it works."""
+
+    async def ping(self) -> None: ...
