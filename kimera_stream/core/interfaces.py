@@ -1,6 +1,6 @@
 """What the layers above may ask of the services: Protocols only, implemented below or beside, wired in one place."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -286,9 +286,7 @@ class ContradictionEngine(Protocol):
     async def judge_pairs(self, pairs: Sequence[tuple[StoredGeoid, StoredGeoid]]) -> list[Judgement]:
         """(older, newer) pairs judged, batched; no threshold applied."""
 
-    async def detect(
-        self, fresh: Sequence[StoredGeoid]
-    ) -> list[list[tuple[StoredGeoid, Judgement]]]:
+    async def detect(self, fresh: Sequence[StoredGeoid]) -> list[list[tuple[StoredGeoid, Judgement]]]:
         """For each new geoid, the stored ones and the earlier ones of ``fresh`` that it contradicts (threshold applied)."""
 
     @property
@@ -383,3 +381,32 @@ class Pingable(Protocol):
     """A service that can say whether it works."""
 
     async def ping(self) -> None: ...
+
+
+class Authenticator(Protocol):
+    """Turns a credential into a principal."""
+
+    @property
+    def required(self) -> bool:
+        """Whether a caller without a token is refused."""
+
+    async def authenticate(self, token: str | None) -> Principal:
+        """The principal of a token (JWT or API key); of None the anonymous principal where access is open.
+
+        Raises:
+            UnauthorizedError: missing, malformed, expired, revoked or unknown; the message never repeats the token.
+        """
+
+
+class Presence(Protocol):
+    """Who listens where, counted as it changes."""
+
+    def presence(self, channel: str) -> tuple[int, dict[str, int]]:
+        """Number of subscriptions to the channel, and connections per principal id."""
+
+
+class Threads(Protocol):
+    """Worker threads by purpose, limited per purpose and in all. The only way blocking work is run."""
+
+    async def run(self, purpose: Literal["encode", "score", "io"], fn: Callable[..., T], *args: Any) -> T:
+        """Run ``fn(*args)`` in a worker thread; a cancelled caller waits until the thread is done with it."""

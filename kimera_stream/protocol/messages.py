@@ -66,40 +66,40 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", forbid_
     id: CommandId
 
 
-class Connect(Command, tag="connect", kw_only=True):
+class Connect(Command, tag="connect", frozen=True, kw_only=True):
     token: str | None = None
     client: ClientInfo | None = None
     subs: list[SubscribeBody] | None = None
 
 
-class Subscribe(Command, tag="subscribe", kw_only=True):
+class Subscribe(Command, tag="subscribe", frozen=True, kw_only=True):
     channel: str
     since: dict[str, Any] | None = None
     rewind: Annotated[int, Meta(ge=0)] | None = None
     filter: Filter | None = None
 
 
-class Unsubscribe(Command, tag="unsubscribe", kw_only=True):
+class Unsubscribe(Command, tag="unsubscribe", frozen=True, kw_only=True):
     channel: str
 
 
-class Publish(Command, tag="publish", kw_only=True):
+class Publish(Command, tag="publish", frozen=True, kw_only=True):
     geoid: GeoidBody
     key: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
     priority: Annotated[int, Meta(ge=0, le=9)] | None = None
 
 
-class Delete(Command, tag="delete", kw_only=True):
+class Delete(Command, tag="delete", frozen=True, kw_only=True):
     geoid_id: str
 
 
-class Resolve(Command, tag="resolve", kw_only=True):
+class Resolve(Command, tag="resolve", frozen=True, kw_only=True):
     contradiction_id: str
     decision: Decision
     reason: str | None = None
 
 
-class WatchCommand(Command, tag="watch", kw_only=True):
+class WatchCommand(Command, tag="watch", frozen=True, kw_only=True):
     watch: str
     text: str | None = None
     vector: list[float] | None = None
@@ -108,32 +108,32 @@ class WatchCommand(Command, tag="watch", kw_only=True):
     filter: Filter | None = None
 
 
-class Unwatch(Command, tag="unwatch", kw_only=True):
+class Unwatch(Command, tag="unwatch", frozen=True, kw_only=True):
     watch: str
 
 
-class History(Command, tag="history", kw_only=True):
+class History(Command, tag="history", frozen=True, kw_only=True):
     channel: str
     since: dict[str, Any] | None = None
     limit: Annotated[int, Meta(ge=1)]
     reverse: bool = False
 
 
-class Presence(Command, tag="presence", kw_only=True):
+class Presence(Command, tag="presence", frozen=True, kw_only=True):
     channel: str
 
 
-class Ack(Command, tag="ack", kw_only=True):
+class Ack(Command, tag="ack", frozen=True, kw_only=True):
     channel: str
     offset: Annotated[int, Meta(ge=0)]
     name: str
 
 
-class Refresh(Command, tag="refresh", kw_only=True):
+class Refresh(Command, tag="refresh", frozen=True, kw_only=True):
     token: str
 
 
-class Ping(Command, tag="ping", kw_only=True):
+class Ping(Command, tag="ping", frozen=True, kw_only=True):
     pass
 
 
@@ -162,7 +162,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", omit_defa
     id: int | None = None
 
 
-class Subscribed(Reply, tag="subscribed", kw_only=True):
+class Subscribed(Reply, tag="subscribed", frozen=True, kw_only=True):
     channel: str
     epoch: str
     offset: int
@@ -170,7 +170,7 @@ class Subscribed(Reply, tag="subscribed", kw_only=True):
     recovered: bool
 
 
-class Error(Reply, tag="error", kw_only=True):
+class Error(Reply, tag="error", frozen=True, kw_only=True):
     """``id`` is absent when the message was too broken to have one. ``channel`` only inside ``connected.subs``."""
 
     code: ErrorCode
@@ -181,7 +181,7 @@ class Error(Reply, tag="error", kw_only=True):
     channel: str | None = None
 
 
-class Connected(Reply, tag="connected", kw_only=True):
+class Connected(Reply, tag="connected", frozen=True, kw_only=True):
     session: str
     epoch: str
     offset: int
@@ -192,57 +192,57 @@ class Connected(Reply, tag="connected", kw_only=True):
     subs: list[Subscribed | Error] | None = None
 
 
-class Unsubscribed(Reply, tag="unsubscribed", kw_only=True):
+class Unsubscribed(Reply, tag="unsubscribed", frozen=True, kw_only=True):
     channel: str
 
 
-class Published(Reply, tag="published", kw_only=True):
+class Published(Reply, tag="published", frozen=True, kw_only=True):
     geoid: Geoid
     offset: int
     contradictions: list[Contradiction]
     duplicate: bool
 
 
-class Deleted(Reply, tag="deleted", kw_only=True):
+class Deleted(Reply, tag="deleted", frozen=True, kw_only=True):
     geoid_id: str
     offset: int
 
 
-class Resolved(Reply, tag="resolved", kw_only=True):
+class Resolved(Reply, tag="resolved", frozen=True, kw_only=True):
     scar: Scar
     offset: int
 
 
-class Watching(Reply, tag="watching", kw_only=True):
+class Watching(Reply, tag="watching", frozen=True, kw_only=True):
     watch: str
     channel: str
 
 
-class Unwatched(Reply, tag="unwatched", kw_only=True):
+class Unwatched(Reply, tag="unwatched", frozen=True, kw_only=True):
     watch: str
 
 
-class HistoryPage(Reply, tag="history", kw_only=True):
+class HistoryPage(Reply, tag="history", frozen=True, kw_only=True):
     events: list[msgspec.Raw]
     epoch: str
     offset: int
     more: bool
 
 
-class PresenceReply(Reply, tag="presence", kw_only=True):
+class PresenceReply(Reply, tag="presence", frozen=True, kw_only=True):
     subscribers: int
     principals: dict[str, int]
 
 
-class Acked(Reply, tag="acked", kw_only=True):
+class Acked(Reply, tag="acked", frozen=True, kw_only=True):
     pass
 
 
-class Refreshed(Reply, tag="refreshed", kw_only=True):
+class Refreshed(Reply, tag="refreshed", frozen=True, kw_only=True):
     expires: int | None
 
 
-class Pong(Reply, tag="pong", kw_only=True):
+class Pong(Reply, tag="pong", frozen=True, kw_only=True):
     epoch: str
     offset: int
 
@@ -254,7 +254,7 @@ class Push(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", omit_defau
     """Base of what the server sends unasked."""
 
 
-class Event(Push, tag="event", kw_only=True):
+class Event(Push, tag="event", frozen=True, kw_only=True):
     channel: str
     epoch: str
     offset: int
@@ -263,16 +263,16 @@ class Event(Push, tag="event", kw_only=True):
     data: Any
 
 
-class Heartbeat(Push, tag="heartbeat", kw_only=True):
+class Heartbeat(Push, tag="heartbeat", frozen=True, kw_only=True):
     epoch: str
     offset: int
 
 
-class Expiring(Push, tag="expiring", kw_only=True):
+class Expiring(Push, tag="expiring", frozen=True, kw_only=True):
     expires: int
 
 
-class Resync(Push, tag="resync", kw_only=True):
+class Resync(Push, tag="resync", frozen=True, kw_only=True):
     channel: str
     epoch: str
     offset: int
@@ -313,4 +313,6 @@ def parse_since(since: dict[str, Any] | None) -> Position | CursorRef | None:
     """
     if since is None:
         return None
-    return msgspec.convert(since, CursorRef if "cursor" in since else Position, strict=True)
+    if "cursor" in since:
+        return msgspec.convert(since, CursorRef)
+    return msgspec.convert(since, Position)
