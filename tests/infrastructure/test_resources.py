@@ -1,0 +1,99 @@
+"""Worker threads are limited per purpose and in all; memory, queues and growth are watched."""
+
+import threading
+
+import anyio
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from kimera_stream.infrastructure.resources import LEAK_WINDOW, Resources, Sample, grows_steadily, resident_memory
+from kimera_stream.infrastructure.settings import PerformanceSettings
+from kimera_stream.infrastructure.tasks import ServiceSpec, Supervisor
+from kimera_stream.protocol.errors import OverloadedError
+
+pytestmark = pytest.mark.anyio
+
+
+def make(**settings: object) -> Resources:
+    return Resources(PerformanceSettings(**settings), CollectorRegistry())  # type: ignore[arg-type]
+
+
+async def test_a_purpose_never_has_more_threads_than_its_limit() -> None:
+    resources = make()
+    lock, running, peak = threading.Lock(), 0, 0
+    gate = threading.Event()
+
+    def work() -> int:
+        nonlocal running, peak
+        with lock:
+            running += 1
+            peak = max(peak, running)
+            if running == 2:
+                gate.set()
+        gate.wait(5)
+        with lock:
+            running -= 1
+        return threading.get_ident()
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            for _ in range(6):
+                group.start_soon(resources.run, "score", work)
+    assert peak == 2
+
+
+async def test_run_passes_arguments_results_and_errors() -> None:
+    resources = make()
+    assert await resources.run("io", lambda a, b: a + b, 2, 3) == 5
+    with pytest.raises(ZeroDivisionError):
+        await resources.run("io", lambda: 1 // 0)
+
+
+async def test_memory_above_the_limit_refuses_new_work() -> None:
+    resources = make(max_memory=resident_memory() + (1 << 30))
+    resources.admit()
+    resources.observe(Sample(memory=1 << 50, descriptors=1, threads=1, tasks=1))
+    with pytest.raises(OverloadedError, match="above the limit"):
+        resources.admit()
+
+
+async def test_queue_depths_are_metrics() -> None:
+    registry = CollectorRegistry()
+    resources = Resources(PerformanceSettings(), registry)  # type: ignore[call-arg]
+    resources.watch_queue("intake", lambda: 7)
+    assert resources.queues == {"intake": 7}
+    assert b'kimera_queue_depth{queue="intake"} 7.0' in generate_latest(registry)
+
+
+async def test_steady_growth_is_reported_once_per_window() -> None:
+    registry = CollectorRegistry()
+    resources = Resources(PerformanceSettings(), registry)  # type: ignore[call-arg]
+    for i in range(LEAK_WINDOW):
+        resources.observe(Sample(memory=1000, descriptors=10 + i, threads=3, tasks=5))
+    assert registry.get_sample_value("kimera_leak_reports_total", {"what": "descriptors"}) == 1
+    assert registry.get_sample_value("kimera_leak_reports_total", {"what": "memory"}) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1] * 30, False),
+        (list(range(100, 130)), True),
+        ([100, 130] * 15, False),
+        ([1, 2], False),
+        (list(range(1000, 1030)), False),
+    ],
+)
+def test_growth_means_every_third_above_the_last(values: list[int], expected: bool) -> None:
+    assert grows_steadily(values) is expected
+
+
+async def test_the_watching_service_measures_the_loop() -> None:
+    registry = CollectorRegistry()
+    resources = Resources(PerformanceSettings(), registry)  # type: ignore[call-arg]
+    with anyio.fail_after(10):
+        async with Supervisor([ServiceSpec("resources", resources.serve)]) as supervisor:
+            supervisor.begin()
+            await supervisor.ready()
+            while not registry.get_sample_value("kimera_event_loop_lag_seconds_count"):  # noqa: ASYNC110 - polls a metric
+                await anyio.sleep(0.01)
