@@ -59,7 +59,7 @@ class Resources:
         }
         self._queues: dict[str, Callable[[], int]] = {}
         self._samples: deque[Sample] = deque(maxlen=LEAK_WINDOW)
-        self._memory = resident_memory()
+        self._memory = 0
         self.loop_lag = 0.0
         """Newest measured lag of the event loop, seconds."""
         self._lag = Histogram(
@@ -107,7 +107,7 @@ class Resources:
 
     @property
     def memory(self) -> int:
-        """Resident bytes at the newest sample."""
+        """Resident bytes at the newest sample; 0 before the first."""
         return self._memory
 
     def admit(self) -> None:

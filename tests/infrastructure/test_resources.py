@@ -4,6 +4,7 @@ import threading
 
 import anyio
 import pytest
+from anyio import to_thread
 from prometheus_client import CollectorRegistry, generate_latest
 
 from kimera_stream.infrastructure.resources import LEAK_WINDOW, Resources, Sample, grows_steadily, resident_memory
@@ -50,7 +51,7 @@ async def test_run_passes_arguments_results_and_errors() -> None:
 
 
 async def test_memory_above_the_limit_refuses_new_work() -> None:
-    resources = make(max_memory=resident_memory() + (1 << 30))
+    resources = make(max_memory=await to_thread.run_sync(resident_memory) + (1 << 30))
     resources.admit()
     resources.observe(Sample(memory=1 << 50, descriptors=1, threads=1, tasks=1))
     with pytest.raises(OverloadedError, match="above the limit"):
@@ -62,7 +63,7 @@ async def test_queue_depths_are_metrics() -> None:
     resources = Resources(PerformanceSettings(), registry)  # type: ignore[call-arg]
     resources.watch_queue("intake", lambda: 7)
     assert resources.queues == {"intake": 7}
-    assert b'kimera_queue_depth{queue="intake"} 7.0' in generate_latest(registry)
+    assert b'kimera_queue_depth{queue="intake"} 7.0' in await to_thread.run_sync(generate_latest, registry)
 
 
 async def test_steady_growth_is_reported_once_per_window() -> None:
