@@ -1,0 +1,18 @@
+"""The one way to a database: one writer, pooled readers, one code path for SQLite and PostgreSQL.
+
+```
+caller --read(fn)--> Connections(readers) --> fn(Transaction)   one snapshot
+caller --write(fn)-> Connections(writer)  --> fn(Transaction)   one transaction, durable on return
+```
+
+``fn`` is an ordinary function over a ``Transaction``. On SQLite it runs in the thread of its connection, so a whole
+transaction costs one hop between threads however many statements it has; on PostgreSQL it runs in a greenlet on the loop.
+Nothing else in the package opens a connection.
+"""
+
+from kimera_stream.infrastructure.database.connections import Transaction, async_url
+from kimera_stream.infrastructure.database.database import Database
+from kimera_stream.infrastructure.database.failures import CommitInDoubtError
+from kimera_stream.infrastructure.database.statements import Insert, Query, QueryIn
+
+__all__ = ["CommitInDoubtError", "Database", "Insert", "Query", "QueryIn", "Transaction", "async_url"]

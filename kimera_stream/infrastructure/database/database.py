@@ -1,0 +1,159 @@
+"""Reads and writes as functions over a transaction."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import anyio
+import structlog
+from sqlalchemy import literal, select
+from sqlalchemy.engine import URL
+
+from kimera_stream.infrastructure.database.connections import (
+    Connections,
+    PostgresSession,
+    Session,
+    SqliteSession,
+    Transaction,
+    async_url,
+    make_engine,
+)
+from kimera_stream.infrastructure.database.failures import Failure, failure_of, unavailable
+from kimera_stream.infrastructure.database.statements import Query
+from kimera_stream.infrastructure.settings import DatabaseSettings
+from kimera_stream.protocol.errors import BadRequestError, UnavailableError
+
+T = TypeVar("T")
+log = structlog.get_logger(__name__)
+
+_PING = Query(select(literal(1)))
+_CLOSE_DEADLINE = 5.0
+
+
+class Database:
+    """One writer and pooled readers over one database.
+
+    Args:
+        url: ``sqlite+aiosqlite:///FILE`` or ``postgresql+asyncpg://USER@HOST/NAME``.
+        settings: Pool size, timeouts, level of synchronisation. Its own URL is not looked at.
+
+    Raises:
+        BadRequestError: the URL is of no database that is supported.
+    """
+
+    def __init__(self, url: str, settings: DatabaseSettings) -> None:
+        self._url = async_url(url)
+        self._settings = settings
+        self._writing = make_engine(self._url, settings, write=True)
+        self._reading = make_engine(self._url, settings, write=False)
+        self._writer = Connections(self._open_writer, size=1, wait=settings.busy_timeout)
+        self._readers = Connections(self._open_reader, size=settings.pool_size, wait=settings.busy_timeout)
+
+    @property
+    def url(self) -> URL:
+        return self._url
+
+    @property
+    def is_sqlite(self) -> bool:
+        return self._url.get_backend_name() == "sqlite"
+
+    async def _open_writer(self) -> Session:
+        return await (SqliteSession if self.is_sqlite else PostgresSession).open(self._writing)
+
+    async def _open_reader(self) -> Session:
+        return await (SqliteSession if self.is_sqlite else PostgresSession).open(self._reading)
+
+    async def read(self, fn: Callable[[Transaction], T]) -> T:
+        """Run ``fn`` in one consistent snapshot; tried once more on a new connection if the first one was lost.
+
+        ``fn`` may run in another thread and must touch nothing but its transaction and its own values.
+
+        Raises:
+            UnavailableError: no connection, no answer in time, or a damaged file.
+        """
+        try:
+            return await self._run(self._readers, fn, write=False)
+        except Exception as error:
+            failure = failure_of(error)
+            if failure is None:
+                raise
+            if self.is_sqlite or not failure.disconnected:
+                raise self._refusal("read", failure, error) from error
+        try:
+            return await self._run(self._readers, fn, write=False)
+        except Exception as error:
+            failure = failure_of(error)
+            if failure is None:
+                raise
+            raise self._refusal("read", failure, error) from error
+
+    async def write(self, fn: Callable[[Transaction], T]) -> T:
+        """Run ``fn`` in one transaction that is durable when this returns. One at a time; a cancelled caller waits for it.
+
+        Raises:
+            UnavailableError: disk full, locked, read-only or unreachable; nothing was written.
+            CommitInDoubtError: the connection was lost during the commit.
+        """
+        try:
+            return await self._run(self._writer, fn, write=True)
+        except Exception as error:
+            failure = failure_of(error)
+            if failure is None:
+                raise
+            raise self._refusal("write", failure, error) from error
+
+    @staticmethod
+    def _refusal(what: str, failure: Failure, error: Exception) -> UnavailableError:
+        log.warning("database refuses", what=what, reason=failure.message, error=type(error).__name__)
+        return unavailable(failure)
+
+    async def _run(self, connections: Connections, fn: Callable[[Transaction], T], *, write: bool) -> T:
+        async with connections.borrow() as session:
+            # A commit is never torn by its caller. It ends by itself: every wait in it has a timeout of the driver's.
+            with anyio.CancelScope(shield=write):
+                return await session.run(fn, write=write)
+
+    async def ping(self, *, deadline: float = 2.0) -> None:
+        """Raises UnavailableError if a trivial read does not come back within ``deadline`` seconds."""
+        try:
+            with anyio.fail_after(deadline):
+                await self.read(lambda tx: tx.value(_PING))
+        except TimeoutError:
+            raise UnavailableError(f"the database did not answer within {deadline:g} s", retry_after=1.0) from None
+
+    async def backup(self, path: str, progress: Callable[[int, int], None] | None = None) -> None:
+        """Copy a SQLite database to ``path`` while it is in use.
+
+        Args:
+            path: A file that does not exist yet.
+            progress: Called with (pages copied, pages in all), from another thread.
+
+        Raises:
+            BadRequestError: not SQLite.
+            UnavailableError: the disk is full or not writable.
+        """
+        if not self.is_sqlite:
+            raise BadRequestError(
+                "backup: copies SQLite files only; use pg_dump, or `kimera-stream db export`", field="database.url"
+            )
+        try:
+            async with self._readers.borrow() as session:
+                assert isinstance(session, SqliteSession)
+                with anyio.CancelScope(shield=True):
+                    await session.backup(path, progress or (lambda _done, _all: None))
+        except Exception as error:
+            failure = failure_of(error)
+            if failure is None:
+                raise
+            raise unavailable(failure) from error
+
+    async def close(self, *, deadline: float = _CLOSE_DEADLINE) -> None:
+        """Close every connection within ``deadline`` seconds; long statements are broken off."""
+        with anyio.CancelScope(shield=True):
+            self._readers.interrupt()
+            with anyio.move_on_after(deadline):
+                await self._readers.close()
+            with anyio.move_on_after(deadline):
+                await self._writer.close()
+            with anyio.move_on_after(deadline):
+                await self._writing.dispose()
+                await self._reading.dispose()
