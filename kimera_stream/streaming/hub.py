@@ -1,0 +1,565 @@
+"""The hub: committed entries in, joined frames out to everyone who listens.
+
+    deliver -> tail, pending -> (tick) -> selections: filter once, frame once, join once -> one write per connection
+
+Every subscriber at the live edge has seen exactly what is at or below ``flushed``. One that is not there reads on from its own
+position (``catchup``) and goes live in the same breath in which its position equals ``flushed``; nothing can happen in between,
+so there is no hand-over at which an event could be lost or repeated.
+"""
+
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import anyio
+import msgspec
+import structlog
+
+from kimera_stream.core.interfaces import LogReader
+from kimera_stream.infrastructure.settings import StreamSettings
+from kimera_stream.protocol import frames
+from kimera_stream.protocol.channels import channel_kind
+from kimera_stream.protocol.close_codes import CloseCode
+from kimera_stream.protocol.codec import CODECS, Codec, EventEncoder
+from kimera_stream.protocol.errors import AlreadySubscribedError, BadPositionError, BadRequestError, NotSubscribedError
+from kimera_stream.protocol.filters import Filter, compile_filter
+from kimera_stream.protocol.log import LogEntry
+from kimera_stream.protocol.messages import Subscribed
+from kimera_stream.protocol.objects import Position
+from kimera_stream.streaming.catchup import CatchUp
+from kimera_stream.streaming.deadlines import Deadlines
+from kimera_stream.streaming.egress import Egress, FanOut, fan_out
+from kimera_stream.streaming.metrics import HubMetrics
+from kimera_stream.streaming.outlet import Outlet, Spawn, Subscription
+from kimera_stream.streaming.reader import ReaderEvent, read
+from kimera_stream.streaming.records import Record, Tail
+from kimera_stream.streaming.selections import Channel, Selection, Value, Waiter
+
+log = structlog.get_logger(__name__)
+
+_LARGE_BATCH: Final = 262_144
+"""A tick's bytes above this are not pushed: the subscribers read them in chunks, each at its own pace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a subscription starts. ``position`` None: at the live edge, wherever that is when it begins."""
+
+    position: int | None
+    was_recovering: bool = False
+    recovered: bool = False
+
+
+class Hub:
+    """Fan-out of one log. Implements ``core.interfaces.EventSink`` and ``core.interfaces.Presence``.
+
+    Everything but ``run``, ``resolve`` and readers is synchronous and belongs to the event loop's thread.
+
+    Args:
+        log: The log that the entries come from, and that laggards read.
+        settings: The ``stream`` group.
+        metrics: Counters; None: a registry of its own.
+        fan_out: How the same bytes are written to many handles.
+        clock: Monotonic seconds.
+        wall_clock: Unix seconds, for the time of values of latest channels.
+    """
+
+    def __init__(
+        self,
+        log: LogReader,
+        settings: StreamSettings,
+        *,
+        metrics: HubMetrics | None = None,
+        fan_out: FanOut = fan_out,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.log = log
+        self.settings = settings
+        self.clock = clock
+        self.epoch = log.epoch
+        self.encoder = EventEncoder(log.epoch)
+        self.delivered = log.head
+        """Offset of the newest entry the hub was given."""
+        self.flushed = log.head
+        """Offset up to which everyone at the live edge has been served."""
+        self.tail = Tail(settings.tail_bytes, last=log.head)
+        self.source = CatchUp(log, self.tail, self.encoder, cache_bytes=max(settings.tail_bytes // 2, 1 << 20))
+        self.deadlines = Deadlines(clock)
+        self.metrics = metrics or HubMetrics()
+        self._wall_clock = wall_clock
+        self._fan_out = fan_out
+        self._channels: dict[str, Channel] = {}
+        self._outlets: dict[Outlet, None] = {}
+        self._pending: list[Record] = []
+        self._pending_values: list[tuple[str, Value]] = []
+        self._newest: dict[str, Value] = {}
+        self._wake = anyio.Event()
+        self._flushing = False
+        self._paused_now: list[Outlet] = []
+        self._stalled: dict[Outlet, None] = {}
+        self._ahead: dict[Outlet, None] = {}
+        self._readers: dict[Waiter, None] = {}
+        self._mixed = 0
+        self._bytes_seen = 0
+        self._ended = False
+        self._empty = anyio.Event()
+
+    # -- in: EventSink
+
+    def deliver(self, entries: Sequence[LogEntry]) -> None:
+        """Take newly committed entries, in order. Entries already delivered are ignored; after a gap everyone reads the log."""
+        for entry in entries:
+            if entry.offset <= self.delivered:
+                continue
+            if entry.offset != self.delivered + 1:
+                self._skip_to(entry.offset - 1)
+            record = self.tail.append(entry)
+            self._pending.append(record)
+            self.delivered = entry.offset
+        self._wake.set()
+
+    def latest(self, channel: str, type: str, data: bytes, *, offset: int) -> None:
+        """A new value of a latest channel; ``data`` is JSON."""
+        previous = self._newest.get(channel)
+        number = 1 if previous is None else previous.number + 1
+        value = Value(number, type, int(self._wall_clock() * 1000), data, offset)
+        self._newest[channel] = value
+        self._pending_values.append((channel, value))
+        self._wake.set()
+
+    def newest(self, channel: str) -> bytes | None:
+        """The newest value of a latest channel as JSON, None before the first."""
+        value = self._newest.get(channel)
+        return None if value is None else value.data
+
+    # -- Presence, statistics
+
+    def presence(self, channel: str) -> tuple[int, dict[str, int]]:
+        """Number of subscriptions to the channel, and connections per principal id.
+
+        Raises:
+            BadChannelError: there is no such channel.
+        """
+        channel_kind(channel, max_bytes=self.settings.max_channel_bytes)
+        found = self._channels.get(channel)
+        return (found.subscribers, dict(found.principals)) if found else (0, {})
+
+    def statistics(self) -> dict[str, int]:
+        """Counts for the ``stats`` channel and for health reports."""
+        return {
+            "connections": len(self._outlets),
+            "subscriptions": sum(channel.subscribers for channel in self._channels.values()),
+            "channels": len(self._channels),
+            "lagging": sum(1 for outlet in self._outlets if not outlet.caught_up),
+            "stalled": len(self._stalled),
+            "readers": len(self._readers),
+            "tail_bytes": self.tail.bytes,
+            "tail_events": len(self.tail),
+            "position": self.flushed,
+            "log_reads": self.source.log_reads,
+        }
+
+    # -- subscribing
+
+    def compile(self, tree: Mapping[str, Any] | None) -> Filter | None:
+        """A filter tree under the configured limits.
+
+        Raises:
+            BadFilterError: naming the node and what is expected.
+        """
+        if tree is None:
+            return None
+        return compile_filter(dict(tree), max_nodes=self.settings.filter_nodes, max_depth=self.settings.filter_depth)
+
+    async def resolve(self, channel: str, since: Position | None, rewind: int | None) -> Start:
+        """Where a subscription that asks for ``since`` or ``rewind`` starts.
+
+        Raises:
+            BadChannelError: there is no such channel.
+            BadPositionError: ``since`` is ahead of the log.
+            BadRequestError: both were given, or ``rewind`` is too long.
+        """
+        kind = channel_kind(channel, max_bytes=self.settings.max_channel_bytes)
+        if since is not None and rewind is not None:
+            raise BadRequestError("rewind: give either since or rewind, not both", field="rewind")
+        if rewind is not None and rewind > self.settings.history_page:
+            raise BadRequestError(f"rewind: expected at most {self.settings.history_page}", field="rewind")
+        if kind == "latest":
+            return Start(None)
+        if since is not None:
+            return self._recover(since)
+        if rewind:
+            until = self.flushed
+            page = await self.log.read(channel, after=self.log.trimmed, limit=rewind, until=until, reverse=True)
+            return Start(page.entries[-1].offset - 1 if page.entries else until)
+        return Start(None)
+
+    def _recover(self, since: Position) -> Start:
+        if since.offset < 0:
+            raise BadPositionError("since.offset: expected an offset of 0 or more", field="since.offset")
+        if since.epoch != self.epoch or since.offset < self.log.trimmed:
+            return Start(None, was_recovering=True)
+        head = max(self.log.head, self.delivered)
+        if since.offset > head:
+            raise BadPositionError(
+                f"since.offset: {since.offset} is ahead of the log, whose newest entry is {head}", field="since.offset"
+            )
+        return Start(since.offset, was_recovering=True, recovered=True)
+
+    def connect(
+        self,
+        egress: Egress,
+        codec: Codec,
+        *,
+        spawn: Spawn,
+        on_end: Callable[[CloseCode], None] | None = None,
+        on_drain: Callable[[], None] | None = None,
+    ) -> Outlet:
+        """A new connection.
+
+        Args:
+            spawn: Starts children of its task group.
+            on_end: Hears of a close, whoever decided it.
+            on_drain: Hears that the server stops, and ends the outlet when what is in flight is done.
+        """
+        outlet = Outlet(self, egress, codec, spawn=spawn, on_end=on_end, on_drain=on_drain)
+        egress.listen(outlet)
+        self._outlets[outlet] = None
+        self.metrics.connections.set(len(self._outlets))
+        return outlet
+
+    def open(
+        self, outlet: Outlet, channel: str, start: Start, filter: Filter | None
+    ) -> tuple[Subscription, Subscribed]:
+        """Add a subscription, which stays silent until ``begin``; so the reply can go out before the first event.
+
+        Raises:
+            AlreadySubscribedError: the connection is on that channel.
+        """
+        if channel in outlet.subscriptions:
+            raise AlreadySubscribedError(f"channel: already subscribed to {channel}", field="channel")
+        if start.position is not None and start.position < self.log.trimmed:
+            # Retention passed the position while the start was being looked up.
+            start = Start(None, was_recovering=start.was_recovering)
+        position = self.flushed if start.position is None else start.position
+        selection = self.enter(channel, filter, outlet.codec, outlet.principal)
+        subscription = Subscription(outlet, selection, position)
+        outlet.subscriptions[channel] = subscription
+        reply = Subscribed(
+            channel=channel,
+            epoch=self.epoch,
+            offset=position,
+            was_recovering=start.was_recovering,
+            recovered=start.recovered,
+        )
+        return subscription, reply
+
+    def begin(self, subscription: Subscription) -> None:
+        """Let the events flow."""
+        subscription.outlet.catch_up()
+
+    def close(self, outlet: Outlet, channel: str) -> None:
+        """End a subscription.
+
+        Raises:
+            NotSubscribedError: there is none.
+        """
+        subscription = outlet.subscriptions.pop(channel, None)
+        if subscription is None:
+            raise NotSubscribedError(f"channel: not subscribed to {channel}", field="channel")
+        self._fall_back(subscription)
+        self.exit(subscription.selection, outlet.principal)
+
+    def forget(self, outlet: Outlet) -> None:
+        """The connection is gone."""
+        for subscription in outlet.subscriptions.values():
+            self._fall_back(subscription)
+            self.exit(subscription.selection, outlet.principal)
+        outlet.subscriptions.clear()
+        self._outlets.pop(outlet, None)
+        self._stalled.pop(outlet, None)
+        self._ahead.pop(outlet, None)
+        self.metrics.connections.set(len(self._outlets))
+        if not self._outlets:
+            self._empty.set()
+
+    def enter(self, name: str, filter: Filter | None, codec: Codec, principal: str) -> Selection:
+        """Count a listener in and give it its selection."""
+        channel = self._channels.get(name)
+        if channel is None:
+            channel = Channel(name, channel_kind(name, max_bytes=self.settings.max_channel_bytes))
+            self._channels[name] = channel
+        group = channel.group(filter)
+        if (
+            not group.users
+            and (newest := self._newest.get(name)) is not None
+            and self._value_passes(name, filter, newest)
+        ):
+            # What is pending reaches the group with the tick; only what went before it is taken over here.
+            pending = sum(1 for pending_name, _ in self._pending_values if pending_name == name)
+            if not pending:
+                group.value = Value(1, newest.type, newest.ts, newest.data, newest.offset)
+        selection = group.selection(codec.encoding)
+        channel.enter(selection, principal)
+        return selection
+
+    def exit(self, selection: Selection, principal: str) -> None:
+        """Count a listener out."""
+        selection.channel.exit(selection, principal)
+        if not selection.channel.subscribers:
+            self._channels.pop(selection.channel.name, None)
+
+    def reader(
+        self,
+        channel: str,
+        *,
+        since: Position | None = None,
+        filter: Filter | None = None,
+        rewind: int | None = None,
+        principal: str = "",
+    ) -> AbstractAsyncContextManager[tuple[Subscribed, AsyncIterator[ReaderEvent]]]:
+        """A pulling reader with the same semantics as a subscription; see ``streaming.reader``."""
+        return read(self, channel, since=since, filter=filter, rewind=rewind, principal=principal)
+
+    # -- the live edge
+
+    def go_live(self, subscription: Subscription) -> None:
+        """Put a subscription whose position is ``flushed`` at the live edge."""
+        outlet = subscription.outlet
+        subscription.live = True
+        outlet.live += 1
+        if outlet.live == 2:
+            self._mixed += 1
+        subscription.selection.join(subscription)
+
+    def _fall_back(self, subscription: Subscription) -> None:
+        """Take a subscription off the live edge; it stands where the live edge stands now."""
+        if not subscription.live:
+            return
+        outlet = subscription.outlet
+        subscription.live = False
+        subscription.position = self.flushed
+        value = subscription.selection.group.value
+        subscription.seen = 0 if value is None else value.number
+        subscription.selection.leave(subscription)
+        outlet.live -= 1
+        if outlet.live == 1:
+            self._mixed += 1
+
+    def stalled(self, outlet: Outlet) -> None:
+        """The outlet's buffer is full. In the middle of a tick this waits for its end: what is written counts as delivered."""
+        self._stalled[outlet] = None
+        outlet.backlog_mark = self._bytes_seen
+        if self._flushing:
+            self._paused_now.append(outlet)
+        else:
+            self._park(outlet)
+
+    def unstalled(self, outlet: Outlet) -> None:
+        self._stalled.pop(outlet, None)
+
+    def await_position(self, outlet: Outlet) -> None:
+        """The outlet has a subscription ahead of ``flushed``: go on once that is reached."""
+        self._ahead[outlet] = None
+
+    def _park(self, outlet: Outlet) -> None:
+        for subscription in outlet.subscriptions.values():
+            self._fall_back(subscription)
+
+    def _skip_to(self, last: int) -> None:
+        """Entries up to ``last`` never came by: whoever is live reads them from the log."""
+        log.warning("gap in delivery; subscribers read the log", after=self.delivered, until=last)
+        self.flush()
+        laggards = [outlet for outlet in self._outlets if outlet.live]
+        for outlet in laggards:
+            self._park(outlet)
+        readers = list(self._readers)
+        flushed, self.delivered, self.flushed = self.flushed, last, last
+        self.tail.clear(last=last)
+        for outlet in laggards:
+            outlet.catch_up()
+        for waiter in readers:
+            waiter.wake(flushed)
+
+    # -- the tick
+
+    def flush(self) -> None:
+        """Serve everyone at the live edge with what was delivered since the last time."""
+        records, self._pending = self._pending, []
+        values, self._pending_values = self._pending_values, []
+        if not records and not values:
+            return
+        until, before = self.delivered, self.flushed
+        batches: dict[Selection, list[bytes]] = {}
+        for record in records:
+            self._bytes_seen += record.size
+            for name in record.entry.channels:
+                channel = self._channels.get(name)
+                if channel is not None:
+                    self._select(record, channel, batches)
+        for name, value in values:
+            channel = self._channels.get(name)
+            if channel is not None:
+                self._select_value(value, channel, batches)
+        self._flushing = True
+        try:
+            oversized = self._write(batches)
+        finally:
+            self._flushing = False
+        resume = self._ahead
+        self._ahead = {}
+        for selection in oversized:
+            # Not written, so these stand where the tick began, and read on from there.
+            for subscription in list(selection.live):
+                self._fall_back(subscription)
+                subscription.position = before
+                resume[subscription.outlet] = None
+        self.flushed = until
+        for outlet in self._paused_now:
+            self._park(outlet)
+        self._paused_now.clear()
+        self.tail.settle(records)
+        for outlet in resume:
+            outlet.catch_up()
+        for selection in batches:
+            for waiter in list(selection.waiters):
+                waiter.wake(before)
+        if self._stalled and self.settings.slow_consumer == "disconnect":
+            for outlet in list(self._stalled):
+                if self._bytes_seen - outlet.backlog_mark > self.settings.outbox_bytes:
+                    outlet.end(CloseCode.SLOW_CONSUMER)
+
+    def _select(self, record: Record, channel: Channel, batches: dict[Selection, list[bytes]]) -> None:
+        for group in channel.groups.values():
+            wanted = [selection for selection in group.selections.values() if selection.listened]
+            if wanted and record.passes(group.filter, channel.name, self.encoder):
+                for selection in wanted:
+                    frame = record.frame(channel.name, selection.encoding, self.encoder)
+                    batches.setdefault(selection, []).append(frame)
+
+    def _select_value(self, value: Value, channel: Channel, batches: dict[Selection, list[bytes]]) -> None:
+        for group in channel.groups.values():
+            if not self._value_passes(channel.name, group.filter, value):
+                continue
+            number = 1 if group.value is None else group.value.number + 1
+            group.value = Value(number, value.type, value.ts, value.data, value.offset)
+            for selection in group.selections.values():
+                if selection.listened:
+                    batches.setdefault(selection, []).append(self.value_frame(selection, value))
+
+    def _value_passes(self, channel: str, filter: Filter | None, value: Value) -> bool:
+        if filter is None:
+            return True
+        data = msgspec.json.decode(value.data)
+        return filter.matches(self.encoder.view(channel, offset=value.offset, type=value.type, ts=value.ts, data=data))
+
+    def value_frame(self, selection: Selection, value: Value) -> bytes:
+        """The frame of a latest channel's value."""
+        payload = self.encoder.value_payload(
+            selection.channel.name,
+            selection.encoding,
+            offset=value.offset,
+            type=value.type,
+            ts=value.ts,
+            data=value.data,
+        )
+        return frames.frame(CODECS[selection.encoding].opcode, payload)
+
+    def _write(self, batches: dict[Selection, list[bytes]]) -> list[Selection]:
+        """One write per connection; returns the selections whose batch is too large to push."""
+        now = self.clock()
+        oversized: list[Selection] = []
+        datas: list[bytes] = []
+        parts: dict[Outlet, list[int]] = {}
+        for selection, selected in batches.items():
+            data = selected[0] if len(selected) == 1 else b"".join(selected)
+            if len(data) > _LARGE_BATCH and selection.channel.kind == "log":
+                oversized.append(selection)
+                continue
+            selection.pushed_at = now
+            solo, shared = selection.targets(self._mixed)
+            if solo:
+                self._fan_out(solo, data)
+            for outlet in shared:
+                parts.setdefault(outlet, []).append(len(datas))
+            datas.append(data)
+            self.metrics.delivered(len(selected), len(data), len(solo) + len(shared))
+        # Connections with the same set of selections get the same bytes, joined once.
+        alike: dict[tuple[int, ...], list[Egress]] = {}
+        for outlet, indices in parts.items():
+            alike.setdefault(tuple(indices), []).append(outlet.egress)
+        for combination, handles in alike.items():
+            self._fan_out(handles, b"".join([datas[i] for i in combination]))
+        return oversized
+
+    # -- life
+
+    async def run(self) -> None:
+        """Tick and keep time until cancelled. A service of the supervisor: restartable, and everything above goes on after."""
+        async with anyio.create_task_group() as group:
+            group.start_soon(self.deadlines.run, name="stream deadlines")
+            group.start_soon(self._tick, name="stream ticks")
+
+    async def _tick(self) -> None:
+        """Immediately when quiet; under load events gather for a tick, so that each connection gets one write for many."""
+        tick = self.settings.tick
+        while True:
+            await self._wake.wait()
+            self._wake = anyio.Event()
+            started = self.clock()
+            try:
+                self.flush()
+            except Exception:
+                # Who got what of this tick is unknown now. Closing everyone keeps the promise: they resume from their positions.
+                self._paused_now.clear()
+                self.flushed = self.delivered
+                self.end_all(CloseCode.GOING_AWAY)
+                raise
+            rest = tick - (self.clock() - started)
+            if tick and rest > 0:
+                await anyio.sleep(rest)
+            else:
+                await anyio.lowlevel.checkpoint()
+
+    def end_all(self, code: CloseCode) -> None:
+        """Close every connection and end every reader."""
+        for outlet in list(self._outlets):
+            outlet.end(code)
+        for reader in list(self._readers):
+            reader.end()
+
+    async def shutdown(self, deadline: float) -> int:
+        """Flush, ask every connection to finish, and wait; those still there after ``deadline`` seconds are aborted.
+
+        Returns:
+            How many had to be aborted.
+        """
+        self._ended = True
+        self.flush()
+        for reader in list(self._readers):
+            reader.end()
+        for outlet in list(self._outlets):
+            outlet.egress_draining()
+        with anyio.move_on_after(deadline):
+            while self._outlets:
+                self._empty = anyio.Event()
+                await self._empty.wait()
+        left = list(self._outlets)
+        for outlet in left:
+            outlet.end(CloseCode.SHUTDOWN)
+            outlet.egress.abort()
+        return len(left)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the hub takes no more connections."""
+        return self._ended
+
+    def add_reader(self, reader: Waiter) -> None:
+        self._readers[reader] = None
+
+    def remove_reader(self, reader: Waiter) -> None:
+        self._readers.pop(reader, None)

@@ -1,0 +1,272 @@
+"""A connection's side of the hub: its subscriptions, where each stands, and the bounded way out."""
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final, Protocol
+
+import anyio
+import structlog
+
+from kimera_stream.protocol.close_codes import CloseCode
+from kimera_stream.protocol.codec import Codec
+from kimera_stream.protocol.errors import Disconnect, UnavailableError
+from kimera_stream.protocol.messages import Heartbeat, Push, Reply, Resync
+from kimera_stream.streaming.deadlines import Deadline
+from kimera_stream.streaming.egress import Egress
+from kimera_stream.streaming.selections import Selection
+
+if TYPE_CHECKING:
+    from kimera_stream.streaming.hub import Hub
+
+_CHUNKS_AT_ONCE: Final = 8
+_RETRY: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
+
+log = structlog.get_logger(__name__)
+
+
+class Spawn(Protocol):
+    """Starts a child task in the connection's task group."""
+
+    def __call__(self, func: Callable[[], Awaitable[None]], /, *, name: str) -> None: ...
+
+
+class Subscription:
+    """One connection on one channel.
+
+    At the live edge (``live``) its position is the hub's own; behind it, ``position`` is the cursor it reads on from, and for a
+    latest channel ``seen`` the number of the value it had last (-1: has not had its first look).
+    """
+
+    __slots__ = ("live", "outlet", "position", "seen", "selection")
+
+    def __init__(self, outlet: "Outlet", selection: Selection, position: int) -> None:
+        self.outlet = outlet
+        self.selection = selection
+        self.position = position
+        self.seen = -1
+        self.live = False
+
+
+class Outlet:
+    """What the hub knows of a connection.
+
+    A connection whose buffer is above its high-water mark (``egress.paused``) takes no events: its subscriptions fall back
+    to their position, and once the buffer drains they read on from there until they meet the live edge. So a stalled peer
+    costs its transport buffer and nothing else, and is given up on after ``stream.outbox_age`` seconds.
+    """
+
+    __slots__ = (
+        "_ended", "_heartbeat", "_hub", "_on_drain", "_on_end", "_pumping", "_spawn", "_stall", "backlog_mark", "codec", "egress", "live",
+        "principal", "subscriptions", "touched",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        hub: "Hub",
+        egress: Egress,
+        codec: Codec,
+        *,
+        spawn: Spawn,
+        on_end: Callable[[CloseCode], None] | None = None,
+        on_drain: Callable[[], None] | None = None,
+    ) -> None:
+        self._hub = hub
+        self._spawn = spawn
+        self._on_end = on_end
+        self._on_drain = on_drain
+        self._pumping = False
+        self._ended = False
+        self._stall: Deadline | None = None
+        self._heartbeat: Deadline | None = None
+        self.backlog_mark = 0
+        self.egress = egress
+        self.codec = codec
+        self.principal = ""
+        self.subscriptions: dict[str, Subscription] = {}
+        self.live = 0
+        """Subscriptions at the live edge."""
+        self.touched = hub.clock()
+
+    @property
+    def ended(self) -> bool:
+        return self._ended
+
+    @property
+    def caught_up(self) -> bool:
+        return self.live == len(self.subscriptions)
+
+    def send(self, message: Reply | Push) -> None:
+        """Queue a reply or push. A connection that lets replies pile up beyond its budget is closed with 4001."""
+        if self._ended:
+            return
+        self.touched = self._hub.clock()
+        self.egress.write(self.codec.frame(message))
+        if self.egress.buffered > self._hub.settings.outbox_bytes:
+            self.end(CloseCode.SLOW_CONSUMER)
+
+    def end(self, code: CloseCode, reason: str | None = None) -> None:
+        """Close the connection after what is buffered. Does nothing the second time."""
+        if self._ended:
+            return
+        self.detach()
+        self._hub.metrics.closed(code)
+        self.egress.close(code, code.reason if reason is None else reason)
+        if self._on_end is not None:
+            self._on_end(code)
+
+    def detach(self) -> None:
+        """Leave the hub: the connection is gone, or about to be."""
+        if self._ended:
+            return
+        self._ended = True
+        self.egress.listen(None)
+        for deadline in (self._stall, self._heartbeat):
+            if deadline is not None:
+                deadline.cancel()
+        self._hub.forget(self)
+
+    # -- heartbeat
+
+    def start_heartbeat(self) -> None:
+        """Say the position whenever the connection has been quiet for the ping interval."""
+        self._heartbeat = self._hub.deadlines.at(self.touched + self._hub.settings.ping_interval, self._beat)
+
+    def _beat(self) -> None:
+        now = self._hub.clock()
+        interval = self._hub.settings.ping_interval
+        busy = max((sub.selection.pushed_at for sub in self.subscriptions.values() if sub.live), default=0.0)
+        quiet_since = max(self.touched, busy)
+        if now - quiet_since >= interval:
+            # One that lags would take the position for proof that nothing is missing.
+            if self.caught_up and not self.egress.paused:
+                self.send(Heartbeat(epoch=self._hub.epoch, offset=self._hub.flushed))
+            quiet_since = now
+        if not self._ended:
+            self._heartbeat = self._hub.deadlines.at(quiet_since + interval, self._beat)
+
+    # -- back-pressure
+
+    def egress_paused(self) -> None:
+        if self._ended or self._stall is not None:
+            return
+        self._stall = self._hub.deadlines.at(self._hub.clock() + self._hub.settings.outbox_age, self._give_up)
+        self._hub.stalled(self)
+
+    def egress_resumed(self) -> None:
+        if self._ended:
+            return
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+        self._hub.unstalled(self)
+        if not self.caught_up:
+            self.catch_up()
+
+    def egress_draining(self) -> None:
+        if self._ended:
+            return
+        if self._on_drain is None:
+            self.end(CloseCode.SHUTDOWN)
+        else:
+            self._on_drain()
+
+    def _give_up(self) -> None:
+        self._stall = None
+        if self.egress.paused:
+            self.end(CloseCode.SLOW_CONSUMER)
+
+    # -- catching up
+
+    def catch_up(self) -> None:
+        """Bring every lagging subscription on: at once what the tail holds, in a task of the connection what it does not."""
+        if self._pumping or self._ended:
+            return
+        if self._advance() is not None or not self._rested():
+            self._pumping = True
+            self._spawn(self._pump, name="catch-up")
+
+    def _rested(self) -> bool:
+        """Whether nothing is left to do until the buffer drains, the hub moves on, or ever."""
+        return (
+            self._ended
+            or self.egress.paused
+            or all(sub.live or sub.position > self._hub.flushed for sub in self.subscriptions.values())
+        )
+
+    async def _pump(self) -> None:
+        failures = 0
+        try:
+            while not self._ended:
+                lagging = self._advance()
+                if lagging is None:
+                    if self._rested():
+                        return
+                    await anyio.lowlevel.checkpoint()
+                    continue
+                try:
+                    chunk = await self._hub.source.from_log(lagging.selection, lagging.position, self._hub.flushed)
+                except UnavailableError as exc:
+                    # Nothing is lost: the position stands, and the log is asked again until it answers.
+                    wait = _RETRY[min(failures, len(_RETRY) - 1)]
+                    failures += 1
+                    log.warning("catch-up waits for the log", reason=exc.message, retry_in=wait)
+                    await anyio.sleep(wait)
+                    continue
+                except Disconnect as exc:
+                    self.end(exc.code, exc.reason)
+                    return
+                failures = 0
+                # Time has passed: the subscription may be gone, or its peer may have stopped reading.
+                if not self.ended and not self.egress.paused and self._holds(lagging):
+                    if chunk.frames:
+                        self._write(chunk.joined)
+                    lagging.position = chunk.upto
+        finally:
+            self._pumping = False
+
+    def _holds(self, subscription: Subscription) -> bool:
+        return self.subscriptions.get(subscription.selection.channel.name) is subscription
+
+    def _advance(self) -> Subscription | None:
+        """Take what the tail holds, a bounded number of chunks; returns a subscription that needs the log, if any."""
+        hub = self._hub
+        chunks = 0
+        for sub in list(self.subscriptions.values()):
+            if sub.live:
+                continue
+            if self.egress.paused or self.ended:
+                return None
+            if sub.selection.channel.kind == "latest":
+                self._take_newest(sub)
+                continue
+            while sub.position < hub.flushed and not self.egress.paused:
+                if chunks == _CHUNKS_AT_ONCE:
+                    return None
+                chunk = hub.source.from_tail(sub.selection, sub.position, hub.flushed)
+                if chunk is None:
+                    return sub
+                chunks += 1
+                if chunk.frames:
+                    self._write(chunk.joined)
+                sub.position = chunk.upto
+            if sub.position == hub.flushed and not self.egress.paused and not self.ended:
+                hub.go_live(sub)
+            elif sub.position > hub.flushed:
+                hub.await_position(self)
+        return None
+
+    def _take_newest(self, sub: Subscription) -> None:
+        value = sub.selection.group.value
+        if value is not None and value.number > sub.seen:
+            name = sub.selection.channel.name
+            missed = value.number - sub.seen - 1
+            if missed and sub.seen >= 0:
+                self.send(Resync(channel=name, epoch=self._hub.epoch, offset=value.offset, dropped=missed))
+            sub.seen = value.number
+            self._write(self._hub.value_frame(sub.selection, value))
+        sub.seen = max(sub.seen, 0)
+        if not self.egress.paused and not self.ended:
+            self._hub.go_live(sub)
+
+    def _write(self, frames: bytes) -> None:
+        self.touched = self._hub.clock()
+        self.egress.write(frames)
