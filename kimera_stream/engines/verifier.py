@@ -1,10 +1,30 @@
-"""The verifier: a cross-encoder that reads two statements together and says how likely it is that they cannot both hold."""
+"""The verifier: a cross-encoder that reads two statements together and says how likely it is that they cannot both hold.
 
+``CrossEncoderVerifier`` runs the shipped network (``verifier_model``) in worker threads. Callers that come while a batch
+runs are judged together in the next one, so concurrent requests fill batches without waiting on a timer.
+"""
+
+from collections import deque
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
+import anyio
 import numpy as np
 import numpy.typing as npt
+import structlog
+
+from kimera_stream.core.interfaces import Threads
+from kimera_stream.protocol.errors import UnavailableError
+
+if TYPE_CHECKING:  # torch is heavy: it is imported in the worker thread that loads the model
+    from kimera_stream.engines.verifier_runtime import VerifierRuntime
+
+log = structlog.get_logger(__name__)
+
+MODEL_NAME = "kimera-verifier-1"
+"""Name of the shipped weights; ``weights/verifier.json`` says the same."""
 
 
 @runtime_checkable
@@ -21,3 +41,137 @@ class Verifier(Protocol):
         Raises:
             UnavailableError: the model cannot run at present.
         """
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    pairs: Sequence[tuple[str, str]]
+    result: npt.NDArray[np.float32] | None = None
+
+
+class CrossEncoderVerifier:
+    """The shipped cross-encoder behind ``Verifier``. Loads at ``start`` or at the first pair, in a worker thread.
+
+    Args:
+        threads: Runs loading and judging, as purpose ``score``.
+        device: ``auto`` takes CUDA when there is one.
+        precision: ``auto``: bfloat16 where the processor has it, else float32.
+        max_length: Tokens of a pair; what exceeds it is cut from the longer statement.
+        batch_size: Pairs that the network reads at once at most.
+        round_size: Pairs of waiting callers that are judged in one round at most; bounds what one caller can delay others.
+        both_directions: Read each pair in both orders and average; twice the work.
+        weights: Another ``.safetensors`` with its ``.json`` beside it, instead of the shipped one.
+    """
+
+    def __init__(
+        self,
+        threads: Threads,
+        *,
+        device: Literal["auto", "cpu", "cuda"] = "auto",
+        precision: Literal["auto", "float32", "bfloat16"] = "auto",
+        max_length: int = 128,
+        batch_size: int = 32,
+        round_size: int = 512,
+        both_directions: bool = False,
+        weights: Path | None = None,
+    ) -> None:
+        self._threads = threads
+        self._device = device
+        self._precision = precision
+        self._max_length = max_length
+        self._batch_size = batch_size
+        self._round_size = round_size
+        self._both = both_directions
+        self._weights = weights
+        self._runtime: VerifierRuntime | None = None
+        self._loading = anyio.Lock()
+        self._running = anyio.Lock()
+        self._waiting: deque[_Request] = deque()
+        self.judged = 0
+        """Pairs judged since the start."""
+
+    @property
+    def name(self) -> str:
+        return MODEL_NAME if self._runtime is None else self._runtime.name
+
+    @property
+    def waiting(self) -> int:
+        """Pairs that wait for their round."""
+        return sum(len(request.pairs) for request in self._waiting)
+
+    @property
+    def operating_points(self) -> dict[str, float]:
+        """Thresholds found on held-out pairs, by name (precise, balanced, sensitive); empty before the model is loaded."""
+        return {} if self._runtime is None else dict(self._runtime.operating_points)
+
+    async def start(self) -> None:
+        """Load the model, once.
+
+        Raises:
+            UnavailableError: weights or encoder are missing or do not fit.
+        """
+        await self._load()
+
+    async def _load(self) -> "VerifierRuntime":
+        async with self._loading:
+            if self._runtime is None:
+                self._runtime = await self._threads.run("score", self._build)
+                log.info("verifier loaded", model=self._runtime.name, device=self._runtime.device)
+            return self._runtime
+
+    def _build(self) -> "VerifierRuntime":
+        try:
+            from kimera_stream.engines.verifier_runtime import VerifierRuntime
+
+            return VerifierRuntime.load(
+                self._weights, self._device, self._precision, self._max_length, self._batch_size, self._both
+            )
+        except (OSError, ImportError, ValueError, KeyError) as error:
+            raise UnavailableError(
+                f"verifier: {error}; reinstall the package or set scoring.verifier to off"
+            ) from error
+
+    async def judge(self, pairs: Sequence[tuple[str, str]]) -> npt.NDArray[np.float32]:
+        """Calibrated probability of contradiction per (older, newer) pair, shape (len(pairs),), in [0, 1].
+
+        Raises:
+            UnavailableError: the model cannot be loaded, or the device refuses.
+        """
+        if not pairs:
+            return np.zeros(0, dtype=np.float32)
+        runtime = self._runtime or await self._load()
+        request = _Request(pairs)
+        self._waiting.append(request)
+        try:
+            async with self._running:
+                if request.result is None:
+                    await self._round(runtime, request)
+        finally:
+            if request.result is None and request in self._waiting:  # cancelled while it waited
+                self._waiting.remove(request)
+        assert request.result is not None
+        return request.result
+
+    async def _round(self, runtime: "VerifierRuntime", leader: _Request) -> None:
+        """Judge the leader's pairs, and those of callers behind it as long as the round has room.
+
+        Only the leader learns of a failure: the others stay in line and try on their own, so that no caller's pairs
+        can fail another's.
+        """
+        self._waiting.remove(leader)
+        together = [leader]
+        room = self._round_size - len(leader.pairs)
+        for request in self._waiting:
+            if len(request.pairs) > room:
+                break
+            room -= len(request.pairs)
+            together.append(request)
+        everything = [pair for request in together for pair in request.pairs]
+        scores = await self._threads.run("score", runtime.judge, everything)
+        self.judged += len(everything)
+        at = 0
+        for request in together:
+            request.result = scores[at : at + len(request.pairs)]
+            at += len(request.pairs)
+            if request is not leader and request in self._waiting:
+                self._waiting.remove(request)

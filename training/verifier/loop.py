@@ -1,0 +1,192 @@
+"""The training loop: length-bucketed batches, bf16 where it is faster, a progress bar, checkpoints to resume from."""
+
+import math
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from kimera_stream.engines.verifier_model import (
+    CrossEncoder,
+    EncodedPair,
+    PairTokenizer,
+    collate,
+    load_trained,
+    trained_state,
+)
+from training.verifier.examples import CONTRADICTION, NOT_CONTRADICTION, Example
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One pass of training.
+
+    Attributes:
+        name: Names the checkpoint file.
+        epochs: Passes over the examples.
+        rate: Peak learning rate; warmed up over 6 % of the steps, then down linearly to nothing.
+        batch: Pairs per step.
+        smoothing: Label smoothing; keeps the probabilities off 0 and 1.
+    """
+
+    name: str
+    epochs: float
+    rate: float
+    batch: int = 48
+    smoothing: float = 0.03
+    decay: float = 0.01
+
+
+@dataclass(slots=True)
+class Runtime:
+    """Where and how it runs. ``checkpoint_every`` in seconds."""
+
+    device: str
+    work: Path
+    seed: int = 7
+    checkpoint_every: float = 120.0
+
+    @property
+    def half(self) -> bool:
+        return self.device == "cuda" or bool(torch.backends.cpu.get_cpu_capability().startswith("AVX512"))
+
+
+def loss_of(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    """Mean cross-entropy; for "known not to contradict" the log-probability of the other two classes together."""
+    logs = logits.log_softmax(-1)
+    others = logs[:, 1:].logsumexp(-1)
+    exact = logs.gather(1, labels.clamp(max=2).unsqueeze(1)).squeeze(1)
+    chosen = torch.where(labels == NOT_CONTRADICTION, others, exact)
+    # Smoothing on the one question that matters: contradiction, or not.
+    opposite = torch.where(labels == CONTRADICTION, others, logs[:, 0])
+    return -((1 - smoothing) * chosen + smoothing * opposite).mean()
+
+
+def batches(lengths: npt.NDArray[np.int64], size: int, rng: random.Random) -> Iterator[list[int]]:
+    """Indices of one shuffled pass, each batch of pairs of about one length."""
+    order = list(range(len(lengths)))
+    rng.shuffle(order)
+    pools: list[list[int]] = []
+    for start in range(0, len(order), size * 40):
+        pool = sorted(order[start : start + size * 40], key=lambda i: int(lengths[i]))
+        pools.extend(pool[i : i + size] for i in range(0, len(pool), size))
+    rng.shuffle(pools)
+    yield from pools
+
+
+def train(model: CrossEncoder, examples: Sequence[Example], stage: Stage, runtime: Runtime) -> None:
+    """Train ``model`` in place. An interrupted stage goes on from its last checkpoint; a finished one is loaded.
+
+    Raises:
+        ValueError: a checkpoint of this name was made from other examples.
+    """
+    checkpoint = runtime.work / f"{stage.name}.pt"
+    tokenizer = PairTokenizer(96)
+    encoded = tokenizer.pairs([(e.first, e.second) for e in examples])
+    labels = torch.tensor([e.label for e in examples])
+    lengths = np.array([len(pair.tokens) for pair in encoded])
+    steps = math.ceil(len(examples) * stage.epochs / stage.batch)
+    model.to(runtime.device)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    plain = [p for p in trained if p.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": stage.decay},
+            {"params": plain, "weight_decay": 0.0},
+        ],
+        lr=stage.rate,
+        betas=(0.9, 0.98),
+    )
+    done = 0
+    if checkpoint.is_file():
+        saved = torch.load(checkpoint, map_location=runtime.device, weights_only=True)
+        if (saved["examples"], saved["steps"]) != (len(examples), steps):
+            raise ValueError(f"{checkpoint} was made from other examples; remove it or use another --work")
+        load_trained(model, saved["model"])
+        done = saved["done"]
+        if done < steps:
+            optimizer.load_state_dict(saved["optimizer"])
+    if done >= steps:
+        return
+
+    def save() -> None:
+        parts = {"model": trained_state(model), "done": done, "steps": steps, "examples": len(examples)}
+        if done < steps:
+            parts["optimizer"] = optimizer.state_dict()
+        partial = checkpoint.with_suffix(".part")
+        torch.save(parts, partial)
+        partial.replace(checkpoint)
+
+    torch.manual_seed(runtime.seed + done)
+    model.train()
+    running, logged = 0.0, done
+    last_save = last_log = time.monotonic()
+    console = Console(width=110)
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
+    ) as progress:
+        task = progress.add_task(stage.name, total=steps, completed=done)
+        for at, batch in enumerate(_endless(lengths, stage.batch, runtime.seed)):
+            if at >= steps:
+                break
+            if at < done:
+                continue  # the order is a function of the seed: a resumed stage skips what it has seen
+            warm = max(1, int(0.06 * steps))
+            scale = min((at + 1) / warm, (steps - at) / max(1, steps - warm))
+            for group in optimizer.param_groups:
+                group["lr"] = stage.rate * scale
+            loss = _step(model, [encoded[i] for i in batch], labels[batch], stage, runtime)
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            done = at + 1
+            value = float(loss.detach())
+            running = value if running == 0.0 else 0.98 * running + 0.02 * value
+            progress.update(task, completed=done, description=f"{stage.name} loss {running:.3f}")
+            now = time.monotonic()
+            if not console.is_terminal and now - last_log > 20:
+                rate = (done - logged) * stage.batch / (now - last_log)
+                console.print(f"{stage.name} {done}/{steps} loss {running:.4f} (about {rate:.0f} pairs/s)")
+                logged, last_log = done, now
+            if now - last_save > runtime.checkpoint_every:
+                save()
+                last_save = time.monotonic()
+    save()
+    model.eval()
+
+
+def _endless(lengths: npt.NDArray[np.int64], size: int, seed: int) -> Iterator[list[int]]:
+    epoch = 0
+    while True:
+        yield from batches(lengths, size, random.Random(f"{seed}:{epoch}"))
+        epoch += 1
+
+
+def _step(model: CrossEncoder, pairs: Sequence[EncodedPair], labels: Tensor, stage: Stage, runtime: Runtime) -> Tensor:
+    inputs = collate(pairs, runtime.device)
+    with torch.autocast(runtime.device, torch.bfloat16, enabled=runtime.half):
+        logits = model(*inputs)
+    return loss_of(logits.float(), labels.to(runtime.device), stage.smoothing)
+
+
+@torch.inference_mode()
+def predict(model: CrossEncoder, texts: Sequence[tuple[str, str]], *, batch: int = 64) -> npt.NDArray[np.float32]:
+    """Logits, shape (len(texts), 3), in full precision."""
+    model.eval()
+    device = next(model.parameters()).device
+    encoded = PairTokenizer(128).pairs(texts)
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].tokens))
+    logits = np.zeros((len(texts), 3), dtype=np.float32)
+    for start in range(0, len(order), batch):
+        chosen = order[start : start + batch]
+        logits[chosen] = model(*collate([encoded[i] for i in chosen], device)).float().cpu().numpy()
+    return logits
