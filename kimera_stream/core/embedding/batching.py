@@ -1,0 +1,232 @@
+"""Micro-batching in front of a provider: callers wait a moment for each other, equal texts are encoded once, results are kept.
+
+All state is touched on the event loop only. ``run`` is the one place that calls the provider; it belongs to a supervisor,
+which restarts it if it crashes: jobs that were queued stay queued, those that were being encoded are refused.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import anyio
+import numpy as np
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from kimera_stream.core.embedding.provider import Provider
+from kimera_stream.core.interfaces import Matrix, Vector
+from kimera_stream.infrastructure.settings import EmbeddingSettings
+from kimera_stream.protocol.errors import OperationalError, UnavailableError
+
+log = structlog.get_logger(__name__)
+
+ENTRY_OVERHEAD = 250
+"""Bytes that a cache entry takes beside its text and its row (measured: dictionary slot, array header, string header)."""
+PASSES_QUEUED = 64
+"""Texts waiting at most, in passes; callers beyond wait for room."""
+PASSES_TOGETHER = 2
+"""Passes handed to the provider at once: sorted by length across them, it wastes less."""
+
+
+class TextCache:
+    """Encoded texts, least recently used dropped first, bounded in bytes."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._rows: OrderedDict[str, Vector] = OrderedDict()
+        self.bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def get(self, text: str) -> Vector | None:
+        row = self._rows.get(text)
+        if row is not None:
+            self._rows.move_to_end(text)
+        return row
+
+    def put(self, text: str, row: Vector) -> None:
+        """Keep ``row`` (its own memory, not a view into a batch)."""
+        if text in self._rows:
+            return
+        self._rows[text] = row
+        self.bytes += self._cost(text, row)
+        while self.bytes > self._max_bytes:
+            old_text, old_row = self._rows.popitem(last=False)
+            self.bytes -= self._cost(old_text, old_row)
+
+    @staticmethod
+    def _cost(text: str, row: Vector) -> int:
+        return len(text) * (1 if text.isascii() else 4) + row.nbytes + ENTRY_OVERHEAD
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """One distinct text on its way; several callers may wait for it."""
+
+    text: str
+    waiters: int = 0
+    row: Vector | None = None
+    error: OperationalError | None = None
+    done: anyio.Event = field(default_factory=anyio.Event)
+
+
+class BatchingEmbedder:
+    """``EmbeddingService`` over a provider.
+
+    Args:
+        provider: Who encodes. Started by ``start``, closed by ``close``.
+        settings: ``embedding`` group: batch size, wait, cache size.
+        registry: Where its metrics go.
+    """
+
+    def __init__(self, provider: Provider, settings: EmbeddingSettings, registry: CollectorRegistry) -> None:
+        self._provider = provider
+        self._batch_size = settings.batch_size
+        self._wait = settings.batch_wait
+        self._cache = TextCache(settings.cache_bytes)
+        self._queue: deque[_Job] = deque()
+        self._pending: dict[str, _Job] = {}
+        self._arrived = anyio.Event()
+        self._full = anyio.Event()
+        self._room = anyio.Event()
+        self._texts = Counter(
+            "kimera_embedding_texts_total", "Texts asked for, by where they came from", ["source"], registry=registry
+        )
+        self._failures = Counter("kimera_embedding_failures_total", "Passes that failed", registry=registry)
+        self._seconds = Histogram(
+            "kimera_embedding_pass_seconds", "Duration of one call of the provider", registry=registry
+        )
+        Gauge("kimera_embedding_queue", "Texts waiting", registry=registry).set_function(lambda: len(self._queue))
+        Gauge("kimera_embedding_cache_bytes", "Bytes of the cache", registry=registry).set_function(
+            lambda: self._cache.bytes
+        )
+
+    @property
+    def model(self) -> str:
+        return self._provider.model
+
+    @property
+    def dimension(self) -> int:
+        return self._provider.dimension
+
+    @property
+    def queued(self) -> int:
+        """Texts waiting for a pass."""
+        return len(self._queue)
+
+    async def start(self) -> None:
+        """Load the provider."""
+        await self._provider.start()
+
+    async def close(self) -> None:
+        """Close the provider."""
+        await self._provider.close()
+
+    async def embed(self, texts: Sequence[str]) -> Matrix:
+        """One unit row per text, in order; shape (n, dim). Cancelling is safe: texts nobody waits for are not encoded.
+
+        Raises:
+            UnavailableError: the provider cannot encode at present.
+            BadRequestError: there is no encoder, and never will be.
+        """
+        rows = np.empty((len(texts), self.dimension), dtype=np.float32)
+        jobs: dict[str, _Job] = {}
+        found: dict[str, Vector] = {}
+        try:
+            for text in texts:
+                if text in jobs or text in found:
+                    continue
+                row = self._cache.get(text)
+                if row is not None:
+                    found[text] = row
+                    continue
+                while text not in self._pending and len(self._queue) >= self._batch_size * PASSES_QUEUED:
+                    await self._room.wait()
+                jobs[text] = self._join(text)
+            self._texts.labels("cache").inc(len(found))
+            for job in jobs.values():
+                await job.done.wait()
+                if job.error is not None:
+                    raise type(job.error)(job.error.message, field=job.error.field, retry_after=job.error.retry_after)
+        finally:
+            for job in jobs.values():
+                job.waiters -= 1
+        for position, text in enumerate(texts):
+            row = found.get(text)
+            rows[position] = jobs[text].row if row is None else row
+        return rows
+
+    def _join(self, text: str) -> _Job:
+        job = self._pending.get(text)
+        if job is None:
+            job = self._pending[text] = _Job(text)
+            self._queue.append(job)
+            self._texts.labels("new").inc()
+            self._arrived.set()
+            if len(self._queue) >= self._batch_size:
+                self._full.set()
+        else:
+            self._texts.labels("shared").inc()
+        job.waiters += 1
+        return job
+
+    async def run(self) -> None:
+        """Encode what is queued until cancelled. One at a time."""
+        try:
+            while True:
+                await self._gather()
+                jobs = self._take()
+                if jobs:
+                    await self._encode(jobs)
+        except anyio.get_cancelled_exc_class():
+            self._refuse(list(self._queue), UnavailableError("embedding: the server is stopping", retry_after=5.0))
+            self._queue.clear()
+            raise
+
+    async def _gather(self) -> None:
+        """Wait for a first text, then a moment for more."""
+        if not self._queue:
+            self._arrived = anyio.Event()
+            await self._arrived.wait()
+        if len(self._queue) < self._batch_size and self._wait > 0:
+            self._full = anyio.Event()
+            with anyio.move_on_after(self._wait):
+                await self._full.wait()
+
+    def _take(self) -> list[_Job]:
+        jobs: list[_Job] = []
+        while self._queue and len(jobs) < self._batch_size * PASSES_TOGETHER:
+            job = self._queue.popleft()
+            if job.waiters > 0:
+                jobs.append(job)
+            else:
+                self._pending.pop(job.text, None)
+        room, self._room = self._room, anyio.Event()
+        room.set()
+        return jobs
+
+    async def _encode(self, jobs: list[_Job]) -> None:
+        try:
+            with self._seconds.time():
+                rows = await self._provider.encode([job.text for job in jobs])
+        except OperationalError as error:
+            self._failures.inc()
+            self._refuse(jobs, error)
+            return
+        except BaseException:
+            # A defect or a cancellation: those who wait must not wait for ever; the supervisor sees the rest.
+            self._failures.inc()
+            self._refuse(jobs, UnavailableError("embedding: the encoder failed; try again", retry_after=1.0))
+            raise
+        for job, row in zip(jobs, rows, strict=True):
+            job.row = row.copy()
+            self._cache.put(job.text, job.row)
+            self._pending.pop(job.text, None)
+            job.done.set()
+
+    def _refuse(self, jobs: Sequence[_Job], error: OperationalError) -> None:
+        for job in jobs:
+            job.error = error
+            self._pending.pop(job.text, None)
+            job.done.set()

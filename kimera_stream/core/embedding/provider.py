@@ -1,0 +1,63 @@
+"""What an encoder is, and the one that encodes nothing."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from kimera_stream.core.interfaces import Matrix
+from kimera_stream.protocol.errors import BadRequestError
+
+
+class Provider(Protocol):
+    """One way to encode. Called by one ``BatchingEmbedder`` at a time, never concurrently."""
+
+    @property
+    def model(self) -> str:
+        """Name and version; a different name means that vectors must not be compared."""
+
+    @property
+    def dimension(self) -> int: ...
+
+    async def start(self) -> None:
+        """Load what is needed.
+
+        Raises:
+            UnavailableError: it cannot work on this machine as configured; the message says what to change.
+        """
+
+    async def encode(self, texts: Sequence[str]) -> Matrix:
+        """One unit row per text, in order; shape (n, dim), float32.
+
+        Raises:
+            UnavailableError: not at present.
+        """
+
+    async def close(self) -> None:
+        """Free what ``start`` took. May be called without a start, and twice."""
+
+
+class NoProvider:
+    """For people who bring vectors: encodes nothing, and says so to a statement that comes with text alone."""
+
+    def __init__(self, dimension: int) -> None:
+        self._dimension = dimension
+
+    @property
+    def model(self) -> str:
+        return f"none-{self._dimension}"
+
+    @property
+    def dimension(self) -> int:
+        return self._dimension
+
+    async def start(self) -> None:
+        """Nothing to load."""
+
+    async def encode(self, texts: Sequence[str]) -> Matrix:
+        raise BadRequestError(
+            f"vector: this server has no encoder (KIMERA_EMBEDDING__PROVIDER=none); expected a vector of "
+            f"{self._dimension} numbers beside the text",
+            field="vector",
+        )
+
+    async def close(self) -> None:
+        """Nothing to free."""

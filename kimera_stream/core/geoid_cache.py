@@ -1,0 +1,104 @@
+"""Recently used geoids, decoded, in front of the vault: bounded in bytes, and never older than the last commit."""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+
+from kimera_stream.core.interfaces import StoredGeoid
+
+ENTRY_OVERHEAD = 1_500
+"""Bytes of objects around a small geoid's strings (measured)."""
+
+
+class GeoidSource(Protocol):
+    """What the cache asks of the vault."""
+
+    async def geoids(self, ids: Sequence[str]) -> dict[str, StoredGeoid]: ...
+
+
+class GeoidCache:
+    """Least-recently-used cache of stored geoids.
+
+    The one writer calls ``put`` and ``remove`` right after each commit. A load that was under way at that moment may
+    have read the older version: what was written meanwhile is not overwritten by it.
+
+    Args:
+        source: Where missing ones are read from.
+        max_bytes: Bound, by estimate of what an entry takes.
+    """
+
+    def __init__(self, source: GeoidSource, max_bytes: int) -> None:
+        self._source = source
+        self._max_bytes = max_bytes
+        self._entries: OrderedDict[str, tuple[StoredGeoid, int]] = OrderedDict()
+        self._loading: list[set[str]] = []
+        self.bytes = 0
+        self.hits = 0
+        self.misses = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    async def get_many(self, ids: Sequence[str]) -> Mapping[str, StoredGeoid]:
+        """Those of ``ids`` that exist."""
+        found: dict[str, StoredGeoid] = {}
+        missing: list[str] = []
+        for each in dict.fromkeys(ids):
+            entry = self._entries.get(each)
+            if entry is None:
+                missing.append(each)
+            else:
+                self._entries.move_to_end(each)
+                found[each] = entry[0]
+        self.hits += len(found)
+        if not missing:
+            return found
+        self.misses += len(missing)
+        written: set[str] = set()
+        self._loading.append(written)
+        try:
+            loaded = await self._source.geoids(missing)
+        finally:
+            self._loading.remove(written)
+        for geoid_id, stored in loaded.items():
+            if geoid_id not in written:
+                self._keep(stored)
+                found[geoid_id] = stored
+            elif geoid_id in self._entries:
+                found[geoid_id] = self._entries[geoid_id][0]
+        return found
+
+    async def get(self, geoid_id: str) -> StoredGeoid | None:
+        """One of them, or None."""
+        return (await self.get_many([geoid_id])).get(geoid_id)
+
+    def put(self, stored: StoredGeoid) -> None:
+        """A geoid was committed in this version."""
+        for written in self._loading:
+            written.add(stored.geoid.id)
+        self._keep(stored)
+
+    def remove(self, geoid_id: str) -> None:
+        """A geoid was deleted."""
+        for written in self._loading:
+            written.add(geoid_id)
+        entry = self._entries.pop(geoid_id, None)
+        if entry is not None:
+            self.bytes -= entry[1]
+
+    def _keep(self, stored: StoredGeoid) -> None:
+        geoid = stored.geoid
+        old = self._entries.pop(geoid.id, None)
+        if old is not None:
+            self.bytes -= old[1]
+        cost = ENTRY_OVERHEAD + 3 * len(geoid.text or "") + (0 if stored.vector is None else stored.vector.nbytes)
+        for state in (geoid.semantic_state, geoid.symbolic_state, geoid.metadata):
+            if state:
+                cost += 4 * len(msgspec.json.encode(state))
+        self._entries[geoid.id] = (stored, cost)
+        self.bytes += cost
+        while self.bytes > self._max_bytes and len(self._entries) > 1:
+            _, (_, freed) = self._entries.popitem(last=False)
+            self.bytes -= freed
