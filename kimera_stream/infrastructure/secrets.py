@@ -4,7 +4,7 @@ import hashlib
 import hmac
 import secrets
 from typing import Final
-from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 MASK: Final = "********"
 _SENSITIVE_QUERY: Final = frozenset(
@@ -32,7 +32,10 @@ def mask_url(url: str) -> str:
         ],
         safe="*/:,",
     )
-    return _unsplit(parts._replace(netloc=_mask_userinfo(parts.netloc), query=query), url)
+    # Not urlunsplit: it makes another URL of sqlite:////file, whose host is empty.
+    slashes = "//" if url[len(parts.scheme) + 1 :].startswith("//") else ""
+    tail = (f"?{query}" if query else "") + (f"#{parts.fragment}" if parts.fragment else "")
+    return f"{parts.scheme}:{slashes}{_mask_userinfo(parts.netloc)}{parts.path}{tail}"
 
 
 def _mask_userinfo(netloc: str) -> str:
@@ -41,15 +44,6 @@ def _mask_userinfo(netloc: str) -> str:
         return netloc
     name, colon, _ = userinfo.partition(":")
     return f"{name}{colon}{MASK if colon else ''}@{host}"
-
-
-def _unsplit(parts: SplitResult, url: str) -> str:
-    shown = urlunsplit(parts)
-    # urlunsplit drops the empty host of sqlite:///file, which makes it another URL.
-    prefix = f"{parts.scheme}://"
-    if url.startswith(prefix) and not shown.startswith(prefix):
-        return prefix + shown.removeprefix(f"{parts.scheme}:")
-    return shown
 
 
 def new_secret() -> str:

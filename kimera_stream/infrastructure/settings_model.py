@@ -112,7 +112,7 @@ class EmbeddingSettings(Group):
     batch_size: Positive = Field(32, description="Texts encoded together at most.")
     batch_wait: float = Field(0.002, ge=0, le=1, description="Seconds to wait for more texts before encoding.")
     cache_bytes: Bytes = Field(67_108_864, description="Bytes of the cache of encoded texts.")
-    url: str = Field("", description="Base URL of the HTTP provider.")
+    url: str = Field("", repr=False, description="Base URL of the HTTP provider.")
     api_key: SecretStr = Field(SecretStr(""), description="Key of the HTTP provider.")
     model: str = Field("", description="Model name asked of the HTTP provider.")
     timeout: Seconds = Field(10.0, description="Seconds before an HTTP embedding request fails.")
