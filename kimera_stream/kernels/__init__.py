@@ -1,0 +1,97 @@
+"""The scoring kernels: one face, two backends.
+
+    caller ──> Kernel (checks dtype, shape, contiguity, NaN) ──> compiled: ext/*.c by way of _kernel.pyx
+                                                            └──> reference: numpy, the fallback and the tests' oracle
+
+Only this package imports the compiled module. ``IMPLEMENTATION`` says which backend ``load()`` gives by default; where
+the module was not built a warning says so once, on import.
+"""
+
+import warnings
+from typing import Literal
+
+from kimera_stream.kernels.face import Kernel, View, quantize
+from kimera_stream.kernels.layout import (
+    EMPTY_RECORD,
+    NEGATED_BIT,
+    NUMBERS_MASK,
+    SYMBOLIC_BONUS,
+    TEXT_BIT,
+    Hits,
+    Queries,
+    Record,
+    Segment,
+    Weights,
+    bitmap,
+    build_record,
+    stride_of,
+)
+from kimera_stream.kernels.reference import Reference
+
+try:
+    from kimera_stream.kernels import _kernel
+except ImportError as error:
+    _MISSING: str | None = str(error)
+    warnings.warn(
+        f"The compiled scoring kernel is not there ({error}): running on the numpy reference, which is more than ten "
+        "times slower. Install a C compiler and reinstall kimera-stream.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+else:
+    _MISSING = None
+
+IMPLEMENTATION: Literal["compiled", "reference"] = "reference" if _MISSING else "compiled"
+
+Choice = Literal["auto", "compiled", "reference"]
+
+__all__ = [
+    "EMPTY_RECORD",
+    "IMPLEMENTATION",
+    "NEGATED_BIT",
+    "NUMBERS_MASK",
+    "SYMBOLIC_BONUS",
+    "TEXT_BIT",
+    "Choice",
+    "Hits",
+    "Kernel",
+    "Queries",
+    "Record",
+    "Segment",
+    "View",
+    "Weights",
+    "bitmap",
+    "build_record",
+    "load",
+    "quantize",
+    "stride_of",
+    "variants",
+]
+
+
+def variants() -> tuple[str, ...]:
+    """The instruction-set variants that this machine can run, best first; none without the compiled module."""
+    return () if _MISSING else _kernel.variants()
+
+
+def load(choice: Choice = "auto", *, variant: str | None = None, threads: int = 1) -> Kernel:
+    """A kernel.
+
+    Args:
+        choice: ``auto`` takes the compiled one where there is one.
+        variant: One of ``variants()``, for tests; None takes the best.
+        threads: Threads of one scan, the caller's included; the others are started now and end with the kernel.
+
+    Raises:
+        ImportError: the compiled kernel was asked for and is not there.
+        ValueError: this machine cannot run the variant.
+    """
+    if threads < 1:
+        raise ValueError(f"threads: expected at least 1, got {threads}")
+    if choice == "reference" or (choice == "auto" and _MISSING):
+        return Kernel(Reference())
+    if _MISSING:
+        raise ImportError(f"the compiled scoring kernel is not there: {_MISSING}")
+    from kimera_stream.kernels.compiled import Compiled
+
+    return Kernel(Compiled(variant, threads))

@@ -1,0 +1,81 @@
+/*
+ * The part of an instruction-set variant that the compiler vectorises well by itself. Each isa_*.c includes this after
+ * its own flags are set, so that every variant gets its own code; all functions are static to that file.
+ */
+#include "kimera.h"
+
+#define KM_TEXT 0x80000000u     /* the row has text */
+#define KM_NEGATED 0x40000000u  /* an odd number of negations */
+#define KM_NUMBERS 0x3fffffffu  /* order-free hash of the numbers; 0: none */
+
+/* 1 where both have text and either the negation parity or the numbers differ (numbers only where both have some). */
+static inline uint32_t km_flag(uint32_t a, uint32_t b)
+{
+    uint32_t na = a & KM_NUMBERS, nb = b & KM_NUMBERS;
+    uint32_t both = (a & b) >> 31;
+    uint32_t negated = ((a ^ b) >> 30) & 1u;
+    uint32_t numbers = (uint32_t)(na != 0) & (uint32_t)(nb != 0) & (uint32_t)(na != nb);
+    return both & (negated | numbers);
+}
+
+static inline km_masks body_admit(const float *restrict cosine, const uint32_t *restrict text, const float *restrict l1,
+                                  int64_t n, uint32_t query_text, const km_weights *weights, float floor,
+                                  float *restrict fused)
+{
+    uint8_t related[KM_BLOCK] = {0}, passing[KM_BLOCK] = {0};
+    const float minimum = weights->min_related - weights->margin, flag = weights->flag;
+    const float bar = floor - weights->layer;
+    int64_t i;
+    for (i = 0; i < n; i++)
+        fused[i] = cosine[i];
+    if (text != NULL && flag != 0.0f && (query_text & KM_TEXT))
+        for (i = 0; i < n; i++)
+            fused[i] += flag * (float)(int32_t)km_flag(query_text, text[i]);
+    if (l1 != NULL)
+        for (i = 0; i < n; i++)
+            fused[i] += weights->l1 * l1[i];
+    for (i = 0; i < n; i++) {
+        related[i] = (uint8_t)(cosine[i] >= minimum);
+        passing[i] = (uint8_t)((cosine[i] >= minimum) & (fused[i] >= bar));
+    }
+    km_masks masks = {0, 0};
+    for (i = 0; i < KM_BLOCK / 8; i++) { /* eight bytes of 0/1 to eight bits */
+        uint64_t r, p;
+        __builtin_memcpy(&r, related + 8 * i, 8);
+        __builtin_memcpy(&p, passing + 8 * i, 8);
+        masks.related |= ((r * UINT64_C(0x0102040810204080)) >> 56) << (8 * i);
+        masks.passing |= ((p * UINT64_C(0x0102040810204080)) >> 56) << (8 * i);
+    }
+    return masks;
+}
+
+static inline void body_admit_multi(const float *restrict cosine, int lanes, uint32_t row_text,
+                             const uint32_t *restrict query_text, const float *restrict min_related,
+                             const float *restrict floors, float flag, uint32_t *related, uint32_t *passing)
+{
+    uint32_t rel = 0, pass = 0;
+    for (int j = 0; j < lanes; j++) {
+        float fused = cosine[j] + flag * (float)(int32_t)km_flag(row_text, query_text[j]);
+        uint32_t r = (uint32_t)(cosine[j] >= min_related[j]);
+        uint32_t p = r & (uint32_t)(fused >= floors[j]);
+        rel |= r << j;
+        pass |= p << j;
+    }
+    *related = rel;
+    *passing = pass;
+}
+
+static inline void body_unbias(const int32_t *restrict acc, const int32_t *restrict bias, const float *restrict steps,
+                        float step, int lanes, float *restrict cosine)
+{
+    for (int j = 0; j < lanes; j++)
+        cosine[j] = (float)(acc[j] - bias[j]) * (step * steps[j]);
+}
+
+static inline uint64_t body_overlap(const uint64_t *restrict words, int64_t n, uint64_t mask)
+{
+    uint64_t bits = 0;
+    for (int64_t i = 0; i < n; i++)
+        bits |= (uint64_t)((words[i] & mask) != 0) << i;
+    return bits;
+}

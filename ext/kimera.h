@@ -1,0 +1,171 @@
+/*
+ * What the C files share. The arithmetic is written once per instruction set (isa_*.c, each including body.h) and
+ * reached through a table of function pointers; everything that is not arithmetic (top-k, symbolic records, threads,
+ * the walk over segments) is compiled once for the baseline.
+ *
+ *     segments ──blocks of 64 rows──> isa->dots ──> isa->admit ──few rows──> symbolic.c ──> topk.c
+ *        │                                                                                   │
+ *        └── pool.c hands out runs of blocks to threads; each thread has its own heaps ──────┘ merged by scan.c
+ */
+#ifndef KIMERA_H
+#define KIMERA_H
+
+#include <stdint.h>
+#include <stddef.h>
+
+#define KM_BLOCK 64      /* rows per block: one word of the bitmap of live rows */
+#define KM_ALIGN 64      /* bytes per row of codes are a multiple of this */
+#define KM_LANES 16      /* queries packed side by side */
+#define KM_MULTI 32      /* queries of one pass over a block: two groups of lanes */
+#define KM_KEY_BITS 48   /* of a key word: Bloom bits of the symbolic keys; above them one-hot bits of the subject */
+#define KM_SYMBOLIC 4.0f /* lifts an exact opposition above any sum of the other terms */
+
+typedef struct {
+    const uint8_t *codes;   /* biased 8-bit rows, `stride` apart; NULL: see exact */
+    const uint8_t *grades;  /* quantisation step of each row, an index into km_steps */
+    const float *exact;     /* float32 rows, `dim` apart; scanned where codes is NULL, used to rescore everywhere */
+    const uint32_t *text;   /* text signatures, or NULL */
+    const uint64_t *keys;   /* key words of the symbolic states, or NULL */
+    const uint64_t *layers; /* Bloom words of the semantic keys, or NULL */
+    const uint32_t *record; /* word of each row's record in pool; 0: none */
+    const uint64_t *pool;   /* records */
+    int64_t base;           /* slot of the first row, a multiple of KM_BLOCK */
+    int64_t rows;
+} km_segment;
+
+typedef struct {
+    const float *vector;       /* dim; NULL: the query has no vector and is related to nothing */
+    const int8_t *codes;       /* stride, zero padded */
+    const uint8_t *graded;     /* 256 x stride biased codes, one version per grade, for L1 over codes; or NULL */
+    const uint64_t *record;    /* or NULL */
+    float step;                /* of codes */
+    int32_t bias;              /* 128 * sum(codes): undoes the rows' bias */
+    uint32_t text;
+    uint64_t keys;             /* key word, Bloom bits only */
+    uint64_t subject;          /* key word, subject bit only; 0: no subject */
+    uint64_t layers;
+    int64_t exclude;           /* slot never returned; -1: none */
+} km_query;
+
+typedef struct {
+    float min_related; /* cosine from which two statements are about the same thing */
+    float threshold;   /* fused score below which nothing is returned */
+    float flag;        /* weight of a negation or number mismatch */
+    float layer;       /* weight of the layer conflict */
+    float l1;          /* weight of the L1 difference divided by 2 sqrt(dim) */
+    float margin;      /* how far a cosine over codes may be off: rows are admitted down to min_related - margin */
+} km_weights;
+
+typedef struct {
+    float fused;
+    float cosine;
+    int32_t opposed;
+    int64_t slot;
+    int32_t conditional; /* holds only while the cosine reaches min_related */
+} km_hit;
+
+/* Masks of one block: bit i is row i. */
+typedef struct {
+    uint64_t related; /* cosine reaches min_related */
+    uint64_t passing; /* ... and the fused score may reach the floor */
+} km_masks;
+
+typedef struct {
+    const char *name;
+    int (*supported)(void);
+    /* out[i] = dot(query, row i) */
+    void (*dots_f32)(const float *query, const float *rows, int64_t n, int64_t dim, float *out);
+    /* ... and l1[i] = sum |query - row i| */
+    void (*dots_l1_f32)(const float *query, const float *rows, int64_t n, int64_t dim, float *out, float *l1);
+    /* out[i] = sum query * (row i) over biased rows, the bias not undone */
+    void (*dots_u8)(const int8_t *query, const uint8_t *rows, int64_t n, int64_t stride, int32_t *out);
+    /* ... and sad[i] = sum |graded[grades[i]] - row i| */
+    void (*dots_l1_u8)(const int8_t *query, const uint8_t *graded, const uint8_t *grades, const uint8_t *rows,
+                       int64_t n, int64_t stride, int32_t *out, int32_t *sad);
+    /* out[i * KM_MULTI + j] = dot(query j, row i); packed: [groups][stride / 4][KM_LANES][4] */
+    void (*multi_u8)(const int8_t *packed, int groups, const uint8_t *rows, int64_t n, int64_t stride, int32_t *out);
+    /* the same over float32; packed: [groups][dim][KM_LANES] */
+    void (*multi_f32)(const float *packed, int groups, const float *rows, int64_t n, int64_t dim, float *out);
+    /* cosine and fused score (without symbols, layers) of a block; l1 may be NULL */
+    km_masks (*admit)(const float *cosine, const uint32_t *text, const float *l1, int64_t n, uint32_t query_text,
+                      const km_weights *weights, float floor, float *fused);
+    /* masks over the queries of a pass for one row: bit j is query j */
+    void (*admit_multi)(const float *cosine, int lanes, uint32_t row_text, const uint32_t *query_text,
+                        const float *min_related, const float *floors, float flag, uint32_t *related,
+                        uint32_t *passing);
+    /* cosine[j] = (acc[j] - bias[j]) * (step * steps[j]) */
+    void (*unbias)(const int32_t *acc, const int32_t *bias, const float *steps, float step, int lanes, float *cosine);
+    /* bit i: words[i] & mask */
+    uint64_t (*overlap)(const uint64_t *words, int64_t n, uint64_t mask);
+} km_isa;
+
+extern const km_isa km_isa_scalar;
+extern const km_isa km_isa_avx2;
+extern const km_isa km_isa_avx512;
+extern const km_isa km_isa_neon;
+
+/* dispatch.c */
+int km_variant_count(void);
+const km_isa *km_variant(int index); /* best first; only those this machine can run */
+
+/* quantize.c */
+extern float km_steps[256];
+void km_init_steps(void);
+int km_grade(float largest);
+float km_quantize_row(const float *row, int64_t dim, int64_t stride, uint8_t *codes, uint8_t *grade);
+float km_quantize_query(const float *row, int64_t dim, int64_t stride, int8_t *codes, float *step, int32_t *bias);
+void km_grade_query(const float *row, int64_t dim, int64_t stride, uint8_t *graded);
+
+/* symbolic.c */
+int km_opposed(const uint64_t *query, const uint64_t *row, int *same_subject);
+float km_layer_conflict(const uint64_t *query, const uint64_t *row);
+
+/* topk.c: a min-heap of at most k hits, ordered by score then by lower slot */
+typedef struct {
+    km_hit *hits;
+    int64_t size;
+    int64_t k;
+} km_heap;
+void km_heap_push(km_heap *heap, km_hit hit);
+void km_heap_sort(km_heap *heap); /* best first */
+
+/* pool.c */
+typedef struct km_pool km_pool;
+typedef void (*km_work)(void *context, int worker);
+km_pool *km_pool_new(int threads); /* NULL: out of memory */
+void km_pool_free(km_pool *pool);
+int km_pool_threads(const km_pool *pool);
+/* Runs work on the calling thread (worker 0) and, unless the pool is busy, on its helpers; returns when all ended. */
+void km_pool_run(km_pool *pool, km_work work, void *context, int workers);
+
+/* scan.c */
+typedef struct {
+    const km_isa *isa;
+    km_pool *pool;
+    const km_segment *segments;
+    int64_t segment_count;
+    const uint64_t *live; /* bit per slot */
+    int64_t dim;
+    int64_t stride;
+    const km_query *queries;
+    int64_t query_count;
+    km_weights weights;
+    int64_t k;
+} km_scan;
+/* hits: query_count x k, best first; counts: query_count. Returns 0, or -1 out of memory. */
+int km_scan_run(const km_scan *scan, km_hit *hits, int64_t *counts);
+/* Replaces the cosines (and with them the fused scores) of hits by those of the float32 rows, drops what falls out of
+ * the thresholds, and sorts again. */
+void km_rescore(const km_scan *scan, km_hit *hits, int64_t *counts);
+
+/* head.c */
+int km_pair_head(const km_isa *isa, const float *query, const float *rows, int64_t n, int64_t dim, const float *extra,
+                 int64_t extras, const float *w1, const float *b1, const float *w2, float b2, int64_t hidden,
+                 float *out);
+/* Indices and cosines of the rows whose dot reaches their own threshold; returns how many. */
+int64_t km_match(const km_isa *isa, const float *query, const float *rows, int64_t n, int64_t dim,
+                 const float *thresholds, int64_t *indices, float *cosines);
+/* Reads a buffer once as fast as one thread can; the sum keeps the compiler honest. */
+uint64_t km_read_all(const uint8_t *data, size_t bytes);
+
+#endif

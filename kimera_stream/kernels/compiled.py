@@ -1,0 +1,58 @@
+"""The backend in C: arrays in, arrays out. Imports only where the extension was built."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from kimera_stream.kernels import _kernel
+from kimera_stream.kernels.layout import F32, I64, U64, Hits, Queries, Segment, Weights, stride_of
+
+
+class Compiled:
+    """One instruction-set variant and its threads. Safe to share between threads."""
+
+    def __init__(self, variant: str | None, threads: int) -> None:
+        self._backend = _kernel.Backend(variant, threads)
+        self.variant = self._backend.variant
+        self.threads = self._backend.threads
+
+    def view(self, segments: Sequence[Segment]) -> _kernel.View:
+        return _kernel.View(segments)
+
+    def scan(
+        self, view: _kernel.View, live: U64, queries: Queries, weights: Weights, *, k: int, margin: float, rescore: bool
+    ) -> Hits:
+        hits = Hits.empty(len(queries), k)
+        self._backend.scan(
+            view,
+            live,
+            queries.vectors,
+            queries.has_vector,
+            queries.text,
+            queries.keys,
+            queries.subjects,
+            queries.layers,
+            queries.record,
+            queries.pool,
+            queries.exclude,
+            weights,
+            stride_of(queries.dim),
+            margin,
+            rescore,
+            hits.slots,
+            hits.fused,
+            hits.cosine,
+            hits.opposed,
+            hits.counts,
+        )
+        return hits
+
+    def pair_head(self, query: F32, rows: F32, extra: F32, w1: F32, b1: F32, w2: F32, b2: float) -> F32:
+        out = np.empty(len(rows), np.float32)
+        self._backend.pair_head(query, rows, extra, w1, b1, w2, b2, out)
+        return out
+
+    def match(self, vector: F32, rows: F32, thresholds: F32) -> tuple[I64, F32]:
+        indices, cosines = np.empty(len(rows), np.int64), np.empty(len(rows), np.float32)
+        found = self._backend.match(vector, rows, thresholds, indices, cosines)
+        return indices[:found], cosines[:found]
