@@ -1,0 +1,145 @@
+"""What was said lately in each session: a bounded memory of geoid ids, beside the log and never instead of it."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """One statement of a conversation. ``at``: seconds of the memory's clock."""
+
+    geoid_id: str
+    agent_id: str | None
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationStatistics:
+    """Counts. ``sessions`` and ``utterances`` are of now, the others since the start.
+
+    ``evicted`` sessions made room for others, ``expired`` ones were quiet for too long, ``dropped`` utterances made room in
+    their own session.
+    """
+
+    sessions: int
+    utterances: int
+    remembered: int
+    dropped: int
+    evicted: int
+    expired: int
+
+
+class ConversationMemory:
+    """The newest statements of the most recently used sessions.
+
+    Bounded three ways: at most ``sessions`` sessions (the least recently used goes first), at most ``history`` statements
+    in each (the oldest goes first), and nothing of a session that was not used for ``ttl`` seconds. Both saying something
+    in a session and asking for its history use it. Every operation takes amortised constant time but for the size of the
+    history it returns. For the event loop's thread alone.
+
+    Args:
+        sessions: Sessions at most, >= 1.
+        history: Statements per session at most, >= 1.
+        ttl: Seconds, > 0.
+        clock: Seconds that never go back.
+    """
+
+    def __init__(self, sessions: int, history: int, ttl: float, clock: Callable[[], float] = time.monotonic) -> None:
+        if sessions < 1 or history < 1 or not ttl > 0:
+            raise ValueError(f"expected sessions >= 1, history >= 1, ttl > 0; got {sessions}, {history}, {ttl}")
+        self._max_sessions = sessions
+        self._max_history = history
+        self._ttl = ttl
+        self._clock = clock
+        # In order of use, the least recent first.
+        self._sessions: OrderedDict[str, _Session] = OrderedDict()
+        self._utterances = self._remembered = self._dropped = self._evicted = self._expired = 0
+
+    def remember(self, session_id: str, geoid_id: str, *, agent_id: str | None = None) -> None:
+        """A statement was made, or made anew, in a session: it becomes the newest there."""
+        now = self._expire()
+        session = self._sessions.get(session_id)
+        if session is None:
+            if len(self._sessions) == self._max_sessions:
+                _, gone = self._sessions.popitem(last=False)
+                self._utterances -= len(gone.utterances)
+                self._evicted += 1
+            session = self._sessions[session_id] = _Session(now, OrderedDict())
+        self._use(session_id, session, now)
+        if session.utterances.pop(geoid_id, None) is None:
+            self._utterances += 1
+            if len(session.utterances) == self._max_history:
+                session.utterances.popitem(last=False)
+                self._utterances -= 1
+                self._dropped += 1
+        session.utterances[geoid_id] = Utterance(geoid_id, agent_id, now)
+        self._remembered += 1
+
+    def history(self, session_id: str, limit: int | None = None) -> list[Utterance]:
+        """The newest ``limit`` statements of a session (None: all that are kept), the oldest of them first.
+
+        Empty for a session that is not known, which does not become known by asking.
+        """
+        now = self._expire()
+        session = self._sessions.get(session_id)
+        if session is None:
+            return []
+        self._use(session_id, session, now)
+        kept = list(session.utterances.values())
+        return kept if limit is None else kept[max(0, len(kept) - limit) :]
+
+    def forget(self, session_id: str, geoid_id: str | None = None) -> bool:
+        """Forget one statement of a session (it was deleted), or the session as a whole. Whether there was such a thing."""
+        self._expire()
+        session = self._sessions.get(session_id)
+        if session is None:
+            return False
+        if geoid_id is None:
+            del self._sessions[session_id]
+            self._utterances -= len(session.utterances)
+            return True
+        if session.utterances.pop(geoid_id, None) is None:
+            return False
+        self._utterances -= 1
+        return True
+
+    def __contains__(self, session_id: object) -> bool:
+        self._expire()
+        return session_id in self._sessions
+
+    def statistics(self) -> ConversationStatistics:
+        """What is held at this moment, and what went."""
+        self._expire()
+        return ConversationStatistics(
+            sessions=len(self._sessions),
+            utterances=self._utterances,
+            remembered=self._remembered,
+            dropped=self._dropped,
+            evicted=self._evicted,
+            expired=self._expired,
+        )
+
+    def _use(self, session_id: str, session: "_Session", now: float) -> None:
+        session.used = now
+        self._sessions.move_to_end(session_id)
+
+    def _expire(self) -> float:
+        """Drop the sessions that were quiet for too long: being in order of use, they are all at the front."""
+        now = self._clock()
+        while self._sessions:
+            session_id, session = next(iter(self._sessions.items()))
+            if now - session.used < self._ttl:
+                break
+            del self._sessions[session_id]
+            self._utterances -= len(session.utterances)
+            self._expired += 1
+        return now
+
+
+@dataclass(slots=True)
+class _Session:
+    used: float
+    utterances: OrderedDict[str, Utterance]
+    """By geoid id, the oldest first."""

@@ -1,0 +1,146 @@
+"""Conversation memory: bounded by sessions, by history and by age; checked against a plain model."""
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from kimera_stream.core.conversation import ConversationMemory, Utterance
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def ids(memory: ConversationMemory, session: str, limit: int | None = None) -> list[str]:
+    return [utterance.geoid_id for utterance in memory.history(session, limit)]
+
+
+def test_history_is_oldest_first_and_bounded(clock: Clock) -> None:
+    memory = ConversationMemory(sessions=2, history=3, ttl=60, clock=clock)
+    for geoid in ("a", "b", "c", "d"):
+        memory.remember("s", geoid, agent_id="bot")
+        clock.now += 1
+    assert ids(memory, "s") == ["b", "c", "d"]
+    assert ids(memory, "s", 2) == ["c", "d"]
+    assert ids(memory, "s", 0) == []
+    assert ids(memory, "s", 9) == ["b", "c", "d"]
+    assert memory.history("s", 1) == [Utterance("d", "bot", 103.0)]
+    assert memory.statistics().dropped == 1
+
+
+def test_a_statement_made_anew_becomes_the_newest_and_is_not_there_twice(clock: Clock) -> None:
+    memory = ConversationMemory(sessions=2, history=3, ttl=60, clock=clock)
+    for geoid in ("a", "b", "a"):
+        memory.remember("s", geoid)
+    assert ids(memory, "s") == ["b", "a"]
+    assert memory.statistics().utterances == 2
+
+
+def test_least_recently_used_session_goes_first_and_reading_is_a_use(clock: Clock) -> None:
+    memory = ConversationMemory(sessions=2, history=3, ttl=60, clock=clock)
+    memory.remember("one", "a")
+    memory.remember("two", "b")
+    memory.history("one")
+    memory.remember("three", "c")
+    assert "two" not in memory
+    assert ids(memory, "one") == ["a"]
+    assert memory.statistics().evicted == 1
+
+
+def test_a_quiet_session_expires_exactly_at_its_age(clock: Clock) -> None:
+    memory = ConversationMemory(sessions=2, history=3, ttl=60, clock=clock)
+    memory.remember("s", "a")
+    clock.now += 59.9
+    assert "s" in memory
+    clock.now += 0.1
+    assert ids(memory, "s") == []
+    statistics = memory.statistics()
+    assert (statistics.sessions, statistics.utterances, statistics.expired) == (0, 0, 1)
+
+
+def test_forgetting(clock: Clock) -> None:
+    memory = ConversationMemory(sessions=2, history=3, ttl=60, clock=clock)
+    memory.remember("s", "a")
+    memory.remember("s", "b")
+    assert memory.forget("s", "a") is True
+    assert memory.forget("s", "a") is False
+    assert ids(memory, "s") == ["b"]
+    assert memory.forget("s") is True
+    assert memory.forget("s") is False
+    assert memory.forget("s", "b") is False
+    assert memory.statistics().utterances == 0
+
+
+def test_asking_does_not_make_a_session(clock: Clock) -> None:
+    memory = ConversationMemory(sessions=1, history=1, ttl=60, clock=clock)
+    memory.remember("s", "a")
+    assert memory.history("other") == []
+    assert ids(memory, "s") == ["a"]
+
+
+@pytest.mark.parametrize("wrong", [{"sessions": 0}, {"history": 0}, {"ttl": 0}, {"ttl": float("nan")}])
+def test_bounds_are_required(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="expected sessions >= 1"):
+        ConversationMemory(**{"sessions": 1, "history": 1, "ttl": 1} | wrong)  # type: ignore[arg-type]
+
+
+SESSIONS = st.sampled_from("pqrst")
+GEOIDS = st.sampled_from("abcdef")
+
+
+class AgainstModel(RuleBasedStateMachine):
+    """The model keeps plain lists and scans them all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+        self.memory = ConversationMemory(sessions=3, history=3, ttl=10, clock=self.clock)
+        self.model: list[tuple[str, float, list[str]]] = []  # (session, used, geoids), least recently used first
+
+    def take(self, session: str) -> list[str] | None:
+        self.model = [entry for entry in self.model if self.clock.now - entry[1] < 10]
+        found = [entry for entry in self.model if entry[0] == session]
+        self.model = [entry for entry in self.model if entry[0] != session]
+        return found[0][2] if found else None
+
+    @rule(session=SESSIONS, geoid=GEOIDS)
+    def remember(self, session: str, geoid: str) -> None:
+        self.memory.remember(session, geoid)
+        geoids = [other for other in self.take(session) or [] if other != geoid]
+        self.model = [*self.model[-2:], (session, self.clock.now, [*geoids, geoid][-3:])]
+
+    @rule(session=SESSIONS)
+    def history(self, session: str) -> None:
+        geoids = self.take(session)
+        assert ids(self.memory, session) == (geoids or [])
+        if geoids is not None:
+            self.model.append((session, self.clock.now, geoids))
+
+    @rule(session=SESSIONS)
+    def forget(self, session: str) -> None:
+        assert self.memory.forget(session) is (self.take(session) is not None)
+
+    @rule(seconds=st.integers(1, 11))
+    def wait(self, seconds: int) -> None:
+        self.clock.now += seconds
+
+    @invariant()
+    def counts_agree(self) -> None:
+        alive = [entry for entry in self.model if self.clock.now - entry[1] < 10]
+        statistics = self.memory.statistics()
+        assert statistics.sessions == len(alive) <= 3
+        assert statistics.utterances == sum(len(geoids) for _, _, geoids in alive)
+
+
+TestAgainstModel = AgainstModel.TestCase
+TestAgainstModel.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
