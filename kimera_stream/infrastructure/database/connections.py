@@ -58,7 +58,8 @@ def async_url(url: str) -> URL:
 
 
 class DriverCursor(Protocol):
-    rowcount: int
+    @property
+    def rowcount(self) -> int: ...
 
     def execute(self, sql: str, parameters: Sequence[Any], /) -> Any: ...
     def fetchall(self) -> Sequence[Any]: ...
@@ -181,7 +182,7 @@ class SqliteSession:
     def _transact(self, fn: Callable[[Transaction], T], begin: str, connection: sqlite3.Connection) -> T:
         connection.execute(begin)
         try:
-            result = fn(Transaction(self._dialect, lambda: connection.cursor()))
+            result = fn(Transaction(self._dialect, partial(connection.cursor, sqlite3.Cursor)))
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
@@ -282,7 +283,7 @@ async def _open_sqlite(settings: DatabaseSettings, write: bool, database: str, *
     options.pop("timeout", None)
 
     def connect() -> sqlite3.Connection:
-        connection = sqlite3.connect(
+        connection: sqlite3.Connection = sqlite3.connect(
             database, timeout=settings.busy_timeout, isolation_level=None, cached_statements=512, **options
         )
         try:
@@ -299,7 +300,7 @@ async def _open_sqlite(settings: DatabaseSettings, write: bool, database: str, *
             raise
         return connection
 
-    driver = SqliteConnection(connect, 64)
+    driver = SqliteConnection(connect, iter_chunk_size=64)
     driver.prepare_thread()
     await driver
     return driver
@@ -317,6 +318,7 @@ class Connections:
     def __init__(self, open_session: Callable[[], Awaitable[Session]], *, size: int, wait: float) -> None:
         self._open = open_session
         self._wait = wait
+        self._size = size
         self._slots = anyio.Semaphore(size)
         self._idle: list[Session] = []
         self._busy: set[Session] = set()
@@ -370,9 +372,12 @@ class Connections:
                     raise
                 log.info("closing a database connection failed", error=type(error).__name__)
 
-    async def close(self) -> None:
-        """Close those that are idle now, and refuse from here on. Those in use are closed as they come back."""
+    async def close(self, *, deadline: float) -> None:
+        """Refuse from here on, wait up to ``deadline`` seconds for those in use, and close all that are idle."""
         self._closed = True
+        with anyio.move_on_after(deadline):
+            for _ in range(self._size):
+                await self._slots.acquire()
         await self._discard_idle(broken=False)
 
     async def _discard_idle(self, *, broken: bool) -> None:

@@ -110,7 +110,8 @@ class Database:
         async with connections.borrow() as session:
             # A commit is never torn by its caller. It ends by itself: every wait in it has a timeout of the driver's.
             with anyio.CancelScope(shield=write):
-                return await session.run(fn, write=write)
+                result = await session.run(fn, write=write)
+        return result
 
     async def ping(self, *, deadline: float = 2.0) -> None:
         """Raises UnavailableError if a trivial read does not come back within ``deadline`` seconds."""
@@ -150,10 +151,8 @@ class Database:
         """Close every connection within ``deadline`` seconds; long statements are broken off."""
         with anyio.CancelScope(shield=True):
             self._readers.interrupt()
-            with anyio.move_on_after(deadline):
-                await self._readers.close()
-            with anyio.move_on_after(deadline):
-                await self._writer.close()
-            with anyio.move_on_after(deadline):
+            await self._readers.close(deadline=deadline / 3)
+            await self._writer.close(deadline=deadline / 3)
+            with anyio.move_on_after(deadline / 3):
                 await self._writing.dispose()
                 await self._reading.dispose()

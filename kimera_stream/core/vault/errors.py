@@ -1,0 +1,27 @@
+"""What can be wrong with a vault besides being unavailable."""
+
+from kimera_stream.protocol.errors import InternalError, KimeraError
+
+
+class DamagedLogError(InternalError):
+    """An entry of the log is not what was committed: a bit flipped, or a row is missing.
+
+    Args:
+        offset: The first entry that is damaged.
+        what: What is wrong with it.
+    """
+
+    def __init__(self, offset: int, what: str) -> None:
+        super().__init__(
+            f"log entry {offset} is damaged ({what}): run `kimera-stream db check`, then restore a backup",
+        )
+        self.offset = offset
+        self.what = what
+
+
+class VaultSchemaError(KimeraError):
+    """The database's schema is not one this version can work with; the message names the next step."""
+
+
+class VaultFormatError(KimeraError):
+    """An export file cannot be read, or a target is not fit for an import; the message names the next step."""

@@ -1,0 +1,251 @@
+"""What the vault keeps besides the log and the geoids: watches, cursors, keys, sessions, checkpoints, usage."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import bindparam, delete, func, select
+
+from kimera_stream.core.interfaces import IdempotencyRecord, Vector
+from kimera_stream.core.vault import rows, schema
+from kimera_stream.infrastructure.database import Insert, Query, QueryIn, Transaction
+from kimera_stream.infrastructure.database.statements import among
+from kimera_stream.protocol.objects import Watch
+
+watch, cursor, key = schema.watch, schema.cursor, schema.idempotency_key
+session, usage, audit = schema.session, schema.usage, schema.audit_entry
+checkpoint, request = schema.checkpoint, schema.checkpoint_request
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRequest:
+    """A publish that was accepted and not processed when the process stopped.
+
+    Attributes:
+        body: JSON of its ``GeoidBody``.
+        accepted_at: Unix ms.
+        attempts: How often it has been tried.
+    """
+
+    principal: str
+    body: bytes
+    session_id: str | None = None
+    key: str | None = None
+    priority: int = 5
+    merge: bool = False
+    must_exist: bool = False
+    accepted_at: int = 0
+    attempts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """A session as its publishes left it; times in unix ms."""
+
+    id: str
+    principal: str
+    statements: int
+    created_at: int
+    updated_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRecord:
+    """What a principal published on one day (days since 1970, UTC)."""
+
+    principal: str
+    day: int
+    statements: int
+    text_bytes: int
+
+
+_DELETE_WATCH = Query(
+    delete(watch).where(watch.c.principal == bindparam("principal"), watch.c.name == bindparam("name"))
+)
+_SAVE_WATCH = Insert.whole(watch)
+_WATCHES = Query(select(*rows.WATCH_COLUMNS).order_by(watch.c.created_at, watch.c.id))
+
+
+def save_watch(tx: Transaction, saved: Watch, vector: Vector | None) -> None:
+    """Insert, or replace the principal's watch of that name."""
+    tx.run(_DELETE_WATCH, principal=saved.principal, name=saved.watch)
+    tx.insert(_SAVE_WATCH, [rows.watch_row(saved, vector)])
+
+
+def delete_watch(tx: Transaction, principal: str, name: str) -> bool:
+    return tx.run(_DELETE_WATCH, principal=principal, name=name) > 0
+
+
+def all_watches(tx: Transaction) -> list[tuple[Watch, Vector | None]]:
+    return [rows.watch_of(row) for row in tx.rows(_WATCHES)]
+
+
+_SAVE_CURSOR = Insert.whole(cursor, conflict=("principal", "name", "channel"))
+_CURSOR = Query(
+    select(cursor.c.offset).where(
+        cursor.c.principal == bindparam("principal"),
+        cursor.c.name == bindparam("name"),
+        cursor.c.channel == bindparam("channel"),
+        cursor.c.epoch == bindparam("epoch"),
+    )
+)
+
+
+def save_cursor(tx: Transaction, principal: str, name: str, channel: str, *, epoch: str, offset: int, now: int) -> None:
+    tx.insert(_SAVE_CURSOR, [(principal, name, channel, epoch, offset, now)])
+
+
+def find_cursor(tx: Transaction, principal: str, name: str, channel: str, *, epoch: str) -> int | None:
+    found: int | None = tx.value(_CURSOR, principal=principal, name=name, channel=channel, epoch=epoch)
+    return found
+
+
+_KEY = Query(
+    select(key.c.principal, key.c.key, key.c.result, key.c.created_at).where(
+        key.c.principal == bindparam("principal"),
+        key.c.key == bindparam("name"),
+        key.c.created_at >= bindparam("not_before"),
+    )
+)
+_EXPIRED_KEYS = Query(
+    select(key.c.created_at)
+    .where(key.c.created_at < bindparam("before"))
+    .order_by(key.c.created_at)
+    .limit(bindparam("limit"))
+)
+_DELETE_KEYS = Query(delete(key).where(key.c.created_at <= bindparam("upto")))
+
+
+def find_key(tx: Transaction, principal: str, name: str, not_before: int) -> IdempotencyRecord | None:
+    row = tx.row(_KEY, principal=principal, name=name, not_before=not_before)
+    return None if row is None else IdempotencyRecord(*row)
+
+
+def purge_keys(tx: Transaction, before: int, limit: int) -> int:
+    """Drop about ``limit`` of the keys made before ``before`` (unix ms), the oldest; returns how many."""
+    expired = tx.rows(_EXPIRED_KEYS, before=before, limit=limit)
+    return tx.run(_DELETE_KEYS, upto=expired[-1][0]) if expired else 0
+
+
+_SESSION_COLUMNS = (session.c.id, session.c.principal, session.c.statements, session.c.created_at, session.c.updated_at)
+_SESSION = Query(select(*_SESSION_COLUMNS).where(session.c.id == bindparam("session_id")))
+_SESSIONS = Query(
+    select(*_SESSION_COLUMNS)
+    .where(session.c.updated_at >= bindparam("since"))
+    .order_by(session.c.updated_at.desc())
+    .limit(bindparam("limit"))
+)
+_OLD_SESSIONS = Query(
+    select(session.c.id)
+    .where(session.c.updated_at < bindparam("before"))
+    .order_by(session.c.updated_at)
+    .limit(bindparam("limit"))
+)
+_DELETE_SESSIONS = QueryIn(lambda values: delete(session).where(among(session.c.id, values)))
+
+
+def find_session(tx: Transaction, session_id: str) -> SessionRecord | None:
+    row = tx.row(_SESSION, session_id=session_id)
+    return None if row is None else SessionRecord(*row)
+
+
+def recent_sessions(tx: Transaction, since: int, limit: int) -> list[SessionRecord]:
+    return [SessionRecord(*row) for row in tx.rows(_SESSIONS, since=since, limit=limit)]
+
+
+def purge_sessions(tx: Transaction, before: int, limit: int) -> int:
+    old = [row[0] for row in tx.rows(_OLD_SESSIONS, before=before, limit=limit)]
+    return tx.run_in(_DELETE_SESSIONS, old)
+
+
+_USAGE = Query(
+    select(usage.c.principal, usage.c.day, usage.c.statements, usage.c.text_bytes)
+    .where(usage.c.day >= bindparam("since_day"))
+    .order_by(usage.c.principal, usage.c.day)
+)
+_AUDIT = Query(
+    select(audit.c.ts, audit.c.principal, audit.c.action, audit.c.target)
+    .where(audit.c.ts >= bindparam("since"))
+    .order_by(audit.c.id)
+    .limit(bindparam("limit"))
+)
+
+
+def usage_since(tx: Transaction, day: int) -> list[UsageRecord]:
+    return [UsageRecord(*row) for row in tx.rows(_USAGE, since_day=day)]
+
+
+def audit_since(tx: Transaction, since: int, limit: int) -> list[tuple[int, str, str, str]]:
+    """(unix ms, principal, action, target), oldest first."""
+    return [(row[0], row[1], row[2], row[3]) for row in tx.rows(_AUDIT, since=since, limit=limit)]
+
+
+_SAVE_CHECKPOINT = Insert.whole(checkpoint)
+_SAVE_REQUESTS = Insert.whole(request)
+_LOCK = Query(select(schema.log_state.c.head).where(schema.log_state.c.id == 1).with_for_update())
+_REQUESTS = Query(
+    select(
+        request.c.principal,
+        request.c.body,
+        request.c.session_id,
+        request.c.idempotency_key,
+        request.c.priority,
+        request.c.merge,
+        request.c.must_exist,
+        request.c.accepted_at,
+        request.c.attempts,
+    )
+    .join(checkpoint, checkpoint.c.id == request.c.checkpoint_id)
+    .order_by(checkpoint.c.created_at, checkpoint.c.id, request.c.position)
+)
+_DELETE_CHECKPOINTS = Query(delete(checkpoint))
+_COUNT_REQUESTS = Query(select(func.count()).select_from(request))
+
+
+def save_checkpoint(
+    tx: Transaction, checkpoint_id: str, node: str, requests: Sequence[CheckpointRequest], now: int
+) -> None:
+    tx.insert(_SAVE_CHECKPOINT, [(checkpoint_id, node, now)])
+    tx.insert(
+        _SAVE_REQUESTS,
+        [
+            (
+                checkpoint_id,
+                position,
+                item.principal,
+                item.session_id,
+                item.key,
+                item.priority,
+                item.attempts,
+                item.merge,
+                item.must_exist,
+                item.accepted_at,
+                item.body,
+            )
+            for position, item in enumerate(requests)
+        ],
+    )
+
+
+def take_checkpoint(tx: Transaction) -> list[CheckpointRequest]:
+    """All saved requests in the order they were accepted in; they are gone from the vault once this commits."""
+    tx.value(_LOCK)  # two nodes that start together must not both take them
+    found = [
+        CheckpointRequest(
+            principal=row[0],
+            body=row[1],
+            session_id=row[2],
+            key=row[3],
+            priority=row[4],
+            merge=bool(row[5]),
+            must_exist=bool(row[6]),
+            accepted_at=row[7],
+            attempts=row[8],
+        )
+        for row in tx.rows(_REQUESTS)
+    ]
+    tx.run(_DELETE_CHECKPOINTS)
+    return found
+
+
+def count_checkpointed(tx: Transaction) -> int:
+    return int(tx.value(_COUNT_REQUESTS))
