@@ -104,14 +104,13 @@ class Codec:
             Malformed: with the error to answer; the connection stays open.
             Disconnect: the frame type does not belong to this encoding (1003).
         """
-        if isinstance(data, str) is not (self.encoding == "json"):
-            raise Disconnect(CloseCode.UNSUPPORTED_DATA)
+        self._check_type(data)
         # A character is at most four bytes, so most messages need no counting.
         size = len(data)
         if isinstance(data, str) and size <= max_bytes < size * 4:
             size = len(data.encode())
         if size > max_bytes:
-            raise Malformed(TooLargeError(f"message: a command has at most {max_bytes} bytes"), self._id_of(data))
+            raise Malformed(TooLargeError(f"message: a command has at most {max_bytes} bytes"), self.id_of(data))
         try:
             command: AnyCommand = self._decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
@@ -133,11 +132,17 @@ class Codec:
         """The whole frame of one reply or push."""
         return frames.frame(self.opcode, self._encode(message))
 
-    def _id_of(self, data: str | bytes) -> int | None:
+    def id_of(self, data: str | bytes) -> int | None:
+        """The id of a command that is not going to be decoded, where it has a usable one."""
+        self._check_type(data)
         try:
             return _usable_id(self._peek(data).id)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
+
+    def _check_type(self, data: str | bytes) -> None:
+        if isinstance(data, str) is not (self.encoding == "json"):
+            raise Disconnect(CloseCode.UNSUPPORTED_DATA)
 
     def _explain(self, data: str | bytes, exc: Exception) -> Malformed:
         what = "JSON" if self.encoding == "json" else "MessagePack"

@@ -135,6 +135,10 @@ class Hub:
         value = self._newest.get(channel)
         return None if value is None else value.data
 
+    def newest_value(self, channel: str) -> Value | None:
+        """The same with its type, time and offset."""
+        return self._newest.get(channel)
+
     # -- Presence, statistics
 
     def presence(self, channel: str) -> tuple[int, dict[str, int]]:
@@ -195,6 +199,15 @@ class Hub:
             until = self.flushed
             page = await self.log.read(channel, after=self.log.trimmed, limit=rewind, until=until, reverse=True)
             return Start(page.entries[-1].offset - 1 if page.entries else until)
+        return Start(None)
+
+    def start_live(self, channel: str) -> Start:
+        """The start of a subscription that asks for nothing older.
+
+        Raises:
+            BadChannelError: there is no such channel.
+        """
+        channel_kind(channel, max_bytes=self.settings.max_channel_bytes)
         return Start(None)
 
     def _recover(self, since: Position) -> Start:

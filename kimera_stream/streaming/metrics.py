@@ -20,6 +20,17 @@ class HubMetrics:
             "kimera_stream_commands", "Commands received, by name and outcome.", ["op", "outcome"], registry=registry
         )
 
+        self._errors = Counter("kimera_stream_errors", "Error replies, by code.", ["code"], registry=registry)
+        self._defects = Counter(
+            "kimera_stream_defects", "Commands that failed by a programming error.", ["op"], registry=registry
+        )
+
+    def error(self, code: str) -> None:
+        self._errors.labels(code).inc()
+
+    def defect(self, op: str) -> None:
+        self._defects.labels(op).inc()
+
     def delivered(self, events: int, size: int, connections: int) -> None:
         """``events`` joined into ``size`` bytes were written to ``connections``."""
         self._events.inc(events * connections)

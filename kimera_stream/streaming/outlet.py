@@ -1,7 +1,7 @@
 """A connection's side of the hub: its subscriptions, where each stands, and the bounded way out."""
 
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final, Protocol
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import anyio
 import structlog
@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 class Spawn(Protocol):
     """Starts a child task in the connection's task group."""
 
-    def __call__(self, func: Callable[[], Awaitable[None]], /, *, name: str) -> None: ...
+    def __call__(self, func: Callable[[], Coroutine[Any, Any, None]], /, *, name: str) -> object: ...
 
 
 class Subscription:
@@ -216,12 +216,15 @@ class Outlet:
                     return
                 failures = 0
                 # Time has passed: the subscription may be gone, or its peer may have stopped reading.
-                if not self.ended and not self.egress.paused and self._holds(lagging):
+                if self._writable() and self._holds(lagging):
                     if chunk.frames:
                         self._write(chunk.joined)
                     lagging.position = chunk.upto
         finally:
             self._pumping = False
+
+    def _writable(self) -> bool:
+        return not self._ended and not self.egress.paused
 
     def _holds(self, subscription: Subscription) -> bool:
         return self.subscriptions.get(subscription.selection.channel.name) is subscription
@@ -233,12 +236,12 @@ class Outlet:
         for sub in list(self.subscriptions.values()):
             if sub.live:
                 continue
-            if self.egress.paused or self.ended:
+            if not self._writable():
                 return None
             if sub.selection.channel.kind == "latest":
                 self._take_newest(sub)
                 continue
-            while sub.position < hub.flushed and not self.egress.paused:
+            while sub.position < hub.flushed and self._writable():
                 if chunks == _CHUNKS_AT_ONCE:
                     return None
                 chunk = hub.source.from_tail(sub.selection, sub.position, hub.flushed)
@@ -248,7 +251,7 @@ class Outlet:
                 if chunk.frames:
                     self._write(chunk.joined)
                 sub.position = chunk.upto
-            if sub.position == hub.flushed and not self.egress.paused and not self.ended:
+            if sub.position == hub.flushed and self._writable():
                 hub.go_live(sub)
             elif sub.position > hub.flushed:
                 hub.await_position(self)
@@ -264,7 +267,7 @@ class Outlet:
             sub.seen = value.number
             self._write(self._hub.value_frame(sub.selection, value))
         sub.seen = max(sub.seen, 0)
-        if not self.egress.paused and not self.ended:
+        if self._writable():
             self._hub.go_live(sub)
 
     def _write(self, frames: bytes) -> None:

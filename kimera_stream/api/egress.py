@@ -1,0 +1,280 @@
+"""The uvicorn WebSocket protocol class that lets the streaming core write frames straight to the transport.
+
+uvicorn takes it in ``Config(ws=...)``; ``websockets``' sans-I/O ``ServerProtocol`` goes on doing handshake, parsing, pings and
+close. The application finds a handle (``streaming.egress.Egress``) in ``scope["extensions"]["kimera.egress"]`` and, once it has
+accepted, sends everything through it. This is the one file that touches uvicorn's internals; each fact it rests on has a test
+in ``tests/api/test_egress_seams.py``, and docs/adr/0004-egress.md says why it is done so.
+"""
+
+import asyncio
+import codecs
+import math
+from typing import Any, ClassVar, Final
+
+from uvicorn.config import Config
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from uvicorn.server import ServerState
+from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
+from websockets.frames import Frame
+from websockets.protocol import OPEN
+
+from kimera_stream.infrastructure.settings import Settings
+from kimera_stream.protocol.close_codes import CloseCode
+from kimera_stream.streaming.egress import EgressListener
+
+EXTENSION: Final = "kimera.egress"
+_OVERSIZE_FACTOR: Final = 4
+"""Messages up to this many times the command limit are read, so that they can be answered with ``too_large``."""
+
+
+class TransportEgress:
+    """The handle of one connection. See ``streaming.egress.Egress``.
+
+    Attributes:
+        transport: Where the bytes go.
+        fd: The socket's descriptor where bytes may be handed to it directly (no TLS), otherwise -1.
+    """
+
+    __slots__ = ("_listener", "_protocol", "closing", "fd", "paused", "transport")
+
+    def __init__(self, protocol: "EgressProtocol", transport: asyncio.Transport) -> None:
+        self._protocol = protocol
+        self._listener: EgressListener | None = None
+        self.transport = transport
+        self.paused = False
+        self.closing = False
+        socket = transport.get_extra_info("socket")
+        plain = transport.get_extra_info("sslcontext") is None
+        self.fd: int = socket.fileno() if plain and socket is not None else -1
+
+    @property
+    def buffered(self) -> int:
+        return self.transport.get_write_buffer_size()
+
+    def listen(self, listener: EgressListener | None) -> None:
+        self._listener = listener
+
+    def write(self, frames: bytes) -> None:
+        if not self.closing and not self.transport.is_closing():
+            self.transport.write(frames)
+
+    def close(self, code: CloseCode, reason: str) -> None:
+        if not self.closing:
+            self.closing = True
+            self._protocol.close(int(code), reason)
+
+    def abort(self) -> None:
+        self.closing = True
+        self.transport.abort()
+
+    def changed(self, paused: bool) -> None:
+        """The transport's buffer went above its high-water mark, or below its low one."""
+        self.paused = paused
+        if self._listener is not None:
+            if paused:
+                self._listener.egress_paused()
+            else:
+                self._listener.egress_resumed()
+
+    def drain(self) -> bool:
+        """Tell the listener that the server stops; returns whether there is one."""
+        if self._listener is None:
+            return False
+        self._listener.egress_draining()
+        return True
+
+
+class EgressProtocol(WebSocketsSansIOProtocol):
+    """``WebSocketsSansIOProtocol`` with the handle, the contract's close codes, and a bound on every wait for a peer."""
+
+    high_water: ClassVar[int] = 262_144
+    close_deadline: ClassVar[float] = 5.0
+    """Seconds that a peer has to take what is buffered and to answer a close frame."""
+    drain_deadline: ClassVar[float] = 10.0
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.close_timeout = self.close_deadline
+        self.egress: TransportEgress
+        self._asgi = self.app
+        # The scope does not exist yet, and once it does the application may be running already: so the application is wrapped.
+        self.app = self._with_egress
+        self._decoder: codecs.IncrementalDecoder | None = None
+        self._text: list[str] = []
+        self._abort_timer: asyncio.TimerHandle | None = None
+        if config.ws_per_message_deflate:
+            # No context from message to message: frames made once are sent to many, between messages made here.
+            self.conn.available_extensions = [
+                ServerPerMessageDeflateFactory(
+                    server_no_context_takeover=True,
+                    server_max_window_bits=12,
+                    client_max_window_bits=12,
+                    compress_settings={"memLevel": 5},
+                )
+            ]
+
+    def _with_egress(self, scope: Any, receive: Any, send: Any) -> Any:
+        scope["extensions"][EXTENSION] = self.egress
+        return self._asgi(scope, receive, send)
+
+    # -- transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.transport.set_write_buffer_limits(high=self.high_water)
+        self.egress = TransportEgress(self, self.transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._abort_timer is not None:
+            self._abort_timer.cancel()
+        self.egress.closing = True
+        self.egress.listen(None)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.egress.changed(True)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.egress.changed(False)
+
+    # -- closing
+
+    def close(self, code: int, reason: str) -> None:
+        """Start the closing handshake after what is buffered; the peer has ``close_deadline`` seconds for its part."""
+        if self.transport.is_closing():
+            return
+        self.stop_keepalive()
+        if self.conn.state is OPEN:
+            self.conn.send_close(code, reason)
+            self.transport.write(b"".join(self.conn.data_to_send()))
+        self.close_sent = True
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
+        if self.read_paused:
+            # The peer's close frame has to be read.
+            self.read_paused = False
+            self.transport.resume_reading()
+        # Its presence keeps `run_asgi` from closing the transport when the application returns, which is before the answer.
+        self.close_timer = self.loop.call_later(self.close_deadline, self._abort)
+
+    def handle_close(self, event: Frame) -> None:
+        super().handle_close(event)
+        self._give_up_later()
+
+    def handle_parser_exception(self) -> None:
+        super().handle_parser_exception()
+        self.stop_keepalive()
+        self._give_up_later()
+
+    def keepalive_timeout(self) -> None:
+        self.pong_timer = None
+        self.pending_ping_payload = None
+        if self.close_sent or self.transport.is_closing():
+            return
+        self._fail(CloseCode.NO_PONG)
+
+    def shutdown(self) -> None:
+        """The server stops. The application finishes what is in flight and closes with 4000; a deadline runs."""
+        self.stop_keepalive()
+        self._give_up_later(self.drain_deadline)
+        if self.close_sent or self.transport.is_closing():
+            return
+        if not self.handshake_complete:
+            self.send_500_response()
+            self.transport.close()
+        elif not self.egress.drain():
+            self.egress.close(CloseCode.SHUTDOWN, CloseCode.SHUTDOWN.reason)
+
+    def _fail(self, code: CloseCode) -> None:
+        """Close without waiting for the peer's answer."""
+        self.egress.closing = True
+        self.conn.fail(int(code), code.reason)
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": int(code), "reason": code.reason})
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.close_sent = True
+        self.stop_keepalive()
+        self.transport.close()
+        self._give_up_later()
+
+    def _give_up_later(self, seconds: float | None = None) -> None:
+        """Closing a transport waits until all is flushed, which a stalled peer never lets happen."""
+        if self._abort_timer is None:
+            self._abort_timer = self.loop.call_later(self.close_deadline if seconds is None else seconds, self._abort)
+
+    def _abort(self) -> None:
+        self.close_timer = None
+        self.transport.abort()
+
+    # -- messages
+
+    def handle_ping(self) -> None:
+        if self.egress.paused:
+            # A peer that pings and does not read must not fill the buffer with pongs.
+            self.conn.data_to_send()
+            return
+        super().handle_ping()
+
+    def handle_text(self, event: Frame) -> None:
+        self.curr_msg_data_type = "text"
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._text = []
+        self._take_text(event)
+
+    def handle_cont(self, event: Frame) -> None:
+        if self.curr_msg_data_type == "text":
+            self._take_text(event)
+        else:
+            super().handle_cont(event)
+
+    def _take_text(self, event: Frame) -> None:
+        """Decode as the fragments come, so that a long message that is not UTF-8 fails at once."""
+        if self._decoder is None:
+            return
+        try:
+            self._text.append(self._decoder.decode(bytes(event.data), event.fin))
+        except UnicodeDecodeError:
+            self._decoder = None
+            self._text = []
+            if not self.close_sent:
+                self._fail(CloseCode.INVALID_PAYLOAD)
+            return
+        if event.fin:
+            self._decoder = None
+            text, self._text = "".join(self._text), []
+            if not self.close_sent:
+                self._deliver(text)
+
+    def _deliver(self, text: str) -> None:
+        self.queue.put_nowait({"type": "websocket.receive", "text": text})
+        if not self.read_paused:
+            self.read_paused = True
+            self.transport.pause_reading()
+
+
+def uvicorn_options(settings: Settings) -> dict[str, Any]:
+    """Keyword arguments for ``uvicorn.Config`` that the WebSocket side needs."""
+    stream, api = settings.stream, settings.api
+    protocol = type(
+        "ConfiguredEgressProtocol",
+        (EgressProtocol,),
+        {
+            "high_water": max(16_384, min(EgressProtocol.high_water, stream.outbox_bytes // 4)),
+            "close_deadline": min(EgressProtocol.close_deadline, api.shutdown_deadline / 2),
+            "drain_deadline": api.shutdown_deadline,
+        },
+    )
+    return {
+        "ws": protocol,
+        "ws_max_size": api.max_command_bytes * _OVERSIZE_FACTOR,
+        "ws_ping_interval": stream.ping_interval,
+        "ws_ping_timeout": stream.pong_timeout,
+        "ws_per_message_deflate": stream.compression,
+        "timeout_graceful_shutdown": math.ceil(api.shutdown_deadline),
+    }

@@ -1,0 +1,252 @@
+"""One connection: the session decides, the outlet delivers, and tasks of the connection's own group carry out commands."""
+
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Protocol
+
+import msgspec
+import structlog
+
+from kimera_stream.core.interfaces import Authenticator, Principal
+from kimera_stream.protocol.codec import Codec, error_reply
+from kimera_stream.protocol.errors import InternalError, OperationalError
+from kimera_stream.protocol.messages import AnyCommand, Connected, Error, ServerInfo, Subscribed, Unsubscribed
+from kimera_stream.streaming.commands import Caller, Commands
+from kimera_stream.streaming.deadlines import Deadline
+from kimera_stream.streaming.effects import (
+    Authenticate,
+    Begin,
+    Close,
+    Effect,
+    Execute,
+    Leave,
+    Open,
+    Send,
+    Wanted,
+)
+from kimera_stream.streaming.egress import Egress
+from kimera_stream.streaming.hub import Hub, Start
+from kimera_stream.streaming.outlet import Subscription
+from kimera_stream.streaming.session import Session, SessionLimits, op_of
+
+log = structlog.get_logger(__name__)
+
+
+class Spawn(Protocol):
+    """``TaskGroup.start_soon`` of the connection's group."""
+
+    def __call__(self, func: Callable[..., Coroutine[Any, Any, Any]], /, *args: Any, name: object = None) -> object: ...
+
+
+class Connection:
+    """Feeds a session and carries out its effects.
+
+    Args:
+        spawn: Starts children in the connection's task group; all of them end with it.
+        welcome: ``limits`` of the ``connected`` reply.
+        handshake_token: A token that came with the handshake.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        commands: Commands,
+        authenticator: Authenticator,
+        egress: Egress,
+        codec: Codec,
+        *,
+        spawn: Spawn,
+        limits: SessionLimits,
+        server: ServerInfo,
+        welcome: dict[str, int | float],
+        handshake_token: str | None = None,
+        unix: Callable[[], float] = time.time,
+    ) -> None:
+        self.id = secrets.token_urlsafe(12)
+        self._hub = hub
+        self._commands = commands
+        self._authenticator = authenticator
+        self._spawn = spawn
+        self._server = server
+        self._welcome = welcome
+        self._encoding = codec.encoding
+        self._session = Session(codec, limits, now=hub.clock(), unix=unix, handshake_token=handshake_token)
+        self._outlet = hub.connect(
+            egress, codec, spawn=spawn, on_end=lambda _: self._session.closed(), on_drain=self._drain
+        )
+        self._deadline: Deadline | None = None
+        self._deadline_at: float | None = None
+        self._keep_time()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the server's side has been closed."""
+        return self._outlet.ended
+
+    def receive(self, data: str | bytes) -> None:
+        """A message of the peer."""
+        self._apply(self._session.receive(data, self._hub.clock()))
+
+    def lost(self) -> None:
+        """The peer is gone."""
+        self._session.closed()
+        self._outlet.detach()
+        if self._deadline is not None:
+            self._deadline.cancel()
+
+    def _drain(self) -> None:
+        self._apply(self._session.drain())
+
+    def _timer(self) -> None:
+        self._deadline = self._deadline_at = None
+        self._apply(self._session.timer(self._hub.clock()))
+
+    def _keep_time(self) -> None:
+        when = self._session.next_deadline
+        if when == self._deadline_at:
+            return
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline_at = when
+        self._deadline = None if when is None else self._hub.deadlines.at(when, self._timer)
+
+    # -- effects
+
+    def _apply(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            self._carry_out(effect)
+        self._keep_time()
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case Send(message):
+                if isinstance(message, Error):
+                    self._hub.metrics.error(message.code)
+                self._outlet.send(message)
+            case Close(code, reason):
+                self._outlet.end(code, reason)
+            case Leave(id, channel):
+                self._leave(id, channel)
+            case Open(id, wanted) if wanted.since is None and not wanted.rewind:
+                # Nothing to look up: begun before the next command of the same connection is looked at.
+                self._open(id, wanted, self._start_now(wanted))
+            case Open():
+                self._spawn(self._open_later, effect, name="subscribe")
+            case Authenticate():
+                self._spawn(self._authenticate, effect, name="authenticate")
+            case Begin():
+                self._spawn(self._begin, effect, name="connect")
+            case Execute(command):
+                self._spawn(self._execute, command, name=op_of(command))
+
+    async def _guarded(self, what: str, call: Callable[[], Awaitable[Any]]) -> Any:
+        """The result of a call, or the error to answer with. A defect is logged once and answered as ``internal``."""
+        try:
+            return await call()
+        except OperationalError as exc:
+            return exc
+        except Exception:
+            # The peer must not wait for ever, and the other commands of the connection have done nothing wrong.
+            log.exception("command failed", command=what, session=self.id)
+            self._hub.metrics.defect(what)
+            return InternalError("the server failed to carry out the command; it has been logged", retry_after=1.0)
+
+    async def _execute(self, command: AnyCommand) -> None:
+        principal = self._session.principal
+        assert principal is not None
+        caller = Caller(principal, self.id, self._encoding)
+        result = await self._guarded(op_of(command), lambda: self._commands.execute(command, caller))
+        self._hub.metrics.command(op_of(command), result.code if isinstance(result, OperationalError) else "ok")
+        self._apply(self._session.done(command.id, result))
+
+    async def _authenticate(self, effect: Authenticate) -> None:
+        result = await self._guarded("connect", lambda: self._authenticator.authenticate(effect.token))
+        self._apply(self._session.authenticated(effect.id, result, self._hub.clock()))
+
+    def _start_now(self, wanted: Wanted) -> Start | OperationalError:
+        try:
+            return self._hub.start_live(wanted.channel)
+        except OperationalError as exc:
+            return exc
+
+    async def _open_later(self, effect: Open) -> None:
+        start = await self._look_up(effect.wanted)
+        self._open(effect.id, effect.wanted, start)
+
+    async def _look_up(self, wanted: Wanted) -> Start | OperationalError:
+        principal = self._session.principal
+        assert principal is not None
+        result: Start | OperationalError = await self._guarded(
+            "subscribe", lambda: self._commands.start(wanted.channel, wanted.since, wanted.rewind, principal)
+        )
+        return result
+
+    def _open(self, id: int, wanted: Wanted, start: Start | OperationalError) -> None:
+        if self.ended:
+            return
+        opened = self._add(wanted, start)
+        if isinstance(opened, OperationalError):
+            self._hub.metrics.command("subscribe", opened.code)
+            self._apply(self._session.opened(id, wanted.channel, opened))
+            return
+        subscription, reply = opened
+        self._hub.metrics.command("subscribe", "ok")
+        self._outlet.send(msgspec.structs.replace(reply, id=id))
+        self._hub.begin(subscription)
+        self._apply(self._session.opened(id, wanted.channel))
+
+    def _add(
+        self, wanted: Wanted, start: Start | OperationalError
+    ) -> tuple[Subscription, Subscribed] | OperationalError:
+        if isinstance(start, OperationalError):
+            return start
+        try:
+            return self._hub.open(self._outlet, wanted.channel, start, self._hub.compile(wanted.filter))
+        except OperationalError as exc:
+            return exc
+
+    def _leave(self, id: int, channel: str) -> None:
+        self._hub.close(self._outlet, channel)
+        self._apply(self._session.done(id, Unsubscribed(id=id, channel=channel)))
+
+    async def _begin(self, effect: Begin) -> None:
+        self._outlet.principal = effect.principal.id
+        starts = [await self._look_up(sub) if isinstance(sub, Wanted) else None for sub in effect.subs or ()]
+        if self.ended:
+            return
+        # From here to the reply nothing is awaited: positions, reply and first events belong together.
+        failed: list[str] = []
+        begun: list[Subscription] = []
+        subs: list[Subscribed | Error] | None = None if effect.subs is None else []
+        for sub, start in zip(effect.subs or (), starts, strict=True):
+            assert subs is not None
+            if isinstance(sub, Error) or start is None:
+                assert isinstance(sub, Error)
+                subs.append(sub)
+                continue
+            opened = self._add(sub, start)
+            if isinstance(opened, OperationalError):
+                failed.append(sub.channel)
+                subs.append(error_reply(opened, channel=sub.channel))
+            else:
+                begun.append(opened[0])
+                subs.append(opened[1])
+        self._outlet.send(self._connected(effect.id, effect.principal, subs))
+        for subscription in begun:
+            self._hub.begin(subscription)
+        self._outlet.start_heartbeat()
+        self._apply(self._session.began(effect.id, failed))
+
+    def _connected(self, id: int, principal: Principal, subs: list[Subscribed | Error] | None) -> Connected:
+        return Connected(
+            id=id,
+            session=self.id,
+            epoch=self._hub.epoch,
+            offset=self._hub.flushed,
+            server=self._server,
+            ping=self._hub.settings.ping_interval,
+            expires=principal.expires,
+            limits=self._welcome,
+            subs=subs,
+        )
