@@ -1,6 +1,8 @@
 """Brings a database to a revision of the schema, in one transaction, with the packaged migrations."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import anyio
 import anyio.to_thread
@@ -10,10 +12,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from kimera_stream.core.vault.errors import VaultSchemaError
 from kimera_stream.infrastructure.database import async_url
-from kimera_stream.infrastructure.database.connections import make_engine
+from kimera_stream.infrastructure.database.engines import make_engine
 from kimera_stream.infrastructure.database.failures import failure_of, unavailable
 from kimera_stream.infrastructure.settings import DatabaseSettings
 
+T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 HEAD = "0002"
@@ -32,16 +35,30 @@ async def migrate(url: str, revision: str = "head", *, settings: DatabaseSetting
         UnavailableError: unreachable, locked or not writable.
     """
     return await anyio.to_thread.run_sync(
-        _migrate_in_thread, url, revision, settings or DatabaseSettings.model_validate({})
+        _in_thread,
+        url,
+        settings or DatabaseSettings.model_validate({}),
+        lambda connection: _migrate_locked(connection, revision),
     )
 
 
-def _migrate_in_thread(url: str, revision: str, settings: DatabaseSettings) -> str:
+async def current_revision(url: str, *, settings: DatabaseSettings | None = None) -> str | None:
+    """The revision that the database at ``url`` is at; None before the first.
+
+    Raises:
+        UnavailableError: unreachable, or not a database.
+    """
+    return await anyio.to_thread.run_sync(
+        _in_thread, url, settings or DatabaseSettings.model_validate({}), _revision_of
+    )
+
+
+def _in_thread(url: str, settings: DatabaseSettings, fn: Callable[[Connection], T]) -> T:
     target = async_url(url)
     try:
         if target.get_backend_name() == "sqlite" and target.database is not None:
             Path(target.database).absolute().parent.mkdir(parents=True, exist_ok=True)
-        return anyio.run(_migrate, make_engine(target, settings, write=True), revision)
+        return anyio.run(_on_connection, make_engine(target, settings, write=True), fn)
     except Exception as error:
         failure = failure_of(error)
         if failure is None:
@@ -49,10 +66,10 @@ def _migrate_in_thread(url: str, revision: str, settings: DatabaseSettings) -> s
         raise unavailable(failure) from error
 
 
-async def _migrate(engine: AsyncEngine, revision: str) -> str:
+async def _on_connection(engine: AsyncEngine, fn: Callable[[Connection], T]) -> T:
     try:
         async with engine.connect() as connection:
-            return await connection.run_sync(_migrate_locked, revision)
+            return await connection.run_sync(fn)
     finally:
         await engine.dispose()
 

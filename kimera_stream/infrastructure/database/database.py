@@ -8,17 +8,12 @@ import structlog
 from sqlalchemy import literal, select
 from sqlalchemy.engine import URL
 
-from kimera_stream.infrastructure.database.connections import (
-    Connections,
-    PostgresSession,
-    Session,
-    SqliteSession,
-    Transaction,
-    async_url,
-    make_engine,
-)
+from kimera_stream.infrastructure.database.engines import async_url, make_engine
 from kimera_stream.infrastructure.database.failures import Failure, failure_of, unavailable
+from kimera_stream.infrastructure.database.pool import Connections
+from kimera_stream.infrastructure.database.sessions import PostgresSession, Session, SqliteSession
 from kimera_stream.infrastructure.database.statements import Query
+from kimera_stream.infrastructure.database.transaction import Transaction
 from kimera_stream.infrastructure.settings import DatabaseSettings
 from kimera_stream.protocol.errors import BadRequestError, UnavailableError
 

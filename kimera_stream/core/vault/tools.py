@@ -1,0 +1,123 @@
+"""What an operator does to a vault: check, export, import, backup, migrate. Each may run beside a server.
+
+Every error is a KimeraError whose message names the next step.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import anyio
+
+from kimera_stream.core.vault.checking import CheckReport, Progress, check_database
+from kimera_stream.core.vault.errors import VaultFormatError, VaultSchemaError
+from kimera_stream.core.vault.migrate import HEAD, current_revision, migrate
+from kimera_stream.core.vault.transfer import export_rows, import_rows, restamp
+from kimera_stream.infrastructure.database import Database, async_url
+from kimera_stream.infrastructure.settings import DatabaseSettings
+from kimera_stream.protocol.errors import BadRequestError
+
+__all__ = ["CheckReport", "Progress", "backup", "check", "export", "import_", "migrate"]
+
+
+def _quiet(_stage: str, _done: int, _total: int) -> None:
+    """No progress wanted."""
+
+
+def _defaults(settings: DatabaseSettings | None) -> DatabaseSettings:
+    return settings or DatabaseSettings.model_validate({})
+
+
+@asynccontextmanager
+async def _opened(url: str, settings: DatabaseSettings | None) -> AsyncIterator[Database]:
+    """A database that exists and is at our revision of the schema."""
+    parsed = async_url(url)
+    if parsed.get_backend_name() == "sqlite" and not await anyio.Path(parsed.database or "").exists():
+        raise BadRequestError(
+            f"KIMERA_DATABASE__URL: there is no database at {parsed.database}; check the path, or start the server once",
+            field="database.url",
+        )
+    revision = await current_revision(url, settings=_defaults(settings))
+    if revision != HEAD:
+        raise VaultSchemaError(
+            f"the database is at schema revision {revision or 'base'}, expected {HEAD}: run `kimera-stream db migrate`"
+            if revision is None or revision < HEAD
+            else f"the database is at schema revision {revision}, newer than {HEAD}: upgrade Kimera Stream"
+        )
+    database = Database(url, _defaults(settings))
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+async def check(url: str, progress: Progress = _quiet, *, settings: DatabaseSettings | None = None) -> CheckReport:
+    """Verify every checksum, the offsets, the channel index, entities against log, and the file itself.
+
+    Raises:
+        BadRequestError: no such database.
+        VaultSchemaError: it is of another revision.
+        UnavailableError: it cannot be reached.
+    """
+    async with _opened(url, settings) as database:
+        return await check_database(database, progress)
+
+
+async def export(
+    url: str, path: str | Path, progress: Progress = _quiet, *, settings: DatabaseSettings | None = None
+) -> int:
+    """Write one consistent snapshot as gzipped JSON lines; returns how many rows.
+
+    Raises:
+        VaultFormatError: ``path`` exists or cannot be written.
+        DamagedLogError: an entry of the log is damaged.
+    """
+    await _refuse_existing(path)
+    async with _opened(url, settings) as database:
+        return await database.read(partial(export_rows, path=Path(path), progress=progress))
+
+
+async def import_(
+    path: str | Path, url: str, progress: Progress = _quiet, *, settings: DatabaseSettings | None = None
+) -> int:
+    """Read an export into a new database, all of it or nothing, under a new epoch; returns how many rows.
+
+    Raises:
+        VaultFormatError: the target is not empty, or the file is not a whole export.
+    """
+    if not await anyio.Path(path).is_file():
+        raise VaultFormatError(f"there is no file {path}")
+    await migrate(url, settings=settings)
+    async with _opened(url, settings) as database:
+        return await database.write(partial(import_rows, path=Path(path), progress=progress))
+
+
+async def backup(
+    url: str, path: str | Path, progress: Progress = _quiet, *, settings: DatabaseSettings | None = None
+) -> None:
+    """Copy a SQLite vault that is in use. The copy has a new epoch, as its log and the original's part ways.
+
+    Raises:
+        VaultFormatError: ``path`` exists.
+        BadRequestError: not SQLite.
+    """
+    await _refuse_existing(path)
+    unfinished = anyio.Path(f"{path}.partial")
+    async with _opened(url, settings) as database:
+        try:
+            await database.backup(str(unfinished), lambda done, total: progress("backup", done, total))
+            copy = Database(f"sqlite+aiosqlite:///{unfinished}", _defaults(settings))
+            try:
+                await copy.write(restamp)
+            finally:
+                await copy.close()
+            await unfinished.replace(path)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await unfinished.unlink(missing_ok=True)
+
+
+async def _refuse_existing(path: str | Path) -> None:
+    if await anyio.Path(path).exists():
+        raise VaultFormatError(f"{path} exists already: choose another name, or remove it")
