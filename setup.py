@@ -78,12 +78,12 @@ class BuildKernel(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         compiler = self.compiler
-        original = compiler._compile
+        original = compiler._compile  # noqa: SLF001 - setuptools has no other way to flags per file
 
         def compile_one(obj, src, file_ext, cc_args, extra_postargs, pp_opts):
             return original(obj, src, file_ext, cc_args, extra_postargs + self.flags.get(Path(src).stem, []), pp_opts)
 
-        compiler._compile = compile_one
+        compiler._compile = compile_one  # noqa: SLF001
         try:
             super().build_extension(ext)
         except Exception as error:
@@ -91,7 +91,7 @@ class BuildKernel(build_ext):
                 raise
             self._without(error)
         finally:
-            compiler._compile = original
+            compiler._compile = original  # noqa: SLF001
 
     def get_outputs(self) -> list[str]:
         return [path for path in super().get_outputs() if Path(path).exists()]

@@ -10,7 +10,7 @@ the module was not built a warning says so once, on import.
 import warnings
 from typing import Literal
 
-from kimera_stream.kernels.face import Kernel, View, quantize
+from kimera_stream.kernels.face import Kernel, View, quantize, write_row
 from kimera_stream.kernels.layout import (
     EMPTY_RECORD,
     NEGATED_BIT,
@@ -24,6 +24,8 @@ from kimera_stream.kernels.layout import (
     Weights,
     bitmap,
     build_record,
+    record_codes,
+    record_length,
     stride_of,
 )
 from kimera_stream.kernels.reference import Reference
@@ -64,8 +66,11 @@ __all__ = [
     "build_record",
     "load",
     "quantize",
+    "record_codes",
+    "record_length",
     "stride_of",
     "variants",
+    "write_row",
 ]
 
 

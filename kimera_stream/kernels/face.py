@@ -1,6 +1,7 @@
 """The face of the kernels: checks everything the backends assume, and documents what they compute."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -50,7 +51,7 @@ class View:
 
     def __init__(self, backend: Backend, segments: Sequence[Segment]) -> None:
         ordered = list(segments)
-        for before, after in zip(ordered, ordered[1:], strict=False):
+        for before, after in pairwise(ordered):
             if after.base < before.end:
                 raise ValueError("segments: expected them in order of their slots, without overlap")
         self.end = ordered[-1].end if ordered else 0

@@ -143,6 +143,28 @@ def build_record(
     return Record(tuple(words), keys, subject_bit if ordered else 0, bloom)
 
 
+def record_codes(pool: U64, at: int) -> list[int]:
+    """The codes that the record at word ``at`` holds: of its subject, its moment and its values."""
+    head = int(pool[at])
+    at += 1
+    codes = []
+    for bit in (_SUBJECT, _MOMENT):
+        if head & bit:
+            codes.append(int(pool[at]))
+            at += 1
+    if head & _WINDOW:
+        at += 2
+    symbols = head & MAX_ENTRIES
+    codes += pool[at + symbols : at + 2 * symbols].tolist()
+    return codes
+
+
+def record_length(head: int) -> int:
+    """Words of the record with this first word."""
+    given = (head >> 32 & 1) + (head >> 33 & 1) + 2 * (head >> 34 & 1)
+    return 1 + given + 2 * (head & MAX_ENTRIES) + (head >> 16 & MAX_ENTRIES)
+
+
 # -- rows -----------------------------------------------------------------------------------------------------------
 
 
@@ -301,7 +323,7 @@ class Queries:
 
     @property
     def dim(self) -> int:
-        return self.vectors.shape[1]
+        return int(self.vectors.shape[1])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -58,7 +58,8 @@ def flags(query: int, rows: U32) -> F32:
     both = (rows & np.uint32(query & TEXT_BIT)) != 0
     negated = ((rows ^ np.uint32(query)) & np.uint32(NEGATED_BIT)) != 0
     numbers = (mine != 0) & (theirs != 0) & (mine != theirs)
-    return (both & (negated | numbers)).astype(np.float32)
+    result: F32 = (both & (negated | numbers)).astype(np.float32)
+    return result
 
 
 class _Parsed:

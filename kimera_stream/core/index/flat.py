@@ -1,0 +1,418 @@
+"""The index: an exact scan over all rows by the compiled kernel."""
+
+import copy
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import anyio.lowlevel
+import numpy as np
+import structlog
+
+from kimera_stream import kernels
+from kimera_stream.core.index.signature import build_geoid_record, text_signature
+from kimera_stream.core.index.slots import Age, Slots
+from kimera_stream.core.index.snapshot import IndexState, SnapshotInfo, read_snapshot, write_snapshot
+from kimera_stream.core.index.storage import CHUNK_BITS, CHUNK_ROWS, Chunk, RowFiles
+from kimera_stream.core.index.values import ValueCodes
+from kimera_stream.core.interfaces import Candidate, Matrix, StoredGeoid, Threads, Vector
+from kimera_stream.infrastructure.settings import PerformanceSettings, ScoringSettings
+from kimera_stream.kernels.layout import U64
+from kimera_stream.protocol.errors import BadRequestError, LimitExceededError, UnavailableError
+
+FLAG_WEIGHT = 0.5
+"""Lift of a candidate whose negations or numbers differ: measured to beat every learned scan score on negation."""
+_SLACK = 32
+"""Further hits taken from the 8-bit scan before the exact cosines decide, besides a quarter of k."""
+_ID_BYTES = 49 + 42 + 32 + 8
+"""Per id besides its characters: the string's head, its dictionary entry, the slot's integer, the list entry."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class IndexStatistics:
+    """The index in numbers, for the ``stats`` channel and the metrics."""
+
+    geoids: int
+    capacity: int
+    bytes: int
+    mapped_bytes: int
+    tombstones: int
+    evicted: int
+    refused: int
+    policy: str
+    kernel: str
+    threads: int
+
+
+class FlatIndex:
+    """All live geoids, scanned exactly; implements ``IndexService``.
+
+    ``put``, ``remove`` and the start and end of scans belong on one thread (the event loop); the scans themselves run in
+    worker threads without the GIL and see the geoids as they were when they started. An update takes a new slot and
+    frees the old one, so a row never changes under a reader.
+
+    Args:
+        dimension: Length of the vectors.
+        threads: Where scans run.
+        performance: ``max_geoids``, ``index_full`` and ``scan_threads``.
+        scoring: ``kernel``.
+        directory: Where float32 rows are kept in unnamed mapped files; None keeps them in memory.
+        on_evict: Called with the id of a geoid that the policy ``evict_oldest`` drops.
+        variant: Instruction set of the kernel, for tests.
+    """
+
+    def __init__(
+        self,
+        dimension: int,
+        *,
+        threads: Threads,
+        performance: PerformanceSettings,
+        scoring: ScoringSettings,
+        directory: Path | None = None,
+        on_evict: Callable[[str], None] | None = None,
+        variant: str | None = None,
+    ) -> None:
+        if dimension < 1:
+            raise ValueError(f"dimension: expected at least 1, got {dimension}")
+        self.dimension = dimension
+        self._threads = threads
+        self._capacity = performance.max_geoids
+        self._policy = performance.index_full
+        self._on_evict = on_evict
+        scan_threads = performance.scan_threads or len(os.sched_getaffinity(0))
+        self._kernel = kernels.load(scoring.kernel, variant=variant, threads=scan_threads)
+        self._files = RowFiles(directory, dimension)
+        self._codes = ValueCodes()
+        self._reset()
+        self._evicted = 0
+        self._refused = 0
+
+    def _reset(self) -> None:
+        self._slots = Slots()
+        self._age = Age() if self._policy == "evict_oldest" else None
+        self._chunks: list[Chunk] = []
+        self._fresh: list[tuple[int, int]] = [(0, 0), (0, 0)]
+        """Per kind, the slots of the newest chunk that were never used: from, to."""
+        self._by_id: dict[str, int] = {}
+        self._ids: list[str | None] = []
+        self._id_chars = 0
+        self._view: kernels.View | None = None
+        self._margin = 0.0
+
+    # -- what is in it ---------------------------------------------------------------------------------------------
+
+    @property
+    def size(self) -> int:
+        """Live geoids."""
+        return len(self._by_id)
+
+    def __contains__(self, geoid_id: str) -> bool:
+        return geoid_id in self._by_id
+
+    @property
+    def bytes(self) -> int:
+        """Memory of what is held: rows in use, signatures, ids. Mapped float32 rows are not counted."""
+        total = self._slots.bytes + self._codes.bytes + (self._age.bytes if self._age else 0)
+        total += len(self._by_id) * _ID_BYTES + self._id_chars
+        for chunk, rows in zip(self._chunks, self._used(), strict=True):
+            row = 24 + (0 if chunk.codes is None else chunk.codes.shape[1] + 1)
+            if chunk.exact is not None and not chunk.mapped:
+                row += 4 * self.dimension
+            total += rows * row + chunk.pool_bytes
+        return total
+
+    @property
+    def mapped_bytes(self) -> int:
+        """Float32 rows in mapped files."""
+        return sum(chunk.exact.nbytes for chunk in self._chunks if chunk.exact is not None and chunk.mapped)
+
+    @property
+    def statistics(self) -> IndexStatistics:
+        return IndexStatistics(
+            geoids=self.size,
+            capacity=self._capacity,
+            bytes=self.bytes,
+            mapped_bytes=self.mapped_bytes,
+            tombstones=self._slots.tombstones,
+            evicted=self._evicted,
+            refused=self._refused,
+            policy=self._policy,
+            kernel=self._kernel.variant,
+            threads=self._kernel.threads,
+        )
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    def put(self, stored: StoredGeoid) -> None:
+        """Insert or replace.
+
+        Raises:
+            BadRequestError: the vector has another dimension or is not finite; nothing has changed.
+            LimitExceededError: the index is full and its policy is to refuse.
+        """
+        geoid, vector = stored.geoid, stored.vector
+        if vector is not None:
+            vector = self._checked(vector)
+        old = self._by_id.get(geoid.id)
+        if old is None and len(self._by_id) >= self._capacity:
+            self._make_room()
+        slot = self._take(0 if vector is None else 1)
+        chunk, row = self._chunks[slot >> CHUNK_BITS], slot & (CHUNK_ROWS - 1)
+        record = build_geoid_record(geoid, self._codes, store=True)
+        lost, replaced = chunk.write(row, vector, text_signature(geoid.text), record)
+        self._margin = max(self._margin, lost)
+        if replaced:
+            self._view = None
+        self._ids[slot] = geoid.id
+        self._by_id[geoid.id] = slot
+        self._id_chars += len(geoid.id) if old is None else 0
+        self._slots.publish(slot)
+        if self._age is not None:
+            self._age.append(slot)
+        if old is not None:
+            self._free(old)
+
+    def remove(self, geoid_id: str) -> None:
+        """Forget a geoid; one that is not there is no error."""
+        slot = self._by_id.pop(geoid_id, None)
+        if slot is not None:
+            self._id_chars -= len(geoid_id)
+            self._free(slot)
+
+    async def rebuild(self, batches: AsyncIterator[Sequence[StoredGeoid]]) -> int:
+        """Put everything that ``batches`` brings (``VaultService.scan_geoids``); returns how many geoids.
+
+        Raises:
+            LimitExceededError: the index is full and its policy is to refuse.
+        """
+        count = 0
+        async for batch in batches:
+            await self._prepare(1 + len(batch) // CHUNK_ROWS)
+            for stored in batch:
+                self.put(stored)
+            count += len(batch)
+            await anyio.lowlevel.checkpoint()
+        return count
+
+    async def _prepare(self, chunks: int = 1) -> None:
+        """Have files for the next chunks at hand. Without them, rows go into memory: slower to lose than to serve."""
+        for _ in range(self._files.missing(chunks)):
+            try:
+                await self._threads.run("io", self._files.make)
+            except UnavailableError as error:
+                log.warning("vectors go into memory instead of files", reason=error.message)
+                return
+
+    def _checked(self, vector: Vector) -> Vector:
+        vector = np.ascontiguousarray(vector, np.float32)
+        if vector.shape != (self.dimension,):
+            raise BadRequestError(
+                f"vector: expected {self.dimension} numbers, as this server's encoder gives, got {vector.size}",
+                field="vector",
+            )
+        length = float(vector @ vector)
+        if not abs(length - 1.0) < 1e-3:
+            if not 0 < length < float("inf"):
+                raise BadRequestError("vector: expected finite numbers that are not all zero", field="vector")
+            vector = vector / np.float32(np.sqrt(length))
+        return vector
+
+    def _make_room(self) -> None:
+        if self._age is None or self._age.oldest is None:
+            self._refused += 1
+            raise LimitExceededError(
+                f"The index holds {self._capacity} geoids and takes no more (KIMERA_PERFORMANCE__MAX_GEOIDS)"
+            )
+        oldest = self._ids[self._age.oldest]
+        assert oldest is not None
+        self.remove(oldest)
+        self._evicted += 1
+        if self._on_evict is not None:
+            self._on_evict(oldest)
+
+    def _take(self, kind: int) -> int:
+        slot = self._slots.reuse(kind)
+        if slot is not None:
+            return slot
+        start, end = self._fresh[kind]
+        if start == end:
+            exact, mapped = self._files.take() if kind else (None, False)
+            start = self._slots.add_chunk(kind)
+            end = start + CHUNK_ROWS
+            self._chunks.append(Chunk(start, self.dimension, exact, mapped=mapped))
+            self._ids += [None] * CHUNK_ROWS
+            self._view = None
+        self._fresh[kind] = (start + 1, end)
+        return start
+
+    def _free(self, slot: int) -> None:
+        chunk, row = self._chunks[slot >> CHUNK_BITS], slot & (CHUNK_ROWS - 1)
+        at = int(chunk.record[row])
+        if at:
+            for code in kernels.record_codes(chunk.pool, at):
+                self._codes.drop(code)
+            chunk.forget(row)
+        if self._age is not None:
+            self._age.remove(slot)
+        self._slots.release(slot)
+        if chunk.garbage > 4096 and chunk.garbage > chunk.used // 2:
+            chunk.compact(self._slots.chunk_live(chunk.base))
+            self._view = None
+
+    def _used(self) -> list[int]:
+        """Rows of each chunk that were ever used."""
+        used = [CHUNK_ROWS] * len(self._chunks)
+        for start, end in self._fresh:
+            if end:
+                used[end - 1 >> CHUNK_BITS] -= end - start
+        return used
+
+    # -- snapshots -------------------------------------------------------------------------------------------------
+
+    async def save(self, path: Path, *, model: str, epoch: str, offset: int) -> SnapshotInfo:
+        """Write the index as it is at the call, while scans and puts go on.
+
+        Args:
+            path: The file; replaced in one step.
+            model: Name of the encoder, ``EmbeddingService.model``.
+            epoch, offset: Everything up to and including this position of the log has been put.
+
+        Raises:
+            UnavailableError: the disk is full or not writable; a former snapshot is still there.
+        """
+        with self._slots.pin() as bits:
+            state = IndexState(
+                margin=self._margin,
+                bits=bits,
+                ids=self._ids.copy(),
+                values=self._codes.table(),
+                order=None if self._age is None else list(self._age),
+                chunks=[copy.copy(chunk) for chunk in self._chunks],
+                used=self._used(),
+            )
+            write = partial(write_snapshot, dimension=self.dimension, model=model, epoch=epoch, offset=offset)
+            try:
+                info = await self._threads.run("io", write, path, state)
+            except OSError as error:
+                raise UnavailableError(f"index: the snapshot could not be written ({error.strerror})") from error
+        log.info("index snapshot written", geoids=info.geoids, offset=offset)
+        return info
+
+    async def load(self, path: Path, *, model: str, epoch: str | None) -> SnapshotInfo:
+        """Take over a snapshot. Then put what the log holds after its offset.
+
+        Raises:
+            SnapshotError: there is none, or it is damaged, or foreign: rebuild from the vault. The index is unchanged.
+            RuntimeError: the index is not empty.
+            LimitExceededError: the snapshot holds more geoids than ``max_geoids``.
+        """
+        if self._chunks:
+            raise RuntimeError("load: expected an empty index")
+        read = partial(
+            read_snapshot, dimension=self.dimension, model=model, epoch=epoch, resident=self._files.in_memory
+        )
+        state, info = await self._threads.run("io", read, path)
+        if info.geoids > self._capacity:
+            raise LimitExceededError(
+                f"The snapshot holds {info.geoids} geoids, KIMERA_PERFORMANCE__MAX_GEOIDS allows {self._capacity}"
+            )
+        by_id = await self._threads.run("io", _slots_by_id, state)
+        self._adopt(state, by_id)
+        log.info("index snapshot loaded", geoids=info.geoids, offset=info.offset)
+        return info
+
+    def _adopt(self, state: IndexState, by_id: dict[str, int]) -> None:
+        kinds = [int(chunk.exact is not None) for chunk in state.chunks]
+        self._slots = Slots.restored(kinds, state.bits, state.used)
+        self._chunks = state.chunks
+        self._ids = state.ids
+        self._by_id = by_id
+        self._id_chars = sum(map(len, by_id))
+        self._margin = state.margin
+        self._codes.restore(state.values)
+        for i, (kind, used) in enumerate(zip(kinds, state.used, strict=True)):
+            if used < CHUNK_ROWS:
+                self._fresh[kind] = (i * CHUNK_ROWS + used, (i + 1) * CHUNK_ROWS)
+        if self._age is not None:
+            for slot in state.live_slots().tolist() if state.order is None else state.order:
+                self._age.append(slot)
+        self._view = None
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    async def scan(
+        self, queries: Sequence[StoredGeoid], *, k: int, min_relatedness: float, exclude_self: bool = True
+    ) -> list[list[Candidate]]:
+        """Top-k candidates for a contradiction per query: by fused score, symbolic oppositions first.
+
+        An opposition about the same subject needs no relatedness. Where it cannot be told whether two states are about
+        the same thing (no subject on one side, no vector on one side), an opposition comes last, scored below 0.
+
+        Raises:
+            BadRequestError: a query's vector has another dimension or is not finite.
+        """
+        if not queries:
+            return []
+        await self._prepare()  # before codes are looked up: from there to the pin nothing may be put
+        vectors = np.zeros((len(queries), self.dimension), np.float32)
+        for i, query in enumerate(queries):
+            if query.vector is not None:
+                vectors[i] = self._checked(query.vector)
+        block = kernels.Queries.build(
+            vectors,
+            has_vector=[query.vector is not None for query in queries],
+            text=[text_signature(query.geoid.text) for query in queries],
+            records=[build_geoid_record(query.geoid, self._codes, store=False) for query in queries],
+            exclude=[self._by_id.get(query.geoid.id, -1) if exclude_self else -1 for query in queries],
+        )
+        return await self._run(block, kernels.Weights(min_related=min_relatedness, flag=FLAG_WEIGHT), k)
+
+    async def related(self, vectors: Matrix, *, k: int) -> list[list[Candidate]]:
+        """Top-k by relatedness alone, per row.
+
+        Raises:
+            BadRequestError: the vectors have another dimension or are not finite.
+        """
+        if len(vectors) == 0:
+            return []
+        await self._prepare()
+        rows = np.stack([self._checked(vector) for vector in vectors])
+        return await self._run(kernels.Queries.build(rows), kernels.Weights(), k)
+
+    @contextmanager
+    def _pinned(self) -> Iterator[tuple[kernels.View, U64]]:
+        with self._slots.pin() as live:
+            if self._view is None:
+                self._view = self._kernel.view([chunk.segment() for chunk in self._chunks])
+            yield self._view, live
+
+    async def _run(self, block: kernels.Queries, weights: kernels.Weights, k: int) -> list[list[Candidate]]:
+        with self._pinned() as (view, live):
+            hits = await self._threads.run("score", self._scan, view, live, block, weights, k, self._margin)
+            return [self._candidates(hits, i, k) for i in range(len(block))]
+
+    def _scan(
+        self, view: kernels.View, live: U64, block: kernels.Queries, weights: kernels.Weights, k: int, margin: float
+    ) -> kernels.Hits:
+        return self._kernel.scan(view, live, block, weights, k=k + max(_SLACK, k // 4), margin=margin, rescore=True)
+
+    def _candidates(self, hits: kernels.Hits, query: int, k: int) -> list[Candidate]:
+        """Names for slots. Slots keep their id until they are written again, which the pin holds off."""
+        n = int(hits.counts[query])
+        candidates = []
+        rows = zip(hits.slots[query, :n].tolist(), hits.cosine[query, :n].tolist(), hits.opposed[query, :n].tolist(),
+                   hits.fused[query, :n].tolist(), strict=True)  # fmt: skip
+        for slot, cosine, opposed, fused in rows:
+            geoid_id = self._ids[slot]
+            if geoid_id is not None and geoid_id in self._by_id:  # else deleted since the scan began
+                candidates.append(Candidate(geoid_id, max(-1.0, min(1.0, cosine)), opposed, fused))
+        return candidates[:k]
+
+
+def _slots_by_id(state: IndexState) -> dict[str, int]:
+    return {name: slot for slot, name in enumerate(state.ids) if name is not None}

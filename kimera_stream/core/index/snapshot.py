@@ -1,0 +1,289 @@
+"""The index in one file, so that a start maps it and replays only the tail of the log.
+
+    magic, length and checksum of the header, header (JSON), then sections, each on a page of its own:
+    live bits, ids, interned values, order of age, and the columns of each chunk
+
+Every section has a checksum. The file is written beside its place and renamed onto it, so there is a whole one or none.
+Float32 rows are mapped, private and copied on write; everything else is read into memory, where scans walk it faster.
+"""
+
+import mmap
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from kimera_stream.core.index.storage import CHUNK_ROWS, Chunk
+from kimera_stream.kernels import stride_of
+from kimera_stream.kernels.layout import U64
+from kimera_stream.protocol.errors import KimeraError
+
+_MAGIC = b"KIMIDX\x00\x01"
+_PREFIX = struct.Struct("<8sII")
+_PAGE = 4096
+_HEADER_LIMIT = 1 << 28
+_SMALL = ("grades", "text", "keys", "layers", "record")
+
+
+class SnapshotError(KimeraError):
+    """There is no usable snapshot: rebuild the index from the vault.
+
+    ``reason``: ``missing``; ``damaged`` (cut short, or a checksum does not fit); ``foreign`` (another format, encoder,
+    dimension or log).
+    """
+
+    def __init__(self, reason: Literal["missing", "damaged", "foreign"], message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotInfo:
+    """What a snapshot covers: everything up to and including ``offset`` of the log ``epoch``."""
+
+    epoch: str
+    offset: int
+    geoids: int
+
+
+class _Section(msgspec.Struct, frozen=True):
+    name: str
+    chunk: int
+    dtype: str
+    start: int
+    bytes: int
+    checksum: int
+
+
+class _Header(msgspec.Struct, frozen=True):
+    dimension: int
+    model: str
+    epoch: str
+    offset: int
+    geoids: int
+    chunk_rows: int
+    margin: float
+    used: list[int]
+    """Rows of each chunk that were ever used."""
+    kinds: list[int]
+    """1: the chunk holds vectors."""
+    sections: list[_Section]
+
+
+@dataclass(slots=True)
+class IndexState:
+    """What is saved and loaded. While it is saved nobody writes the rows that ``bits`` shows."""
+
+    margin: float
+    bits: U64
+    ids: list[str | None]
+    values: list[tuple[int, str | int, int]]
+    order: list[int] | None
+    """Slots, oldest first; None where the policy needs no order."""
+    chunks: list[Chunk]
+    used: list[int]
+
+    def live_slots(self) -> npt.NDArray[np.int64]:
+        return np.flatnonzero(np.unpackbits(self.bits.view(np.uint8), bitorder="little")).astype(np.int64)
+
+
+def _columns(state: IndexState) -> Iterator[tuple[str, int, npt.NDArray[Any], int]]:
+    """(name, chunk, array, elements to keep room for)."""
+    slots = state.live_slots()
+    names = [(state.ids[slot] or "").encode() for slot in slots.tolist()]
+    yield "bits", -1, state.bits, 0
+    yield "id_lengths", -1, np.array([len(name) for name in names], np.uint16), 0
+    yield "ids", -1, np.frombuffer(b"".join(names), np.uint8), 0
+    yield "values", -1, np.frombuffer(msgspec.json.encode(state.values), np.uint8), 0
+    if state.order is not None:
+        yield "order", -1, np.array(state.order, np.int64), 0
+    for i, (chunk, used) in enumerate(zip(state.chunks, state.used, strict=True)):
+        for name in _SMALL:
+            column = getattr(chunk, name)
+            if column is not None:
+                yield name, i, column[:used], 0
+        yield "pool", i, chunk.pool[: chunk.used], 0
+        if chunk.codes is not None:
+            yield "codes", i, chunk.codes[:used], 0
+        if chunk.exact is not None:
+            yield "exact", i, chunk.exact[:used], CHUNK_ROWS * chunk.exact.shape[1]
+
+
+def _raw(array: npt.NDArray[Any]) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def write_snapshot(
+    path: Path, state: IndexState, *, dimension: int, model: str, epoch: str, offset: int
+) -> SnapshotInfo:
+    """Write ``state`` to ``path``, durably. Blocking: for a worker thread.
+
+    Raises:
+        OSError: the disk is full or not writable; the former snapshot is still there.
+    """
+    columns = list(_columns(state))
+    sections = []
+    start = _PAGE  # the header goes behind the sections, its place into the first page
+    for name, chunk, array, room in columns:
+        size = max(array.nbytes, room * array.itemsize)
+        sections.append(_Section(name, chunk, array.dtype.str, start, array.nbytes, zlib.crc32(_raw(array))))
+        start += -(-size // _PAGE) * _PAGE
+    geoids = int(np.bitwise_count(state.bits).sum())
+    header = msgspec.json.encode(
+        _Header(
+            dimension=dimension,
+            model=model,
+            epoch=epoch,
+            offset=offset,
+            geoids=geoids,
+            chunk_rows=CHUNK_ROWS,
+            margin=state.margin,
+            used=state.used,
+            kinds=[int(chunk.exact is not None) for chunk in state.chunks],
+            sections=sections,
+        )
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(_PREFIX.pack(_MAGIC, len(header), zlib.crc32(header)) + struct.pack("<Q", start))
+            for section, (_, _, array, _) in zip(sections, columns, strict=True):
+                file.seek(section.start)
+                file.write(_raw(array))
+            file.seek(start)
+            file.write(header)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    finally:
+        partial.unlink(missing_ok=True)
+    return SnapshotInfo(epoch, offset, geoids)
+
+
+def _header_of(memory: mmap.mmap, path: Path) -> _Header:
+    if len(memory) < _PAGE:
+        raise SnapshotError("damaged", f"{path.name}: cut short")
+    magic, length, checksum = _PREFIX.unpack_from(memory)
+    if magic != _MAGIC:
+        raise SnapshotError("foreign", f"{path.name}: not a snapshot of this version")
+    (start,) = struct.unpack_from("<Q", memory, _PREFIX.size)
+    if length > _HEADER_LIMIT or start + length > len(memory):
+        raise SnapshotError("damaged", f"{path.name}: cut short")
+    raw = memory[start : start + length]
+    if zlib.crc32(raw) != checksum:
+        raise SnapshotError("damaged", f"{path.name}: the header's checksum does not fit")
+    try:
+        return msgspec.json.decode(raw, type=_Header)
+    except msgspec.MsgspecError as error:
+        raise SnapshotError("foreign", f"{path.name}: a header of another version") from error
+
+
+def read_snapshot(
+    path: Path, *, dimension: int, model: str, epoch: str | None, resident: bool
+) -> tuple[IndexState, SnapshotInfo]:
+    """Read and check a snapshot. Blocking: for a worker thread.
+
+    Args:
+        path: Where ``write_snapshot`` put it.
+        dimension, model, epoch: What it must be of; an epoch of None is not checked.
+        resident: Copy the float32 rows into memory instead of mapping them.
+
+    Raises:
+        SnapshotError: there is none, or it cannot be used.
+    """
+    try:
+        with path.open("rb") as file:
+            memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except FileNotFoundError as error:
+        raise SnapshotError("missing", f"{path.name}: there is none") from error
+    except (OSError, ValueError) as error:
+        raise SnapshotError("damaged", f"{path.name}: cannot be mapped ({error})") from error
+    header = _header_of(memory, path)
+    expected = (dimension, model, CHUNK_ROWS)
+    if (header.dimension, header.model, header.chunk_rows) != expected:
+        raise SnapshotError(
+            "foreign", f"{path.name}: of another encoder or layout ({header.model}, {header.dimension})"
+        )
+    if epoch is not None and header.epoch != epoch:
+        raise SnapshotError("foreign", f"{path.name}: of another log")
+    arrays: dict[tuple[str, int], npt.NDArray[Any]] = {}
+    starts: dict[int, int] = {}
+    for section in header.sections:
+        if section.start + section.bytes > len(memory):
+            raise SnapshotError("damaged", f"{path.name}: cut short in {section.name}")
+        view = memoryview(memory)[section.start : section.start + section.bytes]
+        if zlib.crc32(view) != section.checksum:
+            raise SnapshotError("damaged", f"{path.name}: the checksum of {section.name} does not fit")
+        arrays[section.name, section.chunk] = np.frombuffer(view, section.dtype)
+        if section.name == "exact":
+            starts[section.chunk] = section.start
+    try:
+        state = _assemble(header, arrays, starts, memory, resident=resident)
+    except (KeyError, ValueError, IndexError, msgspec.MsgspecError) as error:
+        raise SnapshotError("damaged", f"{path.name}: its parts do not fit together") from error
+    return state, SnapshotInfo(header.epoch, header.offset, header.geoids)
+
+
+def _assemble(
+    header: _Header,
+    arrays: dict[tuple[str, int], npt.NDArray[Any]],
+    starts: dict[int, int],
+    memory: mmap.mmap,
+    *,
+    resident: bool,
+) -> IndexState:
+    chunks = []
+    dim = header.dimension
+    for i, (used, kind) in enumerate(zip(header.used, header.kinds, strict=True)):
+        exact = None
+        if kind:
+            mapped = np.frombuffer(memory, np.float32, CHUNK_ROWS * dim, starts[i]).reshape(CHUNK_ROWS, dim)
+            exact = mapped.copy() if resident else mapped
+        chunk = Chunk(i * CHUNK_ROWS, dim, exact, mapped=not resident)
+        for name in _SMALL:
+            column = getattr(chunk, name)
+            if column is not None:
+                column[:used] = arrays[name, i]
+        if chunk.codes is not None:
+            chunk.codes[:used] = arrays["codes", i].reshape(used, stride_of(dim))
+        chunk.pool = arrays["pool", i].copy()
+        chunk.used = len(chunk.pool)
+        chunks.append(chunk)
+    bits: U64 = arrays["bits", -1].astype(np.uint64)
+    state = IndexState(
+        margin=header.margin,
+        bits=bits,
+        ids=[None] * (len(chunks) * CHUNK_ROWS),
+        values=msgspec.json.decode(arrays["values", -1].tobytes(), type=list[tuple[int, str | int, int]]),
+        order=arrays["order", -1].tolist() if ("order", -1) in arrays else None,
+        chunks=chunks,
+        used=header.used,
+    )
+    slots = state.live_slots()
+    lengths = arrays["id_lengths", -1]
+    if len(slots) != len(lengths) or len(bits) * 64 != len(state.ids):
+        raise ValueError("ids")
+    text = arrays["ids", -1].tobytes().decode()
+    _name(state.ids, slots.tolist(), lengths, text)
+    return state
+
+
+def _name(ids: list[str | None], slots: Sequence[int], lengths: npt.NDArray[np.uint16], text: str) -> None:
+    ends = np.cumsum(lengths, dtype=np.int64).tolist()
+    start = 0
+    for slot, end in zip(slots, ends, strict=True):
+        ids[slot] = text[start:end]
+        start = end

@@ -1,0 +1,172 @@
+"""Chunks of rows: fixed numbers of slots, column by column. Growing adds a chunk and moves nothing.
+
+A chunk's rows are written only while no scan can see them (see ``FlatIndex``), so nothing here needs a lock.
+"""
+
+import mmap
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from kimera_stream.kernels import Record, Segment, record_length, stride_of, write_row
+from kimera_stream.kernels.layout import F32, U8, U32, U64
+from kimera_stream.protocol.errors import UnavailableError
+
+CHUNK_BITS = 14
+CHUNK_ROWS = 1 << CHUNK_BITS
+_FIRST_POOL = 256
+
+
+def anonymous(rows: int, row_bytes: int) -> U8:
+    """uint8 (rows, row_bytes) of fresh memory: page-aligned, zero, not resident until touched, huge pages if possible."""
+    memory = mmap.mmap(-1, rows * row_bytes)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a system without huge pages: the memory is as good, only slower to walk
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.uint8).reshape(rows, row_bytes)
+
+
+class RowFiles:
+    """Where the float32 rows are kept: in unnamed files of a directory, mapped, so that the system may evict them.
+
+    Files are made ahead, by a thread, so that taking one never waits for a disk.
+
+    Args:
+        directory: None keeps the rows in memory.
+        dim: Numbers per row.
+    """
+
+    def __init__(self, directory: Path | None, dim: int) -> None:
+        self._directory = directory
+        self._dim = dim
+        self._spare: list[F32] = []
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether there are no files at all."""
+        return self._directory is None
+
+    def missing(self, chunks: int) -> int:
+        """How many files are still to be made so that ``chunks`` are at hand."""
+        return 0 if self._directory is None else max(0, chunks - len(self._spare))
+
+    def make(self) -> None:
+        """Make a file for one more chunk. Blocking: for a worker thread.
+
+        Raises:
+            UnavailableError: the disk is full or not writable. The space is reserved here, so that a full disk is an
+                error now and not a bus error at the first write.
+        """
+        assert self._directory is not None
+        size = CHUNK_ROWS * self._dim * 4
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self._directory, prefix="rows-") as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+                memory = mmap.mmap(file.fileno(), size)
+        except OSError as error:
+            raise UnavailableError(f"index: no space for vectors in the data directory ({error.strerror})") from error
+        self._spare.append(np.frombuffer(memory, np.float32).reshape(CHUNK_ROWS, self._dim))
+
+    def take(self) -> tuple[F32, bool]:
+        """float32 (CHUNK_ROWS, dim), zero, and whether it is in a file: in memory where none is at hand."""
+        if self._spare:
+            return self._spare.pop(), True
+        return anonymous(CHUNK_ROWS, self._dim * 4).view(np.float32), False
+
+
+class Chunk:
+    """``CHUNK_ROWS`` slots from ``base`` on, all with vectors or all without."""
+
+    def __init__(self, base: int, dim: int, exact: F32 | None, *, mapped: bool = False) -> None:
+        self.base = base
+        self.exact = exact
+        self.mapped = mapped
+        """Whether the float32 rows are in a file."""
+        self.codes: U8 | None = None
+        self.grades: U8 | None = None
+        if exact is not None:
+            self.codes = anonymous(CHUNK_ROWS, stride_of(dim))
+            self.grades = np.zeros(CHUNK_ROWS, np.uint8)
+        self.text: U32 = np.zeros(CHUNK_ROWS, np.uint32)
+        self.keys: U64 = np.zeros(CHUNK_ROWS, np.uint64)
+        self.layers: U64 = np.zeros(CHUNK_ROWS, np.uint64)
+        self.record: U32 = np.zeros(CHUNK_ROWS, np.uint32)
+        self.pool: U64 = np.zeros(_FIRST_POOL, np.uint64)
+        self.used = 1
+        """Words of the pool in use; word 0 is "no record"."""
+        self.garbage = 0
+        """Words of records that no row refers to any more."""
+
+    def segment(self) -> Segment:
+        """What a kernel scans."""
+        return Segment(
+            self.base,
+            CHUNK_ROWS,
+            codes=self.codes,
+            grades=self.grades,
+            exact=self.exact,
+            text=self.text,
+            keys=self.keys,
+            layers=self.layers,
+            record=self.record,
+            pool=self.pool,
+        )
+
+    @property
+    def pool_bytes(self) -> int:
+        return self.pool.nbytes
+
+    def write(self, row: int, vector: F32 | None, text: int, record: Record) -> tuple[float, bool]:
+        """Fill a row that no scan can see. Returns the norm lost to 8 bits, and whether arrays were replaced.
+
+        Raises:
+            ValueError: the vector is not finite; nothing visible was written.
+        """
+        lost = 0.0
+        if vector is not None:
+            lost = write_row(vector, self.codes, self.grades, self.exact, row)
+        replaced = False
+        self.text[row] = text
+        self.keys[row] = record.keys | record.subject
+        self.layers[row] = record.layers
+        if record.words:
+            replaced = self._room_for(len(record.words))
+            self.pool[self.used : self.used + len(record.words)] = record.words
+            self.record[row] = self.used
+            self.used += len(record.words)
+        else:
+            self.record[row] = 0
+        return lost, replaced
+
+    def forget(self, row: int) -> None:
+        """The row's record is garbage from now on. The row itself stays readable for running scans."""
+        at = int(self.record[row])
+        if at:
+            self.garbage += record_length(int(self.pool[at]))
+
+    def compact(self, live: U8) -> None:
+        """New pool and record column with the records of live rows (0/1 per row) only. Scans keep the old ones."""
+        record = np.zeros(CHUNK_ROWS, np.uint32)
+        parts = [self.pool[:1]]
+        used = 1
+        for row in np.flatnonzero(live.astype(bool) & (self.record != 0)).tolist():
+            at = int(self.record[row])
+            words = record_length(int(self.pool[at]))
+            parts.append(self.pool[at : at + words])
+            record[row] = used
+            used += words
+        pool = np.zeros(max(_FIRST_POOL, used + used // 2), np.uint64)
+        pool[:used] = np.concatenate(parts)
+        self.record, self.pool, self.used, self.garbage = record, pool, used, 0
+
+    def _room_for(self, words: int) -> bool:
+        if self.used + words <= len(self.pool):
+            return False
+        pool = np.zeros(max(2 * len(self.pool), self.used + words), np.uint64)
+        pool[: self.used] = self.pool[: self.used]
+        self.pool = pool
+        return True

@@ -1,0 +1,123 @@
+"""Codes for symbolic values: 64-bit numbers that are equal exactly when the values are.
+
+A hash alone would not do: two different values with one hash would hide a contradiction. So numbers, short strings and
+the constants are written out in their code, and longer strings are interned, with the hash only as a first guess.
+
+    top 12 bits not all ones   a number, as a float64 (zero as -0.0, since code 0 means "none")
+    0xFFF, kind 0              None, True, False
+    0xFFF, kinds 1-7           a string of 0-6 bytes, written out
+    0xFFF, kinds 8-15          interned: 51 bits, from the hash, the next free one on a collision
+"""
+
+import struct
+from hashlib import blake2b
+
+from kimera_stream.protocol.objects import Scalar
+
+_TAG = 0xFFF << 52
+_CONSTANTS: dict[bool | None, int] = {None: _TAG | 1, True: _TAG | 2, False: _TAG | 3}
+_ZERO = 1 << 63
+_INTERNED = _TAG | 1 << 51
+_INTERNED_MASK = (1 << 51) - 1
+_INLINE_BYTES = 6
+_ENTRY_BYTES = 240
+"""Three dictionary entries, two integers and a string's head."""
+
+
+def hash64(text: str) -> int:
+    """64-bit hash of a string, the same in every process."""
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+def is_interned(code: int) -> bool:
+    """Whether the code stands for a long value, which the table has to keep."""
+    return code & _INTERNED == _INTERNED
+
+
+def _written_out(value: Scalar) -> int | None:
+    """The code of a value that fits into one."""
+    if value is None or isinstance(value, bool):
+        return _CONSTANTS[value]
+    if isinstance(value, str):
+        if len(value) > _INLINE_BYTES:
+            return None
+        raw = value.encode("utf-8", "surrogatepass")
+        if len(raw) > _INLINE_BYTES:
+            return None
+        return _TAG | len(raw) + 1 << 48 | int.from_bytes(raw, "little")
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    if number != value:
+        return None
+    return int(struct.unpack("<Q", struct.pack("<d", number))[0]) if number else _ZERO
+
+
+class ValueCodes:
+    """The codes in use. Not thread-safe: one writer."""
+
+    def __init__(self) -> None:
+        self._codes: dict[str | int, int] = {}
+        self._held: dict[int, str | int] = {}
+        self._references: dict[int, int] = {}
+        self._text = 0
+
+    def __len__(self) -> int:
+        return len(self._codes)
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the interned values take."""
+        return len(self._codes) * _ENTRY_BYTES + self._text
+
+    def look(self, value: Scalar) -> int:
+        """The code to compare with: that of no stored value if this one is not stored."""
+        code = _written_out(value)
+        if code is not None:
+            return code
+        assert isinstance(value, str | int)
+        return self._codes.get(value) or self._free_code(value)
+
+    def hold(self, value: Scalar) -> int:
+        """The code to store; ``drop`` it as often."""
+        code = _written_out(value)
+        if code is not None:
+            return code
+        assert isinstance(value, str | int)
+        code = self._codes.get(value)
+        if code is None:
+            code = self._codes[value] = self._free_code(value)
+            self._held[code] = value
+            self._references[code] = 0
+            self._text += len(str(value))
+        self._references[code] += 1
+        return code
+
+    def drop(self, code: int) -> None:
+        """Give back a code that ``hold`` gave."""
+        if not is_interned(code):
+            return
+        self._references[code] -= 1
+        if self._references[code] == 0:
+            del self._references[code]
+            value = self._held.pop(code)
+            del self._codes[value]
+            self._text -= len(str(value))
+
+    def table(self) -> list[tuple[int, str | int, int]]:
+        """(code, value, references) of the interned values, for a snapshot."""
+        return [(code, value, self._references[code]) for code, value in self._held.items()]
+
+    def restore(self, table: list[tuple[int, str | int, int]]) -> None:
+        """Take over a table, in place of what is held."""
+        self._codes = {value: code for code, value, _ in table}
+        self._held = {code: value for code, value, _ in table}
+        self._references = {code: references for code, _, references in table}
+        self._text = sum(len(str(value)) for _, value, _ in table)
+
+    def _free_code(self, value: str | int) -> int:
+        guess = hash64(str(value)) & _INTERNED_MASK
+        while _INTERNED | guess in self._held:
+            guess = guess + 1 & _INTERNED_MASK
+        return _INTERNED | guess
