@@ -1,0 +1,1 @@
+"""The HTTP door: requests in, answers and streams out. ``routes`` puts it together."""

@@ -1,0 +1,204 @@
+"""What the HTTP door needs of the rest, and the streams that are open through it."""
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import anyio
+
+from kimera_stream.core.interfaces import (
+    Authenticator,
+    FieldService,
+    KnowledgeService,
+    Principal,
+    Threads,
+    VaultService,
+)
+from kimera_stream.infrastructure.settings import Settings
+from kimera_stream.infrastructure.telemetry import Metrics
+from kimera_stream.protocol.errors import OverloadedError, UnavailableError
+from kimera_stream.protocol.filters import Filter
+from kimera_stream.protocol.messages import CursorRef, Encoding, HistoryPage
+from kimera_stream.protocol.objects import Position
+
+
+class ReaderStart(Protocol):
+    """Where a reader starts: the body of ``subscribed``."""
+
+    @property
+    def channel(self) -> str: ...
+
+    @property
+    def epoch(self) -> str: ...
+
+    @property
+    def offset(self) -> int: ...
+
+    @property
+    def was_recovering(self) -> bool: ...
+
+    @property
+    def recovered(self) -> bool: ...
+
+
+class ReaderEvent(Protocol):
+    """One event: its offset, its type and the event object as JSON."""
+
+    @property
+    def offset(self) -> int: ...
+
+    @property
+    def type(self) -> str: ...
+
+    @property
+    def payload(self) -> bytes: ...
+
+
+class EventHub(Protocol):
+    """The streaming core, as far as HTTP reads from it."""
+
+    def compile(self, tree: Mapping[str, Any] | None) -> Filter | None:
+        """A filter tree under the configured limits; raises BadFilterError."""
+
+    def reader(
+        self, channel: str, *, since: Position | None, filter: Filter | None, rewind: int | None, principal: str
+    ) -> AbstractAsyncContextManager[tuple[ReaderStart, AsyncIterator[ReaderEvent]]]:
+        """Events of one channel, exactly once and in order, until the caller leaves or the hub ends."""
+
+    def newest(self, channel: str) -> bytes | None:
+        """The newest value of a latest channel as JSON, None before the first."""
+
+
+class Readiness(Protocol):
+    """Whether the server takes work, and how far its parts are."""
+
+    @property
+    def ready(self) -> bool: ...
+
+    @property
+    def draining(self) -> bool: ...
+
+    @property
+    def services(self) -> Mapping[str, str]: ...
+
+
+class Check(Protocol):
+    """Outcome of looking at one service; ``infrastructure.container``'s ``Health`` is one. ``latency`` in seconds."""
+
+    @property
+    def ok(self) -> bool: ...
+
+    @property
+    def latency(self) -> float: ...
+
+    @property
+    def error(self) -> str | None: ...
+
+
+class OpenStreams:
+    """The streaming requests under way. A stop tells them to end, and waits for them."""
+
+    def __init__(self) -> None:
+        self.stopping = anyio.Event()
+        self._open = 0
+        self._none_open = anyio.Event()
+
+    @property
+    def open(self) -> int:
+        return self._open
+
+    @contextmanager
+    def one(self, limit: int) -> Iterator[None]:
+        """Around the life of one stream.
+
+        Raises:
+            OverloadedError: ``limit`` are open.
+        """
+        if self._open >= limit:
+            raise OverloadedError(f"the server has its {limit} streams open; try again later", retry_after=5.0)
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
+            if not self._open:
+                self._none_open.set()
+
+    async def drain(self, seconds: float) -> None:
+        """Tell every stream to end at its next whole result, and wait until all have, ``seconds`` at most."""
+        self.stopping.set()
+        with anyio.move_on_after(seconds):
+            while self._open:
+                self._none_open = anyio.Event()
+                await self._none_open.wait()
+
+
+class HistoryPages(Protocol):
+    """Pages of a channel's past; the same that answers the WebSocket's ``history``."""
+
+    async def history(
+        self,
+        channel: str,
+        *,
+        since: Position | CursorRef | None,
+        limit: int,
+        reverse: bool,
+        principal: Principal,
+        encoding: Encoding,
+    ) -> HistoryPage:
+        """Raises OperationalError: bad channel, position or limit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoorServices:
+    """What is there once the server has loaded. ``commands`` is ``streaming.commands.Commands``."""
+
+    knowledge: KnowledgeService
+    vault: VaultService
+    commands: HistoryPages
+    hub: EventHub
+    field: FieldService
+
+
+@dataclass(slots=True, kw_only=True)
+class HttpDoor:
+    """Everything the HTTP operations ask.
+
+    The door answers from the first moment: liveness, readiness, metrics and documents. The rest is refused with
+    ``unavailable`` until ``services`` is set.
+
+    Attributes:
+        readiness: Whether the server takes work; asked at every request, so it must be cheap.
+        health: Looks at every service; the answer names each with its state. Bounded in time by the callee.
+        versions: Names and versions of what runs, for /health.
+        node: Name of this node.
+    """
+
+    authenticator: Authenticator
+    settings: Settings
+    metrics: Metrics
+    threads: Threads
+    readiness: Callable[[], Readiness]
+    health: Callable[[], Awaitable[Mapping[str, Check]]]
+    node: str
+    version: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+    streams: OpenStreams = field(default_factory=OpenStreams)
+    services: DoorServices | None = None
+    opened_at: float = field(default_factory=time.monotonic)
+
+    def opened(self) -> DoorServices:
+        """The services, for an operation that needs them.
+
+        Raises:
+            UnavailableError: the server has not loaded yet, or is stopping.
+        """
+        state = self.readiness()
+        if state.draining or self.streams.stopping.is_set():
+            raise UnavailableError("the server is stopping", retry_after=1.0)
+        if self.services is None:
+            waiting = ", ".join(f"{name}: {how}" for name, how in state.services.items() if how != "ready")
+            raise UnavailableError(f"the server is starting ({waiting or 'nearly done'})", retry_after=1.0)
+        return self.services
