@@ -1,0 +1,88 @@
+"""From a token of any kind to a principal."""
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from kimera_stream.api.auth.api_keys import PREFIX, ApiKeyStore
+from kimera_stream.api.auth.jwt import JwtVerifier
+from kimera_stream.core.interfaces import ALL_ROLES, Principal, Threads
+from kimera_stream.infrastructure.settings import Problem, SecuritySettings, SettingsError
+from kimera_stream.protocol.errors import UnauthorizedError
+
+ANONYMOUS: Final = Principal("anonymous", ALL_ROLES)
+MAX_TOKEN_CHARS: Final = 8_192
+
+log = structlog.get_logger(__name__)
+
+
+class TokenAuthenticator:
+    """Implements ``core.interfaces.Authenticator`` with JSON Web Tokens and API keys.
+
+    Args:
+        security: Keys and what is demanded of tokens.
+        open_access: Callers without a token are anonymous and have every role (``settings.access_is_open`` says when).
+        threads: Where the disk is waited for.
+        clock: Unix seconds.
+    """
+
+    def __init__(
+        self,
+        security: SecuritySettings,
+        *,
+        open_access: bool,
+        threads: Threads,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._open = open_access
+        self._jwt = JwtVerifier(security, threads, clock)
+        self._keys = ApiKeyStore(security.api_keys_file, threads, clock)
+        self._has_keys = security.api_keys_file is not None
+
+    @property
+    def required(self) -> bool:
+        return not self._open
+
+    async def load(self) -> None:
+        """Read the key files; to be awaited before the first ``authenticate``.
+
+        Raises:
+            SettingsError: one cannot be read or understood.
+        """
+        try:
+            await self._jwt.load()
+        except ValueError as error:
+            raise SettingsError([Problem("KIMERA_SECURITY__JWT_KEY_FILE", str(error))]) from error
+        try:
+            count = await self._keys.load()
+        except ValueError as error:
+            raise SettingsError(
+                [Problem("KIMERA_SECURITY__API_KEYS_FILE", str(error), "`kimera-stream config new-key` makes keys")]
+            ) from error
+        log.info("authentication_ready", required=self.required, jwt=self._jwt.enabled, api_keys=count)
+
+    async def authenticate(self, token: str | None) -> Principal:
+        """See ``core.interfaces.Authenticator``. Where access is open and nothing is configured to check a token against, a
+        token is passed over: a client's setting need not change with the server it is tried on.
+        """
+        if not token:
+            if self._open:
+                return ANONYMOUS
+            raise UnauthorizedError(
+                "token: a token is required, as `Authorization: Bearer TOKEN`, in `connect` or as subprotocol",
+                field="token",
+            )
+        if self._open and not self._has_keys and not self._jwt.enabled:
+            return ANONYMOUS
+        kind = "api_key" if token.startswith(PREFIX) else "jwt"
+        try:
+            if len(token) > MAX_TOKEN_CHARS or not token.isascii():
+                raise UnauthorizedError("token: it is malformed", field="token")  # noqa: TRY301
+            if kind == "api_key":
+                return await self._keys.authenticate(token)
+            return await self._jwt.authenticate(token)
+        except UnauthorizedError as error:
+            log.info("authentication_refused", kind=kind, reason=error.message)
+            raise
