@@ -1,6 +1,6 @@
 """In-memory stand-ins for what the streaming core is built on: a log, a vault, a knowledge service, a handle."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +30,13 @@ def entry(offset: int, /, *channels: str, type: str = "geoid.created", **data: A
         channels=channels or ("geoids",),
         data=msgspec.Raw(msgspec.json.encode(data or {"n": offset})),
     )
+
+
+async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    """Wait for something that announces itself in no other way, such as a peer's socket buffer."""
+    with anyio.fail_after(seconds):
+        while not condition():  # noqa: ASYNC110
+            await anyio.sleep(0.005)
 
 
 class MemoryLog:
@@ -67,9 +74,7 @@ class MemoryLog:
             self.fail_next -= 1
             raise UnavailableError("the log does not answer", retry_after=0.01)
         until = self.head if until is None else until
-        found = [
-            e for e in self.entries if after < e.offset <= until and (channel is None or channel in e.channels)
-        ]
+        found = [e for e in self.entries if after < e.offset <= until and (channel is None or channel in e.channels)]
         if reverse:
             return LogPage(found[::-1][:limit], until, len(found) > limit)
         more = len(found) > limit
@@ -135,7 +140,9 @@ class FakeKnowledge:
             updated_at=1,
             offset=offset,
         )
-        fresh = self.vault.append("geoids", f"geoid:{geoid.id}", f"session:{geoid.session_id}", **msgspec.to_builtins(geoid))
+        fresh = self.vault.append(
+            "geoids", f"geoid:{geoid.id}", f"session:{geoid.session_id}", **msgspec.to_builtins(geoid)
+        )
         assert self.hub is not None
         self.hub.deliver([fresh])
         return PublishResult(geoid, offset, [], False)
@@ -304,22 +311,33 @@ async def serving(settings: Settings | None = None, *, egress: bool = True, requ
     arguments |= options
     config = uvicorn.Config(endpoint, port=0, lifespan="off", log_level="critical", access_log=False, **arguments)
     server = QuietServer(config)
+    stopped = anyio.Event()
+
+    async def serve() -> None:
+        await server.serve()
+        stopped.set()
+
     async with anyio.create_task_group() as group:
         group.start_soon(hub.run)
-        group.start_soon(server.serve)
-        while not server.started:
-            await anyio.sleep(0.005)
+        group.start_soon(serve)
+        await until(lambda: server.started)
         port = server.servers[0].sockets[0].getsockname()[1]
         try:
             yield World(
-                f"ws://127.0.0.1:{port}/v1/stream", port, settings, vault, knowledge, authenticator, hub, endpoint, server
+                f"ws://127.0.0.1:{port}/v1/stream",
+                port,
+                settings,
+                vault,
+                knowledge,
+                authenticator,
+                hub,
+                endpoint,
+                server,
             )
         finally:
             server.should_exit = True
-            with anyio.CancelScope(shield=True), anyio.move_on_after(15):
-                while server.server_state.connections or server.server_state.tasks:
-                    await anyio.sleep(0.01)
-            await anyio.sleep(0.25)
+            with anyio.CancelScope(shield=True):
+                await stopped.wait()
             group.cancel_scope.cancel()
 
 
