@@ -221,6 +221,14 @@ def test_factory_without_annotation_is_refused() -> None:
         Services().add(Store, factory=make)
 
 
+def test_annotation_that_does_not_exist_at_run_time_is_refused() -> None:
+    def make(clock: "Imported") -> Store:  # type: ignore[name-defined]  # noqa: F821
+        return Store(clock)
+
+    with pytest.raises(ContainerError, match=r"Store: annotations of its factory .* 'Imported' is not defined"):
+        Services().add(Store, factory=make)
+
+
 def test_decorated_generator_is_refused() -> None:
     @asynccontextmanager
     async def make() -> AsyncIterator[Store]:

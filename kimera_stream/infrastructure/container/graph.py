@@ -128,7 +128,12 @@ def parameters_of(key: Any, factory: Callable[..., Any]) -> tuple[Parameter, ...
         annotated = factory
     else:
         annotated = type(factory).__call__
-    hints = get_type_hints(annotated)
+    try:
+        hints = get_type_hints(annotated)
+    except NameError as error:
+        raise ContainerError(
+            f"{name_of(key)}: annotations of its factory {name_of(factory)} cannot be read at run time: {error}"
+        ) from error
     found = []
     for name, parameter in inspect.signature(factory).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
