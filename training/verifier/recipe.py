@@ -1,0 +1,89 @@
+"""What each stage of the shipped verifier is trained on."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kimera_stream.engines.verifier_model import CrossEncoder
+from training.verifier.clusters import Cluster, anchor_examples, read_clusters, training_examples
+from training.verifier.examples import Example
+from training.verifier.generators import generated_clusters
+from training.verifier.loop import Stage
+from training.verifier.mining import mistaken, neighbours
+from training.verifier.public import public_examples
+
+OWN_CORPUS = Path(__file__).parents[1] / "corpus"
+
+
+@dataclass(slots=True)
+class Materials:
+    """Everything that the stages draw from."""
+
+    data: Path
+    seed: int
+    clusters: list[Cluster]
+
+    @classmethod
+    def read(cls, data: Path, seed: int) -> "Materials":
+        """Public pairs in ``data``, clusters in ``training/corpus``."""
+        return cls(data, seed, read_clusters([OWN_CORPUS]))
+
+    @property
+    def training_clusters(self) -> list[Cluster]:
+        return [cluster for cluster in self.clusters if cluster.split == "train"]
+
+    def rng(self, name: str) -> random.Random:
+        return random.Random(f"{self.seed}:{name}")
+
+
+def _some(rng: random.Random, examples: Sequence[Example], number: int) -> list[Example]:
+    return rng.sample(examples, min(number, len(examples)))
+
+
+def public(materials: Materials, _: CrossEncoder) -> list[Example]:
+    """The public pairs, with a taste of the corpus."""
+    rng = materials.rng("public")
+    corpus = training_examples(materials.training_clusters, materials.seed)
+    return public_examples(materials.data, "train", materials.seed) + _some(rng, corpus, 12_000)
+
+
+def corpus(materials: Materials, _: CrossEncoder) -> list[Example]:
+    """Every written pair, some of those derived from them, generated ones, and public ones against forgetting."""
+    rng = materials.rng("corpus")
+    written = anchor_examples(materials.training_clusters)
+    known = {(e.first, e.second) for e in written}
+    every = training_examples(materials.training_clusters, materials.seed)
+    generated = training_examples(generated_clusters("train", materials.seed), materials.seed)
+    return [
+        *written,
+        *_some(rng, [e for e in every if (e.first, e.second) not in known], 12_000),
+        *_some(rng, generated, 9_000),
+        *_some(rng, public_examples(materials.data, "train", materials.seed), 4_000),
+    ]
+
+
+def polish(materials: Materials, model: CrossEncoder) -> list[Example]:
+    """What the model still gets wrong, twice; neighbours from the pool; the clusters written against known weaknesses."""
+    rng = materials.rng("polish")
+    clusters = materials.training_clusters
+    written = anchor_examples(clusters)
+    targeted = training_examples([c for c in clusters if c.source.startswith("extra_")], materials.seed)
+    generated = training_examples(generated_clusters("train", materials.seed + 1), materials.seed)
+    wrong = mistaken(model, written)
+    return [
+        *wrong,
+        *wrong,
+        *_some(rng, written, 9_000),
+        *targeted,
+        *_some(rng, generated, 5_000),
+        *_some(rng, public_examples(materials.data, "train", materials.seed), 2_500),
+        *neighbours(clusters, materials.seed, most=3_500),
+    ]
+
+
+STAGES: list[tuple[Stage, Callable[[Materials, CrossEncoder], list[Example]]]] = [
+    (Stage("public", epochs=1.0, rate=1.2e-4, batch=48), public),
+    (Stage("corpus", epochs=1.0, rate=1.1e-4, batch=32), corpus),
+    (Stage("polish", epochs=1.0, rate=7e-5, batch=32), polish),
+]
