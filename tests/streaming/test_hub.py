@@ -268,6 +268,27 @@ async def test_a_stalled_peer_costs_its_buffer_only_and_reads_on_where_it_stood(
         assert b.hub.statistics()["lagging"] == 0
 
 
+async def test_a_stall_between_ticks_loses_nothing_that_is_pending() -> None:
+    """One subscription catches up and fills the buffer, while entries for another wait for the tick."""
+    async with bench() as b:
+        b.commit(3, "scars")
+        b.hub.flush()
+        outlet, egress = b.connect(window=0)
+        await b.subscribe(outlet, "geoids")
+        b.commit(2, "geoids")
+        egress.stuck = True
+        await b.subscribe(outlet, "scars", since=("E1", 0))
+        assert egress.paused
+        b.hub.flush()
+        b.commit(1, "geoids")
+        b.hub.flush()
+        egress.resume()
+        await wait_all_tasks_blocked()
+        messages = egress.messages()
+        assert [m["offset"] for m in messages if m["channel"] == "scars"] == [1, 2, 3]
+        assert [m["offset"] for m in messages if m["channel"] == "geoids"] == [4, 5, 6]
+
+
 async def test_a_peer_that_stays_stalled_is_closed_with_4001() -> None:
     async with bench(outbox_age=30) as b:
         outlet, egress = b.connect(window=10)

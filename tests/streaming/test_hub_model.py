@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
-from hypothesis import given, settings
+import pytest
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kimera_stream.infrastructure.settings import StreamSettings
 from kimera_stream.protocol.codec import CODECS
 from kimera_stream.protocol.objects import Position
+from kimera_stream.streaming import catchup
 from kimera_stream.streaming.hub import Hub
 from kimera_stream.streaming.outlet import Outlet
 from tests.streaming.fakes import FakeEgress, MemoryLog
@@ -71,6 +73,11 @@ class History:
                 self.peers.append(Peer(outlet, egress))
             case ("subscribe", index, channel, filter, back):
                 await self.subscribe(index, channel, filter, back)
+            case ("subscribe, reading nothing", index, channel, back):
+                if peer := self.peer(index):
+                    peer.egress.stuck = True
+                    peer.egress.window = 0
+                    await self.subscribe(index, channel, None, back)
             case ("unsubscribe", index, channel):
                 if (peer := self.peer(index)) and channel in peer.starts:
                     self.hub.close(peer.outlet, channel)
@@ -153,12 +160,21 @@ actions = st.one_of(
     st.tuples(st.just("flush")),
     st.tuples(st.just("connect"), st.sampled_from([0, 150, 600, 1 << 30])),
     st.tuples(st.just("subscribe"), index, channel, st.sampled_from(FILTERS), st.one_of(st.none(), st.integers(0, 12))),
+    st.tuples(st.just("subscribe, reading nothing"), index, channel, st.integers(1, 12)),
     st.tuples(st.just("unsubscribe"), index, channel),
     st.tuples(st.just("stall"), index),
     st.tuples(st.just("resume"), index),
     st.tuples(st.just("gate")),
     st.tuples(st.just("yield"), st.integers(1, 4)),
 )
+
+
+@pytest.fixture(autouse=True)
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a short history crosses the bounds of chunks, pages and scans."""
+    monkeypatch.setattr(catchup, "CHUNK_EVENTS", 3)
+    monkeypatch.setattr(catchup, "_PAGE_ENTRIES", 2)
+    monkeypatch.setattr(catchup, "_SCAN", 4)
 
 
 async def play(history: list[tuple[Any, ...]], tail_bytes: int) -> None:
@@ -175,7 +191,7 @@ async def play(history: list[tuple[Any, ...]], tail_bytes: int) -> None:
         group.cancel_scope.cancel()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(actions, min_size=5, max_size=60), st.sampled_from([1024, 4096, 1 << 20]))
 def test_every_history_is_delivered_exactly_once_in_order(history: list[tuple[Any, ...]], tail_bytes: int) -> None:
     anyio.run(play, history, tail_bytes)
