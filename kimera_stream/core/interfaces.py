@@ -247,6 +247,8 @@ class IndexService(Protocol):
     @property
     def bytes(self) -> int: ...
 
+    def __contains__(self, geoid_id: str) -> bool: ...
+
     def put(self, stored: StoredGeoid) -> None:
         """Insert or replace.
 

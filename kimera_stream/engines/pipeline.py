@@ -1,0 +1,320 @@
+"""The pipeline: what the doors ask, carried out by two supervised loops.
+
+    publish() -> Intake -> [prepare: keys, encoding] -> [sequencer: detect, plan, commit, tell] -> the caller's answer
+
+While one group commits, the next is being encoded: the two loops are joined by a stream of bounded length.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import anyio
+import anyio.abc
+import msgspec
+import structlog
+
+from kimera_stream.core.geoid import unit
+from kimera_stream.core.interfaces import EmbeddingService, Principal, PublishResult, VaultService
+from kimera_stream.core.validation import BodyLimits, validate_body
+from kimera_stream.engines.intake import Intake, Ticket
+from kimera_stream.engines.metrics import PipelineMetrics
+from kimera_stream.engines.queries import Queries
+from kimera_stream.engines.sequencer import Sequencer
+from kimera_stream.engines.work import DeleteWork, PublishWork, ResolveWork, Work
+from kimera_stream.infrastructure.settings import Settings
+from kimera_stream.protocol.channels import is_id
+from kimera_stream.protocol.errors import BadRequestError, InternalError, OperationalError
+from kimera_stream.protocol.messages import Published
+from kimera_stream.protocol.objects import (
+    Decision,
+    GeoidBody,
+    Scar,
+    ScoredGeoid,
+    ScoreResult,
+    Watch,
+    WatchKind,
+)
+
+log = structlog.get_logger(__name__)
+
+GROUPS_AHEAD = 2
+"""Encoded groups that may wait for the sequencer."""
+ENCODED_PER_GROUP = 2
+"""Texts in one group, in batches of the encoder: more would make the first of them wait for the last."""
+KEY_LOOKUPS = 8
+"""Idempotency keys looked up at once."""
+BODY_OVERHEAD = 512
+"""Bytes counted for a statement besides its text and vector."""
+REASON_CHARS = 2_000
+
+
+class Pipeline:
+    """Implements ``core.interfaces.KnowledgeService``.
+
+    ``run`` is the supervised service; the methods may be called from any task of its event loop.
+
+    Args:
+        admit: Called before anything is accepted; raises OverloadedError above the memory limit.
+        clock: Unix seconds.
+    """
+
+    def __init__(
+        self,
+        vault: VaultService,
+        embedder: EmbeddingService,
+        sequencer: Sequencer,
+        queries: Queries,
+        settings: Settings,
+        metrics: PipelineMetrics,
+        *,
+        admit: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._vault = vault
+        self._embedder = embedder
+        self._sequencer = sequencer
+        self._queries = queries
+        self._metrics = metrics
+        self._admit = admit
+        self._clock = clock
+        self._intake = Intake(settings.performance.queue_items, settings.performance.queue_bytes)
+        self._limits = BodyLimits.from_settings(settings.api, embedder.dimension)
+        self._window = settings.performance.idempotency_window
+        self._group = settings.database.group_commit_max
+        self._encoded = settings.embedding.batch_size * ENCODED_PER_GROUP
+        self._keyed: dict[tuple[str, str], Ticket[PublishResult]] = {}
+        self._under_way: dict[Ticket[Any], None] = {}
+
+    # -- commands ----------------------------------------------------------------------------------------------------
+
+    async def publish(
+        self,
+        body: GeoidBody,
+        *,
+        principal: Principal,
+        session_id: str | None = None,
+        key: str | None = None,
+        priority: int = 5,
+        merge: bool = False,
+        must_exist: bool = False,
+    ) -> PublishResult:
+        """See ``KnowledgeService.publish``."""
+        validate_body(body, self._limits, merge=merge)
+        if key is not None:
+            if not 1 <= len(key) <= 255:
+                raise BadRequestError("key: expected 1-255 characters", field="key")
+            waiting = self._keyed.get((principal.id, key))
+            if waiting is not None:
+                return _again(await waiting.outcome())
+        self._admit()
+        session = body.session_id or session_id or ""
+        ticket: Ticket[PublishResult] = Ticket(
+            (principal.id, session), priority=priority, cost=_cost(body), admitted_at=time.monotonic()
+        )
+        work = PublishWork(ticket, body, principal, session_id, key, merge, must_exist)
+        if body.vector is not None:
+            work.vector = unit(body.vector)
+        self._accept(work)
+        if key is not None:
+            self._keyed[principal.id, key] = ticket
+        return await ticket.outcome()
+
+    async def delete(self, geoid_id: str, *, principal: Principal) -> int:
+        """Delete a geoid; returns the offset of its ``geoid.deleted``."""
+        if not is_id(geoid_id):
+            raise BadRequestError("geoid_id: expected 1-128 URL-safe characters", field="geoid_id")
+        ticket: Ticket[int] = self._ticket(principal)
+        self._accept(DeleteWork(ticket, geoid_id, principal))
+        return await ticket.outcome()
+
+    async def resolve(
+        self, contradiction_id: str, decision: Decision, reason: str | None, *, principal: Principal
+    ) -> tuple[Scar, int]:
+        """Resolve a contradiction; returns its scar and the offset of ``scar.formed``."""
+        if decision not in ("collapse", "surge", "buffer"):
+            raise BadRequestError("decision: expected collapse, surge or buffer", field="decision")
+        if reason is not None and len(reason) > REASON_CHARS:
+            raise BadRequestError(f"reason: expected at most {REASON_CHARS} characters", field="reason")
+        ticket: Ticket[tuple[Scar, int]] = self._ticket(principal)
+        self._accept(ResolveWork(ticket, contradiction_id, decision, reason, principal))
+        return await ticket.outcome()
+
+    # -- questions -----------------------------------------------------------------------------------------------------
+
+    async def score(self, a: GeoidBody, b: GeoidBody) -> ScoreResult:
+        """How ``a`` (older) and ``b`` stand to each other; nothing is stored."""
+        validate_body(a, self._limits, where="a")
+        validate_body(b, self._limits, where="b")
+        return await self._queries.score(a, b)
+
+    async def search(
+        self,
+        *,
+        text: str | None,
+        vector: list[float] | None,
+        relation: WatchKind,
+        k: int,
+        filter: Mapping[str, Any] | None = None,
+    ) -> list[ScoredGeoid]:
+        """Stored geoids that relate to, or contradict, a statement; the best first."""
+        if (text is None) == (vector is None):
+            raise BadRequestError("text: expected either text or vector", field="text")
+        validate_body(GeoidBody(text=text, vector=vector), self._limits, where="query")
+        return await self._queries.search(text=text, vector=vector, relation=relation, k=k, filter=filter)
+
+    async def watch(
+        self,
+        name: str,
+        *,
+        principal: Principal,
+        text: str | None,
+        vector: list[float] | None,
+        kinds: list[WatchKind],
+        min_score: float | None,
+        filter: Mapping[str, Any] | None,
+    ) -> Watch:
+        """Keep a standing query; see ``WatchRegistry``."""
+        if (text is None) == (vector is None):
+            raise BadRequestError("text: expected either text or vector", field="text")
+        validate_body(GeoidBody(text=text, vector=vector), self._limits, where="watch")
+        return await self._queries.watch(
+            name, principal=principal, text=text, vector=vector, kinds=kinds, min_score=min_score, filter=filter
+        )
+
+    async def unwatch(self, name: str, *, principal: Principal) -> None:
+        """End a standing query."""
+        await self._queries.unwatch(name, principal=principal)
+
+    async def watches(self, *, principal: Principal) -> list[Watch]:
+        """The standing queries of a principal."""
+        return self._queries.watches(principal)
+
+    # -- life ------------------------------------------------------------------------------------------------------------
+
+    @property
+    def waiting(self) -> int:
+        """Statements accepted and not yet answered."""
+        return self._intake.statistics.items
+
+    async def run(self) -> None:
+        """Carry out what is accepted until cancelled. May be called again after a crash."""
+        await self._sequencer.catch_up()
+        send, receive = anyio.create_memory_object_stream[list[Work]](GROUPS_AHEAD)
+        try:
+            async with anyio.create_task_group() as group, send, receive:
+                group.start_soon(self._sequence, receive, name="pipeline:sequence")
+                await self._prepare(send)
+        finally:
+            lost = InternalError(
+                "the server failed while it worked on this; repeat the request, with its idempotency key if it had one",
+                retry_after=1.0,
+            )
+            for ticket in list(self._under_way):
+                ticket.refuse(lost)
+                self._finish(ticket)
+
+    async def drain(self) -> None:
+        """Accept nothing more and wait until everything accepted is answered."""
+        self._intake.close()
+        await self._intake.idle()
+
+    async def _prepare(self, send: anyio.abc.ObjectSendStream[list[Work]]) -> None:
+        while True:
+            group: list[Work] = await self._take()
+            began = time.perf_counter()
+            await self._look_up_keys(group)
+            await self._encode(group)
+            self._metrics.stage("prepare", time.perf_counter() - began)
+            group = [work for work in group if not work.ticket.finished or self._finish(work.ticket)]
+            if group:
+                await send.send(group)
+
+    async def _take(self) -> list[Work]:
+        tickets = await self._intake.take(self._group, heavy_limit=self._encoded, heavy=_is_heavy)
+        works = [ticket.work for ticket in tickets]
+        for ticket in tickets:
+            self._under_way[ticket] = None
+        return works
+
+    async def _look_up_keys(self, group: Sequence[Work]) -> None:
+        keyed = [work for work in group if isinstance(work, PublishWork) and work.key is not None]
+        if not keyed:
+            return
+        not_before = int((self._clock() - self._window) * 1000)
+        limiter = anyio.CapacityLimiter(KEY_LOOKUPS)
+
+        async def look_up(work: PublishWork) -> None:
+            assert work.key is not None
+            async with limiter:
+                try:
+                    record = await self._vault.idempotent(work.principal.id, work.key, not_before=not_before)
+                except OperationalError as error:
+                    work.ticket.refuse(error)
+                    return
+            if record is not None:
+                work.ticket.answer(_again(_first_result(record.result)))
+
+        async with anyio.create_task_group() as lookups:
+            for work in keyed:
+                lookups.start_soon(look_up, work, name="pipeline:key")
+
+    async def _encode(self, group: Sequence[Work]) -> None:
+        wanted = [work for work in group if isinstance(work, PublishWork) and work.text is not None]
+        wanted = [work for work in wanted if not work.ticket.finished]
+        if not wanted:
+            return
+        try:
+            rows = await self._embedder.embed([work.text for work in wanted if work.text is not None])
+        except OperationalError as error:
+            for work in wanted:
+                work.ticket.refuse(error)
+            return
+        for work, row in zip(wanted, rows, strict=True):
+            work.vector = row.copy()  # a row of its own: keeping one must not keep the whole batch
+
+    async def _sequence(self, receive: anyio.abc.ObjectReceiveStream[list[Work]]) -> None:
+        async for group in receive:
+            began = time.perf_counter()
+            await self._sequencer.process(group)
+            self._metrics.stage("sequence", time.perf_counter() - began)
+            for work in group:
+                self._finish(work.ticket)
+
+    def _ticket(self, principal: Principal) -> Ticket[Any]:
+        return Ticket((principal.id, ""), priority=5, cost=BODY_OVERHEAD, admitted_at=time.monotonic())
+
+    def _accept(self, work: Work) -> None:
+        work.ticket.work = work
+        self._intake.admit(work.ticket)
+
+    def _finish(self, ticket: Ticket[Any]) -> bool:
+        """Its place is free. Always False, to drop it from a group."""
+        if self._under_way.pop(ticket, ticket) is None:
+            self._intake.finished(ticket)
+            self._metrics.answered(time.monotonic() - ticket.admitted_at)
+            work = ticket.work
+            if isinstance(work, PublishWork) and work.key is not None:
+                self._keyed.pop((work.principal.id, work.key), None)
+        return False
+
+
+def _is_heavy(ticket: Ticket[Any]) -> bool:
+    return isinstance(ticket.work, PublishWork) and ticket.work.text is not None
+
+
+def _cost(body: GeoidBody) -> int:
+    cost = BODY_OVERHEAD + 4 * len(body.text or "") + 8 * len(body.vector or ())
+    for state in (body.semantic_state, body.symbolic_state, body.metadata):
+        if state:
+            cost += 64 * len(state)
+    return cost
+
+
+def _first_result(encoded: bytes) -> PublishResult:
+    published = msgspec.json.decode(encoded, type=Published)
+    return PublishResult(published.geoid, published.offset, published.contradictions, duplicate=True)
+
+
+def _again(result: PublishResult) -> PublishResult:
+    return PublishResult(result.geoid, result.offset, result.contradictions, duplicate=True)

@@ -1,0 +1,175 @@
+"""Planning of publishes: versions, detection, what is found, kept or dissolved, and the matches of watches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from kimera_stream.core.geoid import built, merged, new_id, same_statement
+from kimera_stream.core.geoid_cache import GeoidCache
+from kimera_stream.core.interfaces import (
+    ContradictionEngine,
+    IdempotencyRecord,
+    Judgement,
+    PublishResult,
+    StoredGeoid,
+    VaultService,
+)
+from kimera_stream.engines.planning import Planner
+from kimera_stream.engines.watches import WatchRegistry
+from kimera_stream.engines.work import PublishWork
+from kimera_stream.protocol.errors import NotFoundError, OperationalError
+from kimera_stream.protocol.messages import Published
+from kimera_stream.protocol.objects import Contradiction
+
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass(slots=True)
+class _Item:
+    work: PublishWork
+    stored: StoredGeoid
+    previous: StoredGeoid | None
+    changed: bool
+    hits: list[tuple[StoredGeoid, Judgement]]
+
+
+class Publishing:
+    """Plans a group of publishes in which every id occurs once."""
+
+    def __init__(
+        self, vault: VaultService, cache: GeoidCache, engine: ContradictionEngine, watches: WatchRegistry
+    ) -> None:
+        self._vault = vault
+        self._cache = cache
+        self._engine = engine
+        self._watches = watches
+
+    async def plan(
+        self, works: Sequence[PublishWork], planner: Planner
+    ) -> list[tuple[PublishWork, PublishResult | OperationalError]]:
+        """Write everything the publishes lead to into the planner's batch; returns each one's answer, to be given
+        after the commit.
+
+        Raises:
+            UnavailableError: the vault or the encoder behind the engine cannot answer.
+        """
+        outcomes: list[tuple[PublishWork, PublishResult | OperationalError]] = []
+        items = await self._items(works, planner, outcomes)
+        changed = [item for item in items if item.changed]
+        if changed:
+            detected = await self._engine.detect([item.stored for item in changed])
+            for item, hits in zip(changed, detected, strict=True):
+                item.hits = hits
+        known = await self._known(changed)
+        await self._write(items, known, planner, outcomes)
+        return outcomes
+
+    async def _items(
+        self,
+        works: Sequence[PublishWork],
+        planner: Planner,
+        outcomes: list[tuple[PublishWork, PublishResult | OperationalError]],
+    ) -> list[_Item]:
+        ids = [work.body.id for work in works if work.body.id is not None]
+        existing = await self._cache.get_many(ids) if ids else {}
+        items: list[_Item] = []
+        for work in works:
+            previous = existing.get(work.body.id) if work.body.id is not None else None
+            if previous is None and work.must_exist:
+                outcomes.append((work, NotFoundError(f"geoid {work.body.id} does not exist", field="id")))
+                continue
+            body, vector = work.body, work.vector
+            if work.merge and previous is not None:
+                if body.text is None and body.vector is None:
+                    vector = previous.vector
+                body = merged(body, previous.geoid)
+            geoid = built(
+                body,
+                geoid_id=body.id if body.id is not None else new_id(planner.now),
+                session_id=work.session_id,
+                now=planner.now,
+                offset=planner.head,
+                previous=None if previous is None else previous.geoid,
+            )
+            stored = StoredGeoid(geoid, vector, work.principal.id)
+            changed = previous is None or not same_statement(stored, previous)
+            items.append(_Item(work, stored, previous, changed, []))
+        return items
+
+    async def _known(self, changed: Sequence[_Item]) -> dict[frozenset[str], Contradiction]:
+        """Open contradictions of the statements that are being replaced, by pair."""
+        updated = [item.stored.geoid.id for item in changed if item.previous is not None]
+        if not updated:
+            return {}
+        found = await self._vault.contradictions_of(updated, state="open")
+        return {frozenset((each.a, each.b)): each for each in found}
+
+    async def _write(
+        self,
+        items: Sequence[_Item],
+        known: dict[frozenset[str], Contradiction],
+        planner: Planner,
+        outcomes: list[tuple[PublishWork, PublishResult | OperationalError]],
+    ) -> None:
+        fresh = {item.stored.geoid.id: item for item in items}
+        kept: set[frozenset[str]] = set()
+        written: set[str] = set()
+        for item in items:
+            before = len(planner.batch.entries)
+            item.stored = planner.geoid(item.stored)
+            geoid_id = item.stored.geoid.id
+            written.add(geoid_id)
+            found: list[Contradiction] = []
+            for other, judgement in item.hits:
+                sibling = fresh.get(other.geoid.id)
+                if sibling is not None and other.geoid.version != sibling.stored.geoid.version:
+                    continue  # the index still has the version that this very batch replaces
+                older = sibling.stored if sibling is not None else other
+                pair = frozenset((older.geoid.id, geoid_id))
+                kept.add(pair)
+                found.append(planner.found(older, item.stored, judgement, known.get(pair)))
+            if item.changed and item.previous is not None:
+                await self._dissolve(item, known, kept, fresh, written, planner)
+            result = PublishResult(item.stored.geoid, item.stored.geoid.offset, found, duplicate=False)
+            await self._match_watches(item, found, planner)
+            self._remember(item.work, result, planner)
+            outcomes.append((item.work, result))
+            assert len(planner.batch.entries) > before
+
+    async def _dissolve(
+        self,
+        item: _Item,
+        known: dict[frozenset[str], Contradiction],
+        kept: set[frozenset[str]],
+        fresh: dict[str, _Item],
+        written: set[str],
+        planner: Planner,
+    ) -> None:
+        geoid_id = item.stored.geoid.id
+        for pair, contradiction in list(known.items()):
+            if geoid_id not in pair or pair in kept:
+                continue
+            other_id = contradiction.b if contradiction.a == geoid_id else contradiction.a
+            sibling = fresh.get(other_id)
+            if sibling is not None and sibling.changed and other_id not in written:
+                continue  # judged with the other one, which comes later in this batch
+            other = sibling.stored if sibling is not None else await self._cache.get(other_id)
+            planner.dissolved(contradiction, [item.stored.geoid] + ([other.geoid] if other is not None else []))
+            del known[pair]
+
+    async def _match_watches(self, item: _Item, found: Sequence[Contradiction], planner: Planner) -> None:
+        if not item.changed:
+            return
+        for watch_id, match in await self._watches.matches(item.stored, found):
+            planner.entry("watch.matched", match, [f"watch:{watch_id}"])
+
+    def _remember(self, work: PublishWork, result: PublishResult, planner: Planner) -> None:
+        if work.key is None:
+            return
+        published = Published(
+            geoid=result.geoid, offset=result.offset, contradictions=result.contradictions, duplicate=False
+        )
+        planner.batch.idempotency.append(
+            IdempotencyRecord(work.principal.id, work.key, _encode(published), planner.now)
+        )

@@ -1,0 +1,201 @@
+"""The one writer: takes prepared work in order, plans it, commits it, and only then tells anyone.
+
+    prepared group -> segments (one kind each, every id once) -> plan -> vault.commit -> index, cache, field -> sink -> answers
+
+A segment is one transaction. ``applied`` is the offset up to which the index, the cache and the sink have been told; after a
+crash between a commit and its end, ``catch_up`` reads the rest back from the log, so nothing committed goes untold.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import structlog
+
+from kimera_stream.core.conversation import ConversationMemory
+from kimera_stream.core.geoid_cache import GeoidCache
+from kimera_stream.core.interfaces import EventSink, IndexService, VaultService, WriteBatch
+from kimera_stream.engines.field import FieldDynamics
+from kimera_stream.engines.metrics import PipelineMetrics
+from kimera_stream.engines.planning import Planner
+from kimera_stream.engines.publishing import Publishing
+from kimera_stream.engines.removals import Removals
+from kimera_stream.engines.work import DeleteWork, PublishWork, ResolveWork, Work
+from kimera_stream.protocol.errors import ConflictError, LimitExceededError, OperationalError, UnavailableError
+
+log = structlog.get_logger(__name__)
+
+REPLANS = 5
+"""Times a batch is planned anew because another writer was faster."""
+PAGE = 1_000
+
+
+class Sequencer:
+    """Commits work in order. Belongs to one task.
+
+    Args:
+        capacity: Geoids the index takes; above it a new one is refused before anything is written. None: it evicts.
+        sure: Score at which a clash counts as sure, for the advice.
+        clock: Unix seconds.
+    """
+
+    def __init__(
+        self,
+        vault: VaultService,
+        index: IndexService,
+        cache: GeoidCache,
+        sink: EventSink,
+        field: FieldDynamics,
+        conversation: ConversationMemory,
+        publishing: Publishing,
+        removals: Removals,
+        metrics: PipelineMetrics,
+        *,
+        capacity: int | None,
+        sure: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._vault = vault
+        self._index = index
+        self._cache = cache
+        self._sink = sink
+        self._field = field
+        self._conversation = conversation
+        self._publishing = publishing
+        self._removals = removals
+        self._metrics = metrics
+        self._capacity = capacity
+        self._sure = sure
+        self._clock = clock
+        self._last_ms = 0
+        self.applied = vault.head
+
+    async def catch_up(self) -> int:
+        """Tell the index, the cache and the sink what was committed but not told; returns how many entries."""
+        told = 0
+        while self.applied < self._vault.head:
+            page = await self._vault.read(None, after=self.applied, limit=PAGE)
+            ids = {entry.value()["id"]: entry.type for entry in page.entries if entry.type.startswith("geoid.")}
+            stored = await self._vault.geoids(list(ids))
+            for geoid_id in ids:
+                self._cache.remove(geoid_id)
+                if geoid_id in stored:
+                    self._index.put(stored[geoid_id])
+                else:
+                    self._index.remove(geoid_id)
+            self._sink.deliver(page.entries)
+            self.applied = max(page.scanned, self.applied)
+            told += len(page.entries)
+            if not page.more and page.scanned < self._vault.head:
+                self.applied = self._vault.head
+        if told:
+            log.info("told what was committed before", entries=told)
+        return told
+
+    async def process(self, group: Sequence[Work]) -> None:
+        """Carry out a group in order; every ticket is answered when this returns."""
+        for segment in segments(group):
+            try:
+                await self._commit(segment)
+            except OperationalError as error:
+                self._metrics.refused(error.code, len(segment))
+                for work in segment:
+                    work.ticket.refuse(error)
+
+    async def _commit(self, segment: Sequence[Work]) -> None:
+        for attempt in range(REPLANS):
+            planner = Planner(head=self._vault.head, now=self._now(), sure=self._sure)
+            outcomes = await self._plan(segment, planner)
+            batch = planner.batch
+            if batch.entries:
+                began = time.perf_counter()
+                try:
+                    await self._vault.commit(batch)
+                except ConflictError:
+                    log.info("another writer was faster, planning again", attempt=attempt + 1)
+                    await self.catch_up()
+                    continue
+                self._metrics.committed(batch, time.perf_counter() - began)
+                self._apply(batch)
+            for work, outcome in outcomes:
+                if isinstance(outcome, OperationalError):
+                    self._metrics.refused(outcome.code, 1)
+                    work.ticket.refuse(outcome)
+                else:
+                    work.ticket.answer(outcome)
+            return
+        raise UnavailableError("other writers were faster each time; try again", retry_after=0.5)
+
+    async def _plan(self, segment: Sequence[Work], planner: Planner) -> list[tuple[Work, Any]]:
+        outcomes: list[tuple[Work, Any]] = []
+        publishes = [work for work in segment if isinstance(work, PublishWork)]
+        if publishes:
+            admitted = self._within_capacity(publishes, outcomes)
+            outcomes += await self._publishing.plan(admitted, planner)
+        deletes = [work for work in segment if isinstance(work, DeleteWork)]
+        if deletes:
+            outcomes += await self._removals.delete(deletes, planner)
+        resolves = [work for work in segment if isinstance(work, ResolveWork)]
+        if resolves:
+            outcomes += await self._removals.resolve(resolves, planner)
+        return outcomes
+
+    def _within_capacity(self, publishes: list[PublishWork], outcomes: list[tuple[Work, Any]]) -> list[PublishWork]:
+        if self._capacity is None or self._index.size + len(publishes) <= self._capacity:
+            return publishes
+        room = self._capacity - self._index.size
+        admitted: list[PublishWork] = []
+        for work in publishes:
+            if work.body.id is not None and work.body.id in self._index:
+                admitted.append(work)
+            elif room > 0:
+                room -= 1
+                admitted.append(work)
+            else:
+                message = (
+                    f"the index is full ({self._capacity} geoids, KIMERA_PERFORMANCE__MAX_GEOIDS); "
+                    "delete some, raise the limit, or set KIMERA_PERFORMANCE__INDEX_FULL=evict_oldest"
+                )
+                outcomes.append((work, LimitExceededError(message)))
+        return admitted
+
+    def _apply(self, batch: WriteBatch) -> None:
+        for stored in batch.geoids:
+            self._cache.put(stored)
+            self._index.put(stored)
+            if stored.geoid.session_id is not None:
+                self._conversation.remember(
+                    stored.geoid.session_id, stored.geoid.id, agent_id=stored.geoid.originator_agent_id
+                )
+        for geoid_id, _ in batch.deleted:
+            self._cache.remove(geoid_id)
+            self._index.remove(geoid_id)
+        self._field.observe(batch)
+        self.applied = batch.entries[-1].offset
+        self._sink.deliver(batch.entries)
+
+    def _now(self) -> int:
+        """Unix ms that never go back, whatever the clock does: the log's times are in its order."""
+        self._last_ms = max(self._last_ms, int(self._clock() * 1000))
+        return self._last_ms
+
+
+def segments(group: Sequence[Work]) -> Iterator[list[Work]]:
+    """Cut a group into runs of one kind in which no id occurs twice."""
+    run: list[Work] = []
+    seen: set[str] = set()
+    for work in group:
+        if isinstance(work, PublishWork):
+            target = work.body.id
+        elif isinstance(work, DeleteWork):
+            target = work.geoid_id
+        else:
+            target = work.contradiction_id
+        if run and (type(work) is not type(run[0]) or (target is not None and target in seen)):
+            yield run
+            run, seen = [], set()
+        run.append(work)
+        if target is not None:
+            seen.add(target)
+    if run:
+        yield run

@@ -1,0 +1,209 @@
+"""Watches: standing semantic queries, held in memory, kept in the vault, asked of every new statement."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from kimera_stream.core.geoid import new_id
+from kimera_stream.core.interfaces import ContradictionEngine, StoredGeoid, VaultService, Vector
+from kimera_stream.protocol.errors import BadRequestError, LimitExceededError, NotFoundError
+from kimera_stream.protocol.filters import Filter, compile_filter
+from kimera_stream.protocol.objects import Contradiction, Geoid, Watch, WatchMatch
+
+MOST_WATCHES = 10_000
+MOST_WATCHES_PER_PRINCIPAL = 1_000
+RELATED = 0.6
+"""Cosine at which a ``related`` watch fires if it names no ``min_score``."""
+JUDGED = 64
+"""Watches judged for a contradiction with one statement at most: the closest ones."""
+
+
+@dataclass(slots=True)
+class _Standing:
+    watch: Watch
+    stored: StoredGeoid
+    filter: Filter | None
+
+
+class WatchRegistry:
+    """All watches of the log.
+
+    Args:
+        vault: Where they are kept.
+        engine: Judges the ``contradicts`` kind.
+        min_relatedness: Cosine below which two statements are about different things.
+        filter_nodes, filter_depth: Limits of a filter.
+    """
+
+    def __init__(
+        self,
+        vault: VaultService,
+        engine: ContradictionEngine,
+        *,
+        min_relatedness: float,
+        filter_nodes: int,
+        filter_depth: int,
+    ) -> None:
+        self._vault = vault
+        self._engine = engine
+        self._min_relatedness = min_relatedness
+        self._filter_nodes = filter_nodes
+        self._filter_depth = filter_depth
+        self._standing: dict[tuple[str, str], _Standing] = {}
+        self._order: list[_Standing] = []
+        self._vectors: np.ndarray[tuple[int, int], np.dtype[np.float32]] | None = None
+
+    def __len__(self) -> int:
+        return len(self._standing)
+
+    async def load(self) -> None:
+        """Read the watches back from the vault."""
+        self._standing = {
+            (watch.principal, watch.watch): self._stand(watch, vector) for watch, vector in await self._vault.watches()
+        }
+        self._vectors = None
+
+    async def add(self, watch: Watch, vector: Vector | None) -> Watch:
+        """Keep a watch; one of the same name and principal is replaced and keeps its id, and so its channel.
+
+        Raises:
+            BadFilterError: the filter is not one.
+            LimitExceededError: too many.
+        """
+        key = (watch.principal, watch.watch)
+        former = self._standing.get(key)
+        if former is None:
+            if len(self._standing) >= MOST_WATCHES:
+                raise LimitExceededError(f"watch: the server keeps at most {MOST_WATCHES} watches", field="watch")
+            if len(self.of(watch.principal)) >= MOST_WATCHES_PER_PRINCIPAL:
+                raise LimitExceededError(f"watch: at most {MOST_WATCHES_PER_PRINCIPAL} per principal", field="watch")
+        else:
+            watch = msgspec.structs.replace(watch, id=former.watch.id)
+        standing = self._stand(watch, vector)
+        await self._vault.save_watch(watch, vector)
+        self._standing[key] = standing
+        self._vectors = None
+        return watch
+
+    async def remove(self, principal: str, name: str) -> None:
+        """End a watch.
+
+        Raises:
+            NotFoundError: there is none of that name.
+        """
+        if not await self._vault.delete_watch(principal, name):
+            raise NotFoundError(f"watch: {name!r} does not exist", field="watch")
+        self._standing.pop((principal, name), None)
+        self._vectors = None
+
+    def of(self, principal: str) -> list[Watch]:
+        """The watches of one principal."""
+        return [standing.watch for (owner, _), standing in self._standing.items() if owner == principal]
+
+    def owner(self, watch_id: str) -> str | None:
+        """The principal whose watch it is."""
+        return next((each.watch.principal for each in self._standing.values() if each.watch.id == watch_id), None)
+
+    async def matches(self, fresh: StoredGeoid, found: Sequence[Contradiction]) -> list[tuple[str, WatchMatch]]:
+        """(watch id, match) for every watch that ``fresh`` concerns.
+
+        ``found``: the contradictions of ``fresh`` itself; the one with the highest score is named in a ``contradicts`` match
+        where its other side says the same as the watch.
+        """
+        if not self._standing or fresh.vector is None:
+            return []
+        cosines = self._matrix() @ fresh.vector
+        results: list[tuple[str, WatchMatch]] = []
+        close = np.flatnonzero(cosines >= min(self._min_relatedness, RELATED, self._lowest()))
+        judged: list[tuple[float, _Standing]] = []
+        event = {"type": "geoid.created", "data": msgspec.to_builtins(fresh.geoid)} if len(close) else {}
+        for place in close.tolist():
+            standing, cosine = self._order[place], float(cosines[place])
+            watch = standing.watch
+            if standing.filter is not None and not standing.filter.matches(event):
+                continue
+            if "related" in watch.kinds and cosine >= (RELATED if watch.min_score is None else watch.min_score):
+                score = min(1.0, cosine)
+                results.append(
+                    (watch.id, WatchMatch(watch=watch.watch, kind="related", score=score, geoid=fresh.geoid))
+                )
+            if "contradicts" in watch.kinds and cosine >= self._min_relatedness and watch.text is not None:
+                judged.append((cosine, standing))
+        if judged:
+            judged.sort(key=lambda each: -each[0])
+            chosen = [standing for _, standing in judged[:JUDGED]]
+            verdicts = await self._engine.judge_pairs([(standing.stored, fresh) for standing in chosen])
+            for standing, verdict in zip(chosen, verdicts, strict=True):
+                least = self._engine.threshold if standing.watch.min_score is None else standing.watch.min_score
+                if verdict.score >= least:
+                    same = [each for each in found if each.a_text == standing.watch.text]
+                    match = WatchMatch(
+                        watch=standing.watch.watch,
+                        kind="contradicts",
+                        score=verdict.score,
+                        geoid=fresh.geoid,
+                        contradiction=max(same, key=lambda each: each.score, default=None),
+                    )
+                    results.append((standing.watch.id, match))
+        return results
+
+    def _lowest(self) -> float:
+        return min((each.watch.min_score for each in self._order if each.watch.min_score is not None), default=1.0)
+
+    def _matrix(self) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+        if self._vectors is None:
+            self._order = [standing for standing in self._standing.values() if standing.stored.vector is not None]
+            rows = [standing.stored.vector for standing in self._order if standing.stored.vector is not None]
+            self._vectors = np.stack(rows) if rows else np.zeros((0, 1), np.float32)
+        return self._vectors
+
+    def _stand(self, watch: Watch, vector: Vector | None) -> _Standing:
+        compiled = None
+        if watch.filter is not None:
+            compiled = compile_filter(watch.filter, max_nodes=self._filter_nodes, max_depth=self._filter_depth)
+        geoid = Geoid(
+            id=watch.id,
+            version=1,
+            text=watch.text,
+            semantic_state={},
+            symbolic_state={},
+            metadata={},
+            entropy=0.0,
+            created_at=watch.created_at,
+            updated_at=watch.created_at,
+            offset=0,
+        )
+        return _Standing(watch, StoredGeoid(geoid, vector, watch.principal), compiled)
+
+
+def new_watch(
+    name: str,
+    principal: str,
+    *,
+    text: str | None,
+    kinds: Sequence[str],
+    min_score: float | None,
+    filter: dict[str, object] | None,
+    now: int,
+) -> Watch:
+    """A watch as asked for.
+
+    Raises:
+        BadRequestError: no kind, an unknown one, or no usable name.
+    """
+    if not name or len(name) > 128:
+        raise BadRequestError("watch: expected a name of 1-128 characters", field="watch")
+    if not kinds or any(kind not in ("contradicts", "related") for kind in kinds):
+        raise BadRequestError('kinds: expected one or both of "contradicts", "related"', field="kinds")
+    return Watch(
+        id=new_id(now),
+        watch=name,
+        principal=principal,
+        text=text,
+        kinds=list(dict.fromkeys(kinds)),  # type: ignore[arg-type]
+        min_score=min_score,
+        filter=filter,
+        created_at=now,
+    )

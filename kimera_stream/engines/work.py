@@ -1,0 +1,46 @@
+"""What the pipeline is asked to do: one class per command, with all that its planning needs."""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from kimera_stream.core.interfaces import Principal, PublishResult, Vector
+from kimera_stream.engines.intake import Ticket
+from kimera_stream.protocol.objects import Decision, GeoidBody, Scar
+
+
+@dataclass(slots=True)
+class PublishWork:
+    """``vector``: filled in when the text has been encoded."""
+
+    ticket: Ticket[PublishResult]
+    body: GeoidBody
+    principal: Principal
+    session_id: str | None
+    key: str | None
+    merge: bool
+    must_exist: bool
+    vector: Vector | None = None
+
+    @property
+    def text(self) -> str | None:
+        """The text to encode, if any: a vector that was brought along takes its place."""
+        return self.body.text if self.body.vector is None else None
+
+
+@dataclass(slots=True)
+class DeleteWork:
+    ticket: Ticket[int]
+    geoid_id: str
+    principal: Principal
+
+
+@dataclass(slots=True)
+class ResolveWork:
+    ticket: Ticket[tuple[Scar, int]]
+    contradiction_id: str
+    decision: Decision
+    reason: str | None
+    principal: Principal
+
+
+Work: TypeAlias = PublishWork | DeleteWork | ResolveWork
