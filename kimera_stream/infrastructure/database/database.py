@@ -65,36 +65,36 @@ class Database:
         Raises:
             UnavailableError: no connection, no answer in time, or a damaged file.
         """
-        try:
-            return await self._run(self._readers, fn, write=False)
-        except Exception as error:
-            failure = failure_of(error)
-            if failure is None:
-                raise
-            if self.is_sqlite or not failure.disconnected:
-                raise self._refusal("read", failure, error) from error
-        try:
-            return await self._run(self._readers, fn, write=False)
-        except Exception as error:
-            failure = failure_of(error)
-            if failure is None:
-                raise
-            raise self._refusal("read", failure, error) from error
+        return await self._attempt(self._readers, fn, write=False)
 
     async def write(self, fn: Callable[[Transaction], T]) -> T:
         """Run ``fn`` in one transaction that is durable when this returns. One at a time; a cancelled caller waits for it.
+
+        A connection that is lost before the commit was sent is replaced and ``fn`` is run once more.
 
         Raises:
             UnavailableError: disk full, locked, read-only or unreachable; nothing was written.
             CommitInDoubtError: the connection was lost during the commit.
         """
+        return await self._attempt(self._writer, fn, write=True)
+
+    async def _attempt(self, connections: Connections, fn: Callable[[Transaction], T], *, write: bool) -> T:
+        what = "write" if write else "read"
         try:
-            return await self._run(self._writer, fn, write=True)
+            return await self._run(connections, fn, write=write)
         except Exception as error:
             failure = failure_of(error)
             if failure is None:
                 raise
-            raise self._refusal("write", failure, error) from error
+            if self.is_sqlite or not failure.disconnected:
+                raise self._refusal(what, failure, error) from error
+        try:
+            return await self._run(connections, fn, write=write)
+        except Exception as error:
+            failure = failure_of(error)
+            if failure is None:
+                raise
+            raise self._refusal(what, failure, error) from error
 
     @staticmethod
     def _refusal(what: str, failure: Failure, error: Exception) -> UnavailableError:

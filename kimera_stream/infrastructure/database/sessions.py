@@ -74,7 +74,7 @@ class SqliteSession:
     def _transact(self, fn: Callable[[Transaction], T], begin: str, connection: sqlite3.Connection) -> T:
         connection.execute(begin)
         try:
-            result = fn(Transaction(self._dialect, partial(connection.cursor, sqlite3.Cursor)))
+            result = fn(Transaction(self._dialect, connection.cursor()))
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
@@ -118,7 +118,7 @@ class PostgresSession:
     def _transact(self, connection: Connection, fn: Callable[[Transaction], T], write: bool) -> T:
         driver: Any = connection.connection.dbapi_connection
         try:
-            result = fn(Transaction(self._dialect, driver.cursor))
+            result = fn(Transaction(self._dialect, driver.cursor()))
         except BaseException:
             with contextlib.suppress(DBAPIError, OSError, self._dialect.loaded_dbapi.Error):
                 driver.rollback()

@@ -5,6 +5,7 @@ cost more than the statement itself on the write path (see ADR 2).
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from sqlalchemy import BindParameter, ColumnElement, Table, bindparam
@@ -108,19 +109,20 @@ class Insert:
         update = [name for name in columns if name not in conflict] if conflict else []
         return cls(table, columns, conflict=conflict, update=update)
 
-    def statements(self, dialect: Dialect, rows: Sequence[Row]) -> Iterator[tuple[str, list[Any]]]:
+    def statements(self, dialect: Dialect, rows: Sequence[Row]) -> Iterator[tuple[str, Sequence[Any]]]:
         """SQL texts and their values, covering ``rows`` in order.
 
         Sizes are powers of two, so that a handful of prepared statements serve every batch.
         """
-        width = len(self._columns)
-        largest = min(64 if dialect.name == "sqlite" else 512, _MAX_PARAMETERS // width)
+        if len(rows) == 1:
+            yield self._text(dialect, 1), rows[0]
+            return
+        largest = min(64 if dialect.name == "sqlite" else 512, _MAX_PARAMETERS // len(self._columns))
+        largest = 1 << (largest.bit_length() - 1)
         start = 0
         while start < len(rows):
-            left = len(rows) - start
-            size = min(1 << (left.bit_length() - 1), 1 << (largest.bit_length() - 1))
-            piece = rows[start : start + size]
-            yield self._text(dialect, size), [value for row in piece for value in row]
+            size = min(1 << ((len(rows) - start).bit_length() - 1), largest)
+            yield self._text(dialect, size), list(chain.from_iterable(rows[start : start + size]))
             start += size
 
     def _text(self, dialect: Dialect, size: int) -> str:
@@ -141,7 +143,10 @@ class Insert:
                 "(" + ", ".join(f"${r * width + c + 1}" for c in range(width)) + ")" for r in range(size)
             )
         table = quote(self._table.name)
-        text = f"INSERT INTO {table} ({', '.join(map(quote, self._columns))}) VALUES {values}"  # noqa: S608 - names of our own tables
+        # Any error rolls the whole transaction back. OR FAIL tells SQLite so, and spares it a second copy of every page it
+        # changes, kept to undo one statement of many rows: without it such a statement takes twice as long.
+        verb = "INSERT OR FAIL" if dialect.name == "sqlite" else "INSERT"
+        text = f"{verb} INTO {table} ({', '.join(map(quote, self._columns))}) VALUES {values}"
         if self._conflict:
             changes = [f"{quote(name)} = excluded.{quote(name)}" for name in self._update]
             changes += [f"{quote(name)} = {table}.{quote(name)} + excluded.{quote(name)}" for name in self._add]

@@ -1,6 +1,6 @@
 """What a function inside a transaction may do."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from sqlalchemy.engine import Dialect
@@ -14,13 +14,12 @@ class DriverCursor(Protocol):
 
     def execute(self, sql: str, parameters: Sequence[Any], /) -> Any: ...
     def fetchall(self) -> Sequence[Any]: ...
-    def close(self) -> None: ...
 
 
 class Transaction:
     """The statements of one transaction. Valid only inside the function it was given to."""
 
-    def __init__(self, dialect: Dialect, cursor: Callable[[], DriverCursor]) -> None:
+    def __init__(self, dialect: Dialect, cursor: DriverCursor) -> None:
         self._dialect = dialect
         self._cursor = cursor
 
@@ -32,11 +31,8 @@ class Transaction:
     def rows(self, query: Query, **params: Any) -> Sequence[Any]:
         """All rows, as tuples in the order of the selected columns."""
         sql, values = query.bind(self._dialect, params)
-        cursor = self._cursor()
-        cursor.execute(sql, values)
-        rows = cursor.fetchall()
-        cursor.close()
-        return rows
+        self._cursor.execute(sql, values)
+        return self._cursor.fetchall()
 
     def row(self, query: Query, **params: Any) -> Any:
         """The first row, None if there is none."""
@@ -58,11 +54,8 @@ class Transaction:
     def run(self, query: Query, **params: Any) -> int:
         """Run a change; returns how many rows it touched."""
         sql, values = query.bind(self._dialect, params)
-        cursor = self._cursor()
-        cursor.execute(sql, values)
-        count = cursor.rowcount
-        cursor.close()
-        return count
+        self._cursor.execute(sql, values)
+        return self._cursor.rowcount
 
     def run_in(self, query: QueryIn, values: Sequence[Any], **params: Any) -> int:
         """Run a change over a list of values of any length; returns how many rows it touched."""
@@ -70,9 +63,6 @@ class Transaction:
 
     def insert(self, insert: Insert, rows: Sequence[Row]) -> None:
         """Insert all rows, in order."""
-        if not rows:
-            return
-        cursor = self._cursor()
-        for sql, values in insert.statements(self._dialect, rows):
-            cursor.execute(sql, values)
-        cursor.close()
+        if rows:
+            for sql, values in insert.statements(self._dialect, rows):
+                self._cursor.execute(sql, values)
