@@ -9,10 +9,6 @@ uint64_t km_read_all(const uint8_t *data, size_t bytes)
     lanes a = {0}, b = {0}, c = {0}, d = {0};
     size_t i = 0;
     for (; i + 256 <= bytes; i += 256) {
-        __builtin_prefetch(data + i + 4096);
-        __builtin_prefetch(data + i + 4160);
-        __builtin_prefetch(data + i + 4224);
-        __builtin_prefetch(data + i + 4288);
         a ^= *(const lanes *)(data + i);
         b ^= *(const lanes *)(data + i + 64);
         c ^= *(const lanes *)(data + i + 128);

@@ -40,13 +40,11 @@ _NUMBER_WORDS = {
 } | {"thirty": 30.0, "forty": 40.0, "fifty": 50.0, "sixty": 60.0, "seventy": 70.0, "eighty": 80.0, "ninety": 90.0}
 """Without "one", which is a pronoun more often than a number."""
 
-_TOKEN = re.compile(
-    r"(?P<number>\d[\d,]*(?:\.\d+)?)"
-    r"|(?P<negation>\b(?:no|not|never|none|nobody|nothing|nowhere|neither|nor|cannot|without|hardly|barely|scarcely)\b"
-    r"|n['’]t\b)"
-    rf"|\b(?P<word>{'|'.join(_NUMBER_WORDS)})\b",
-    re.IGNORECASE,
+_NEGATIONS = frozenset(
+    "no not never none nobody nothing nowhere neither nor cannot without hardly barely scarcely".split()
 )
+_TOKEN = re.compile(r"\d[\d,]*(?:\.\d+)?|[^\W\d_]+(?:['’]t\b)?")
+_CONTRACTED = ("n't", "n’t")
 _FROM, _TO = -(1 << 63), (1 << 63) - 1
 
 
@@ -59,13 +57,13 @@ def text_signature(text: str | None) -> int:
         return 0
     negated = False
     numbers: set[float] = set()
-    for match in _TOKEN.finditer(text):
-        if match["negation"]:
+    for token in _TOKEN.findall(text.lower()):
+        if token in _NEGATIONS or token.endswith(_CONTRACTED):
             negated = not negated
-        elif match["number"]:
-            numbers.add(float(match["number"].replace(",", "")))
-        else:
-            numbers.add(_NUMBER_WORDS[match["word"].lower()])
+        elif token in _NUMBER_WORDS:
+            numbers.add(_NUMBER_WORDS[token])
+        elif token[0].isdecimal():
+            numbers.add(float(token.replace(",", "")))
     signature = TEXT_BIT | (NEGATED_BIT if negated else 0)
     if numbers:
         mixed = sum(hash(number) * 0x9E37_79B9_7F4A_7C15 >> 17 for number in numbers) & NUMBERS_MASK
