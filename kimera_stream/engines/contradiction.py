@@ -1,0 +1,308 @@
+"""The cascade: which of everything said before cannot hold beside what is said now.
+
+    scan (index) ──> prefilter (related enough, ranked with the rules) ──> verify (cross-encoder) ──> scope ──> threshold
+
+Each stage makes the set smaller and the judgement dearer. The symbolic layer goes past all of them: it is exact. Without a
+verifier the rules of ``evidence`` decide; with one they rank what it reads and explain what it finds.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from kimera_stream.core.interfaces import Candidate, IndexService, Judgement, StoredGeoid, Threads
+from kimera_stream.engines.composite import components, cosine, relatedness
+from kimera_stream.engines.evidence import Evidence, Rules, packaged_rules
+from kimera_stream.engines.symbolic import SymbolicVerdict, compare_states
+from kimera_stream.engines.verifier import Verifier
+from kimera_stream.infrastructure.settings import ScoringSettings
+from kimera_stream.protocol.errors import UnavailableError
+from kimera_stream.protocol.objects import ScoreResult
+
+log = structlog.get_logger(__name__)
+
+THRESHOLDS: dict[Literal["precise", "balanced", "sensitive"], float] = {
+    "precise": 0.85,
+    "balanced": 0.65,
+    "sensitive": 0.4,
+}
+EXACT = 0.99
+"""Score of a symbolic conflict about one subject."""
+RELATED_SYMBOLS = 0.9
+"""Score of a symbolic conflict between related statements that name no subject."""
+READ_RELATED = 0.45
+"""Cosine below which a pair is not worth the verifier's time: 2 % of the corpus's contradictions lie below it."""
+INLINE_PAIRS = 4
+"""So few pairs are compared on the event loop: a hand-over to a thread would cost more."""
+ASKS = 0.2
+"""Most that a pair with a question in it can score: a question asserts nothing."""
+
+
+class GeoidLoader(Protocol):
+    """Where the engine gets candidates from."""
+
+    async def get_many(self, ids: Sequence[str]) -> Mapping[str, StoredGeoid]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """Which stages run; for measurements and tests. The scan and the symbolic layer always do."""
+
+    prefilter: bool = True
+    verify: bool = True
+    scope: bool = True
+
+
+@dataclass(slots=True)
+class _Pair:
+    """A pair on its way through the cascade."""
+
+    older: StoredGeoid
+    newer: StoredGeoid
+    verdict: SymbolicVerdict
+    related: float
+    evidence: Evidence | None = None
+    verified: float | None = None
+    fallen_back: bool = False
+
+    @property
+    def has_texts(self) -> bool:
+        return self.older.geoid.text is not None and self.newer.geoid.text is not None
+
+
+class CascadeEngine:
+    """Implements ``ContradictionEngine``.
+
+    Args:
+        index: Where candidates come from.
+        geoids: Loads candidates by id (``GeoidCache``).
+        verifier: None: the rules alone decide.
+        settings: ``scoring`` group.
+        threads: The rules read in its ``score`` threads.
+        registry: Where its metrics go.
+        rules: Other rules than the packaged ones.
+        stages: Stages to leave out.
+    """
+
+    def __init__(
+        self,
+        index: IndexService,
+        geoids: GeoidLoader,
+        verifier: Verifier | None,
+        settings: ScoringSettings,
+        threads: Threads,
+        registry: CollectorRegistry,
+        *,
+        rules: Rules | None = None,
+        stages: Stages | None = None,
+    ) -> None:
+        self._index = index
+        self._geoids = geoids
+        self._verifier = verifier
+        self._settings = settings
+        self._threads = threads
+        self._rules = rules if rules is not None else packaged_rules()
+        self._stages = stages if stages is not None else Stages()
+        self._threshold = THRESHOLDS[settings.operating_point] if settings.threshold is None else settings.threshold
+        self._seconds = Histogram(
+            "kimera_cascade_seconds", "Duration of a stage for one batch", ["stage"], registry=registry
+        )
+        self._pairs = Counter("kimera_cascade_pairs_total", "Pairs that entered a stage", ["stage"], registry=registry)
+        self._fallbacks = Counter(
+            "kimera_cascade_fallbacks_total",
+            "Batches judged by the rules as the verifier was unavailable",
+            registry=registry,
+        )
+
+    @property
+    def threshold(self) -> float:
+        """Score at and above which a pair is reported."""
+        return self._threshold
+
+    @property
+    def model(self) -> str:
+        """What decides about texts at present."""
+        return self._rules.name if self._verifier is None else self._verifier.name
+
+    # -- the two questions -----------------------------------------------------------------------------------------
+
+    async def judge_pairs(self, pairs: Sequence[tuple[StoredGeoid, StoredGeoid]]) -> list[Judgement]:
+        """(older, newer) pairs judged, batched; no threshold applied."""
+        return await self._judge([self._pair(older, newer) for older, newer in pairs], select=False)
+
+    async def detect(self, fresh: Sequence[StoredGeoid]) -> list[list[tuple[StoredGeoid, Judgement]]]:
+        """For each new geoid, the stored ones and the earlier ones of ``fresh`` that it contradicts, the surest first.
+
+        The order of ``fresh`` is the order of commit: a stored geoid that an earlier one of ``fresh`` replaces is compared
+        in its new version only.
+        """
+        if not fresh:
+            return []
+        with self._seconds.labels("scan").time():
+            scanned = await self._index.scan(
+                fresh, k=self._settings.candidates, min_relatedness=self._settings.min_relatedness
+            )
+            loaded = await self._geoids.get_many([each.geoid_id for found in scanned for each in found])
+        pairs: list[_Pair] = []
+        owner: list[int] = []
+        replaced: set[str] = set()
+        for number, newer in enumerate(fresh):
+            for older in (*self._stored(scanned[number], loaded, replaced), *fresh[:number]):
+                pair = self._pair(older, newer)
+                if older.geoid.id != newer.geoid.id and self._worth_a_look(pair):
+                    pairs.append(pair)
+                    owner.append(number)
+            replaced.add(newer.geoid.id)
+        self._pairs.labels("scan").inc(len(pairs))
+        judgements = await self._judge(pairs, select=True, owner=owner)
+        results: list[list[tuple[StoredGeoid, Judgement]]] = [[] for _ in fresh]
+        for pair, number, judgement in zip(pairs, owner, judgements, strict=True):
+            if judgement.score >= self._threshold:
+                results[number].append((pair.older, judgement))
+        for found in results:
+            found.sort(key=lambda hit: -hit[1].score)
+        return results
+
+    # -- stages ----------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _stored(
+        candidates: Sequence[Candidate], loaded: Mapping[str, StoredGeoid], replaced: set[str]
+    ) -> list[StoredGeoid]:
+        return [
+            loaded[each.geoid_id] for each in candidates if each.geoid_id in loaded and each.geoid_id not in replaced
+        ]
+
+    @staticmethod
+    def _pair(older: StoredGeoid, newer: StoredGeoid) -> _Pair:
+        verdict = compare_states(older.geoid.symbolic_state, newer.geoid.symbolic_state)
+        return _Pair(older, newer, verdict, relatedness(older, newer, verdict))
+
+    def _worth_a_look(self, pair: _Pair) -> bool:
+        if pair.verdict.apart:
+            return False
+        if pair.verdict.conflicts and (pair.verdict.same_subject or self._is_related(pair)):
+            return True
+        return pair.has_texts and self._is_related(pair)
+
+    def _is_related(self, pair: _Pair) -> bool:
+        return pair.related >= self._settings.min_relatedness
+
+    async def _judge(self, pairs: list[_Pair], *, select: bool, owner: Sequence[int] = ()) -> list[Judgement]:
+        """All stages after the scan. ``select``: leave out what is not worth reading (``owner``: whose pair each is)."""
+        readable = [pair for pair in pairs if pair.has_texts]
+        await self._compare(readable)
+        if self._verifier is not None and self._stages.verify:
+            chosen = self._prefilter(pairs, owner) if select and self._stages.prefilter else readable
+            await self._verify(self._verifier, chosen)
+        with self._seconds.labels("scope").time():
+            return [self._judgement(pair) for pair in pairs]
+
+    async def _compare(self, pairs: list[_Pair]) -> None:
+        if not pairs:
+            return
+        triples = [
+            (pair.older.geoid.text or "", pair.newer.geoid.text or "", cosine(pair.older, pair.newer) or 0.0)
+            for pair in pairs
+        ]
+        with self._seconds.labels("rules").time():
+            if len(triples) <= INLINE_PAIRS:
+                found = self._rules.judge(triples)
+            else:
+                found = await self._threads.run("score", self._rules.judge, triples)
+        for pair, evidence in zip(pairs, found, strict=True):
+            pair.evidence = evidence
+
+    def _prefilter(self, pairs: list[_Pair], owner: Sequence[int]) -> list[_Pair]:
+        """The most promising pairs of each new statement, by cosine and the rules' suspicion."""
+        by_owner: dict[int, list[_Pair]] = {}
+        for pair, number in zip(pairs, owner, strict=True):
+            if pair.evidence is not None and (pair.related >= READ_RELATED or pair.evidence.plain):
+                by_owner.setdefault(number, []).append(pair)
+        chosen: list[_Pair] = []
+        for group in by_owner.values():
+            group.sort(key=lambda pair: -(pair.related + 0.5 * (pair.evidence.probability if pair.evidence else 0.0)))
+            chosen += group[: self._settings.verify_candidates]
+        return chosen
+
+    async def _verify(self, verifier: Verifier, pairs: list[_Pair]) -> None:
+        if not pairs:
+            return
+        self._pairs.labels("verify").inc(len(pairs))
+        try:
+            with self._seconds.labels("verify").time():
+                probabilities = await verifier.judge(
+                    [(pair.older.geoid.text or "", pair.newer.geoid.text or "") for pair in pairs]
+                )
+        except UnavailableError as error:
+            self._fallbacks.inc()
+            log.warning("verifier unavailable, the rules decide", error=error.message, pairs=len(pairs))
+            for pair in pairs:
+                pair.fallen_back = True
+            return
+        for pair, probability in zip(pairs, np.asarray(probabilities, dtype=np.float64).tolist(), strict=True):
+            pair.verified = probability
+
+    # -- the word on a pair ------------------------------------------------------------------------------------------
+
+    def _judgement(self, pair: _Pair) -> Judgement:
+        textual, why = self._textual(pair)
+        verdict = pair.verdict
+        symbolic = 0.0
+        if verdict.conflicts:
+            if verdict.same_subject:
+                symbolic = EXACT
+            elif self._is_related(pair):
+                symbolic = RELATED_SYMBOLS
+        score = 0.0 if verdict.apart else max(textual, symbolic)
+        reasons = (
+            [f"symbolic: {key}: {one!r} vs {other!r}" for key, one, other in verdict.conflicts[:4]] if symbolic else []
+        )
+        if verdict.apart:
+            reasons.append(f"not compared: {verdict.apart}")
+        gradient: Literal["semantic", "symbolic", "composite"] = "semantic"
+        if symbolic:
+            gradient = "composite" if textual >= self._threshold else "symbolic"
+        return Judgement(
+            score=round(score, 4),
+            result=ScoreResult(
+                score=round(score, 4),
+                components=components(pair.older, pair.newer, verdict, textual),
+                why=reasons + (why if not verdict.apart else []),
+            ),
+            gradient_type=gradient,
+            model=self._model_of(pair),
+            provisional=pair.fallen_back and symbolic < self._threshold,
+        )
+
+    def _model_of(self, pair: _Pair) -> str:
+        return self._rules.name if pair.verified is None or self._verifier is None else self._verifier.name
+
+    def _textual(self, pair: _Pair) -> tuple[float, list[str]]:
+        """Probability of contradiction by the texts alone, and what speaks for it in words."""
+        evidence = pair.evidence
+        if evidence is None:
+            return 0.0, []
+        by_verifier = self._verifier is not None and self._stages.verify and not pair.fallen_back
+        if by_verifier and pair.verified is None:
+            return 0.0, []  # the prefilter left it out
+        probability = evidence.probability if pair.verified is None else pair.verified
+        if self._stages.scope:
+            probability = self._scoped(pair, evidence, probability)
+        why = list(evidence.why)
+        if pair.verified is not None and probability >= self._threshold and not why:
+            why.append("meaning: read side by side, the two cannot both hold")
+        return probability, why
+
+    def _scoped(self, pair: _Pair, evidence: Evidence, probability: float) -> float:
+        """Less where the two are not about the same thing: unrelated by the vectors, or one of them a question."""
+        value = cosine(pair.older, pair.newer)
+        if value is not None and value < self._settings.min_relatedness:
+            return min(probability, max(0.0, value))
+        if any("question" in each for each in evidence.apart):
+            return min(probability, ASKS)
+        return probability

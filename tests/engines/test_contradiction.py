@@ -1,0 +1,218 @@
+"""The cascade, with the real index and the hashing encoder."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from prometheus_client import CollectorRegistry
+
+from kimera_stream.core.embedding import HashingProvider
+from kimera_stream.core.geoid import built
+from kimera_stream.core.index import FlatIndex
+from kimera_stream.core.interfaces import StoredGeoid
+from kimera_stream.engines.contradiction import EXACT, CascadeEngine, Stages
+from kimera_stream.engines.verifier import Verifier
+from kimera_stream.infrastructure.settings import PerformanceSettings, ScoringSettings
+from kimera_stream.protocol.errors import UnavailableError
+from kimera_stream.protocol.objects import GeoidBody
+
+pytestmark = pytest.mark.anyio
+T = TypeVar("T")
+DIMENSION = 256
+encoder = HashingProvider(DIMENSION)
+
+
+class SameThread:
+    """``Threads`` that runs at once."""
+
+    async def run(self, purpose: str, fn: Callable[..., T], *args: Any) -> T:
+        return fn(*args)
+
+
+class Shelf:
+    """``GeoidLoader`` over a dictionary."""
+
+    def __init__(self) -> None:
+        self.geoids: dict[str, StoredGeoid] = {}
+
+    async def get_many(self, ids: Sequence[str]) -> Mapping[str, StoredGeoid]:
+        return {each: self.geoids[each] for each in ids if each in self.geoids}
+
+
+class Oracle:
+    """A verifier that gives every pair one probability, and remembers what it was asked."""
+
+    name = "oracle-1"
+
+    def __init__(self, probability: float | None) -> None:
+        self.probability = probability
+        self.asked: list[tuple[str, str]] = []
+
+    async def judge(self, pairs: Sequence[tuple[str, str]]) -> npt.NDArray[np.float32]:
+        if self.probability is None:
+            raise UnavailableError("verifier: out of order")
+        self.asked += pairs
+        return np.full(len(pairs), self.probability, dtype=np.float32)
+
+
+def geoid(geoid_id: str, text: str | None = None, **state: Any) -> StoredGeoid:
+    body = GeoidBody(text=text, symbolic_state=state)
+    vector = None if text is None else encoder.encode_now([text])[0]
+    return StoredGeoid(
+        built(body, geoid_id=geoid_id, session_id=None, now=1, offset=1, previous=None), vector, "tester"
+    )
+
+
+class World:
+    def __init__(self, verifier: Verifier | None = None, stages: Stages | None = None, **scoring: Any) -> None:
+        settings = ScoringSettings(**{"min_relatedness": 0.3, **scoring})
+        self.shelf = Shelf()
+        self.registry = CollectorRegistry()
+        self.index = FlatIndex(DIMENSION, threads=SameThread(), performance=PerformanceSettings(), scoring=settings)
+        self.engine = CascadeEngine(
+            self.index, self.shelf, verifier, settings, SameThread(), self.registry, stages=stages
+        )
+
+    def put(self, *stored: StoredGeoid) -> None:
+        for each in stored:
+            self.shelf.geoids[each.geoid.id] = each
+            self.index.put(each)
+
+    async def hits(self, *fresh: StoredGeoid) -> list[list[str]]:
+        return [[older.geoid.id for older, _ in found] for found in await self.engine.detect(fresh)]
+
+
+async def test_a_stored_statement_that_cannot_also_hold_is_found_and_explained() -> None:
+    world = World()
+    world.put(geoid("a", "The door is open."), geoid("b", "Paris is the capital of France."))
+    [[(older, judgement)]] = await world.engine.detect([geoid("c", "The door is closed.")])
+    assert older.geoid.id == "a"
+    assert judgement.model == "rules-1"
+    assert judgement.gradient_type == "semantic"
+    assert judgement.result.why == ["opposites: 'open' vs 'closed'"]
+
+
+async def test_pairs_inside_a_batch_are_found_once_older_first() -> None:
+    assert await World().hits(geoid("a", "db-1 is up"), geoid("b", "db-1 is down")) == [[], ["a"]]
+
+
+async def test_an_earlier_update_in_the_batch_replaces_the_stored_version() -> None:
+    world = World()
+    world.put(geoid("a", "db-1 is up"))
+    assert await world.hits(geoid("a", "db-1 is down"), geoid("b", "db-1 is down")) == [[], []]
+
+
+async def test_a_later_update_in_the_batch_does_not_hide_the_stored_version() -> None:
+    world = World()
+    world.put(geoid("a", "db-1 is up"))
+    assert await world.hits(geoid("b", "db-1 is down"), geoid("a", "db-1 is down")) == [["a"], []]
+
+
+async def test_unrelated_statements_are_never_reported_whatever_the_verifier_says() -> None:
+    world = World(Oracle(1.0))
+    world.put(geoid("a", "Paris is the capital of France."))
+    assert await world.hits(geoid("b", "Pump seven is not running.")) == [[]]
+    [judged] = await world.engine.judge_pairs(
+        [(geoid("a", "Paris is the capital of France."), geoid("b", "Pump seven is not running."))]
+    )
+    assert judged.score < 0.35
+
+
+async def test_the_verifier_decides_about_texts() -> None:
+    sure, unsure = World(Oracle(0.97)), World(Oracle(0.02))
+    for world in (sure, unsure):
+        world.put(geoid("a", "The red pump runs on water."))
+    fresh = geoid("b", "The red pump runs on diesel.")
+    [[(_, judgement)]] = await sure.engine.detect([fresh])
+    assert judgement.score == pytest.approx(0.97, abs=1e-4)
+    assert judgement.model == "oracle-1"
+    assert judgement.result.why
+    assert await unsure.hits(fresh) == [[]]
+
+
+async def test_no_more_pairs_are_read_than_the_setting_allows() -> None:
+    oracle = Oracle(0.0)
+    world = World(oracle, verify_candidates=2)
+    world.put(*(geoid(f"g{i}", f"The red pump in hall {i} is running.") for i in range(8)))
+    await world.hits(geoid("new", "The red pump in hall 3 is stopped."))
+    assert len(oracle.asked) == 2
+    assert ("The red pump in hall 3 is running.", "The red pump in hall 3 is stopped.") in oracle.asked
+
+
+async def test_without_the_prefilter_every_readable_candidate_is_read() -> None:
+    oracle = Oracle(0.0)
+    world = World(oracle, Stages(prefilter=False), verify_candidates=1)
+    world.put(*(geoid(f"g{i}", f"The red pump in hall {i} is running.") for i in range(5)))
+    await world.hits(geoid("new", "The red pump in hall 3 is stopped."))
+    assert len(oracle.asked) == 5
+
+
+async def test_an_unavailable_verifier_leaves_it_to_the_rules_provisionally() -> None:
+    world = World(Oracle(None))
+    world.put(geoid("a", "The door is open."))
+    [[(_, judgement)]] = await world.engine.detect([geoid("b", "The door is closed.")])
+    assert judgement.provisional
+    assert judgement.model == "rules-1"
+    assert world.registry.get_sample_value("kimera_cascade_fallbacks_total") == 1
+
+
+async def test_equal_subjects_make_a_symbolic_conflict_exact_without_any_text() -> None:
+    world = World()
+    world.put(geoid("a", subject="db-1", status="up"))
+    [[(_, judgement)]] = await world.engine.detect([geoid("b", subject="db-1", status="down")])
+    assert judgement.score == EXACT
+    assert judgement.gradient_type == "symbolic"
+    assert judgement.result.why == ["symbolic: status: 'up' vs 'down'"]
+    assert judgement.result.components.symbolic_opposition == 1.0
+
+
+async def test_different_subjects_rule_a_pair_out_texts_and_all() -> None:
+    world = World()
+    world.put(geoid("a", "The database is up.", subject="db-1", status="up"))
+    assert await world.hits(geoid("b", "The database is down.", subject="db-2", status="down")) == [[]]
+
+
+async def test_without_subjects_statements_with_conflicting_states_must_be_related() -> None:
+    world = World()
+    world.put(
+        geoid("a", "Boiler two in the old hall", status="up"), geoid("b", "Quarterly tax return filed", status="up")
+    )
+    assert await world.hits(geoid("c", "Boiler two in the old hall, evening round", status="down")) == [["a"]]
+
+
+async def test_a_question_contradicts_nothing() -> None:
+    world = World(Oracle(0.99))
+    world.put(geoid("a", "The door of the lab is open."))
+    assert await world.hits(geoid("b", "Is the door of the lab closed?")) == [[]]
+
+
+@pytest.mark.parametrize(("point", "reported"), [("precise", False), ("balanced", True), ("sensitive", True)])
+async def test_the_operating_point_decides_what_is_reported(point: str, reported: bool) -> None:
+    world = World(Oracle(0.75), operating_point=point)
+    world.put(geoid("a", "The door is open."))
+    assert (await world.hits(geoid("b", "The door is closed."))) == [["a"] if reported else []]
+
+
+async def test_a_threshold_overrides_the_operating_point() -> None:
+    assert World(threshold=0.123, operating_point="precise").engine.threshold == 0.123
+
+
+async def test_components_are_shares_and_the_composite_is_the_original_mean() -> None:
+    a, b = (
+        geoid("a", "The door is open.", status="open", floor=1),
+        geoid("b", "The door is closed.", status="shut", room=2),
+    )
+    [judged] = await World().engine.judge_pairs([(a, b)])
+    parts = judged.result.components
+    values = [getattr(parts, name) for name in parts.__struct_fields__]
+    assert all(0 <= value <= 1 for value in values)
+    assert parts.layer_conflict == pytest.approx(2 / 3, abs=1e-4)
+    assert parts.composite == pytest.approx((parts.embedding_misalignment + 2 / 3 + 1.0) / 3, abs=1e-3)
+
+
+async def test_nothing_to_judge_is_nothing() -> None:
+    world = World()
+    assert await world.engine.detect([]) == []
+    assert await world.engine.judge_pairs([]) == []

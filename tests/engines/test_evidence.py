@@ -1,0 +1,107 @@
+"""What the rules see in two texts."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kimera_stream.engines.evidence import Evidence, Rules, packaged_rules
+from kimera_stream.engines.evidence.lexicon import antonyms, stem
+from kimera_stream.engines.evidence.quantities import quantities
+from kimera_stream.engines.evidence.reading import read
+
+BALANCED = 0.65
+
+
+def evidence(a: str, b: str, cosine: float = 0.8) -> Evidence:
+    return packaged_rules().judge([(a, b, cosine)])[0]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "reason"),
+    [
+        ("The door is open.", "The door is closed.", "opposites: 'open' vs 'closed'"),
+        ("db-1 is up", "db-1 is not up", "negation: 'up' vs 'not up'"),
+        ("db-1 is up", "db-1 is down", "opposites: 'up' vs 'down'"),
+        ("The meeting is at 3pm", "The meeting is at 16:00", "time: '3pm' vs '16:00'"),
+        ("The meeting is on Monday.", "The meeting is on Tuesday.", "weekday: 'Monday' vs 'Tuesday'"),
+        ("The launch is on 14 May.", "The launch is on May 16th.", "date: '14 May' vs 'May 16th'"),
+        ("The server has 16 GB of memory.", "The server has 32 GB of memory.", "number: '16 GB' vs '32 GB'"),
+        ("All tests passed.", "No tests passed.", "quantifier: 'all' vs 'none'"),
+        ("Pump 3 failed to start.", "Pump 3 started.", "negation: 'not start' vs 'start'"),
+        ("Alice approved the budget.", "Alice rejected the budget.", "opposites: 'approved' vs 'rejected'"),
+    ],
+)
+def test_plain_clashes_are_found_and_named(a: str, b: str, reason: str) -> None:
+    for one, other in ((a, b), (b, a)):
+        assert evidence(one, other).probability >= BALANCED
+    assert reason in evidence(a, b).why
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("The backup takes 2 h.", "The backup takes 120 min."),
+        ("The service is not down.", "The service is up."),
+        ("db-1 is up", "db-2 is down"),
+        ("Checkout API is down in eu-west-1.", "Checkout API is up in us-east-2."),
+        ("The door is open.", "The window is closed."),
+        ("Is the door open?", "The door is closed."),
+        ("Revenue increased in 2023.", "Revenue decreased in 2021."),
+        ("Some users can log in.", "All users can log in."),
+        ("The cat sleeps on the mat.", "Paris is the capital of France."),
+        ("At least five nodes are needed.", "Seven nodes are needed."),
+        ("The invoice is due.", "The invoice is due."),
+    ],
+)
+def test_near_misses_are_not_reported(a: str, b: str) -> None:
+    for one, other in ((a, b), (b, a)):
+        assert evidence(one, other).probability < BALANCED
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("it took 2 h", ("time", 7200, 7200)),
+        ("it took 120 minutes", ("time", 7200, 7200)),
+        ("at least five users", ("count", 5, float("inf"))),
+        ("no more than 5 GB", ("data", float("-inf"), 5e9)),
+        ("costs $2.5m", ("dollar", 2.5e6, 2.5e6)),
+        ("two hundred and six bones", ("count", 206, 206)),
+        ("at 3pm", ("clock", 900, 900)),
+        ("on the 16th of May", ("date", 516, 516)),
+        ("in 2019", ("year", 2019, 2019)),
+    ],
+)
+def test_quantities_are_brought_to_comparable_values(text: str, expected: tuple[str, float, float]) -> None:
+    found, _, _ = quantities(text)
+    assert [(each.dimension, each.low, each.high) for each in found] == [expected]
+
+
+def test_numbers_that_name_things_are_names() -> None:
+    found, names, _ = quantities("flight 612 left")
+    assert not found
+    assert names == ["flight 612"]
+    assert "db-1" in read("restart db-1 now").ids
+
+
+def test_inflections_share_a_stem() -> None:
+    assert len({stem(word) for word in ("stop", "stops", "stopped", "stopping")}) == 1
+    assert stem("approve") == stem("approved")
+
+
+def test_the_lexicon_has_hundreds_of_pairs_and_is_symmetric() -> None:
+    table = antonyms()
+    assert sum(len(others) for others in table.values()) >= 1000
+    assert all(word in table[other] for word, others in table.items() for other in others)
+
+
+@given(st.text(max_size=200), st.text(max_size=200))
+def test_any_text_is_read_without_failing(a: str, b: str) -> None:
+    found = evidence(a, b)
+    assert 0 <= found.probability <= 1
+    assert len(found.why) <= 4
+
+
+def test_rules_fitted_for_other_features_are_refused() -> None:
+    with pytest.raises(ValueError, match="other features"):
+        Rules({"features": ["cosine"]})
