@@ -7,6 +7,7 @@ runs are judged together in the next one, so concurrent requests fill batches wi
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 

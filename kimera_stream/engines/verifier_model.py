@@ -62,14 +62,18 @@ class Layer(nn.Module):
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
         rows, length, _ = hidden.shape
+        kind = self.projection.weight.dtype  # bfloat16 weights: multiply in bfloat16, add and normalise in float32
         query, key, value = (
-            self.projection(hidden).view(rows, length, 3, HEADS, WIDTH // HEADS).permute(2, 0, 3, 1, 4).unbind(0)
+            self.projection(hidden.to(kind))
+            .view(rows, length, 3, HEADS, WIDTH // HEADS)
+            .permute(2, 0, 3, 1, 4)
+            .unbind(0)
         )
         drop = self.dropout if self.training else 0.0
         attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=drop)
         attended = self.output(attended.transpose(1, 2).reshape(rows, length, WIDTH))
         hidden = self.attention_norm(hidden + functional.dropout(attended, drop, self.training))
-        inner = self.narrow(functional.gelu(self.widen(hidden)))
+        inner = self.narrow(functional.gelu(self.widen(hidden.to(kind))))
         normed: Tensor = self.output_norm(hidden + functional.dropout(inner, drop, self.training))
         return normed
 
@@ -89,6 +93,13 @@ class CrossEncoder(nn.Module):
         self.head = nn.Linear(2 * WIDTH, WIDTH)
         self.classes = nn.Linear(WIDTH, len(CLASSES))
         self.dropout = dropout
+
+    def halve(self) -> None:
+        """Keep the layers' matrices in bfloat16, for inference; sums, norms and the head stay in float32."""
+        for layer in self.layers:
+            for part in layer.children():
+                if isinstance(part, nn.Linear):
+                    part.to(torch.bfloat16)
 
     def forward(self, tokens: Tensor, segments: Tensor, flags: Tensor) -> Tensor:
         """Logits, shape (n, 3); the inputs are integers of shape (n, t), padded with ``PAD``."""

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -25,6 +26,8 @@ from kimera_stream.engines.verifier_model import (
 from kimera_stream.protocol.errors import UnavailableError
 
 log = structlog.get_logger(__name__)
+
+CPU_FLAGS = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,6 @@ class VerifierRuntime:
     Args:
         model: Weights loaded, on its device.
         card: What ``weights/verifier.json`` says: name, calibration, operating points.
-        half: Compute in bfloat16.
     """
 
     def __init__(
@@ -61,7 +63,6 @@ class VerifierRuntime:
         model: CrossEncoder,
         card: Mapping[str, object],
         *,
-        half: bool,
         max_length: int,
         batch_size: int,
         both_directions: bool,
@@ -73,7 +74,6 @@ class VerifierRuntime:
         self.calibration = Calibration(float(calibration["scale"]), float(calibration["shift"]))
         self.operating_points = {str(name): float(value) for name, value in points.items()}
         self._model = model.eval()
-        self._half = half
         self._batch_size = batch_size
         self._both = both_directions
         self._tokenizer = PairTokenizer(max_length)
@@ -105,12 +105,14 @@ class VerifierRuntime:
             raise ValueError("device: cuda asked for, but torch sees no CUDA device")
         model = CrossEncoder()
         load_encoder(model, words_only=True)
-        load_trained(model, load_file(path))
+        try:
+            load_trained(model, load_file(path))
+        except SafetensorError as error:
+            raise ValueError(f"{path.name} is not a safetensors file: {error}") from error
         model.to(device).requires_grad_(False)
-        half = precision == "bfloat16" or (precision == "auto" and fast_half(device))
-        return cls(
-            model, card, half=half, max_length=max_length, batch_size=batch_size, both_directions=both_directions
-        )
+        if precision == "bfloat16" or (precision == "auto" and fast_half(device)):
+            model.halve()
+        return cls(model, card, max_length=max_length, batch_size=batch_size, both_directions=both_directions)
 
     @property
     def device(self) -> str:
@@ -150,9 +152,7 @@ class VerifierRuntime:
         return logits
 
     def _forward(self, encoded: Sequence[EncodedPair]) -> Tensor:
-        device = self.device
-        with torch.autocast(device, torch.bfloat16, enabled=self._half):
-            result: Tensor = self._model(*collate(encoded, device))
+        result: Tensor = self._model(*collate(encoded, self.device))
         return result.float()
 
 
@@ -166,7 +166,7 @@ def fast_half(device: str) -> bool:
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported())
     try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore")
+        flags = CPU_FLAGS.read_text(encoding="ascii", errors="ignore")
     except OSError:
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags

@@ -5,13 +5,9 @@ minutes on a GPU.
 """
 
 import json
-import os
 from datetime import date
 from pathlib import Path
 from typing import Annotated
-
-# Before torch is loaded: threads that wait must not spin, or a busy machine spends its cores on waiting.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
@@ -25,6 +21,7 @@ from training.verifier.clusters import anchor_examples
 from training.verifier.examples import CONTRADICTION, Example
 from training.verifier.export import export
 from training.verifier.loop import Runtime, predict, train
+from training.verifier.pool import pool_figures
 from training.verifier.public import TRAINING
 from training.verifier.recipe import STAGES, Materials
 
@@ -69,7 +66,10 @@ def evaluate(
             kinds[name] = measure.flagged_by_kind(examples, scores, points["balanced"])
         if name == "corpus":
             bins = measure.reliability(_truth(examples), scores)
-    return {"sets": sets, "flagged_by_kind": kinds, "reliability": bins}
+    held = [cluster for cluster in materials.clusters if cluster.split != "train"]
+    pool = pool_figures(model, calibration, points["balanced"], held, materials.seed)
+    print(f"{'pool':22} {pool}", flush=True)
+    return {"sets": sets, "flagged_by_kind": kinds, "reliability": bins, "pool": pool}
 
 
 @app.command()
@@ -116,6 +116,7 @@ def main(
         "calibration": {"scale": calibration.scale, "shift": calibration.shift},
         "operating_points": points,
         "metrics": report["sets"],
+        "pool": report["pool"],
     }
     (work / "report.json").write_text(json.dumps(card | report, indent=2) + "\n", encoding="utf-8")
     if not only_measure:

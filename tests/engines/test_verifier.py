@@ -1,0 +1,303 @@
+"""The verifier as callers see it, with the shipped weights."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import anyio
+import anyio.to_thread
+import numpy as np
+import pytest
+import torch
+
+from kimera_stream.engines import verifier_runtime
+from kimera_stream.engines.verifier import MODEL_NAME, CrossEncoderVerifier, Verifier
+from kimera_stream.engines.verifier_model import PairTokenizer
+from kimera_stream.engines.verifier_runtime import Calibration, VerifierRuntime, margin, shipped_weights
+from kimera_stream.protocol.errors import UnavailableError
+
+T = TypeVar("T")
+
+PAIRS = [
+    ("The checkout API is down in eu-west-1.", "Checkout API in eu-west-1 is up and serving requests."),
+    ("The checkout API is down in eu-west-1.", "The checkout API in eu-west-1 is unavailable."),
+    ("The checkout API is down in eu-west-1.", "The search API is up in us-east-2."),
+    ("Full-time staff get 25 days of paid leave.", "Full-time staff get 20 days of paid leave."),
+    ("Full-time staff get 25 days of paid leave.", "Full-time staff get twenty-five days of paid leave."),
+    ("The backup takes 2 hours.", "The backup takes 120 minutes."),
+    ("The door is locked.", "The door is not locked."),
+    ("x", "y"),
+]
+
+
+class Workers:
+    """Threads as the resource service gives them, counting what they ran."""
+
+    def __init__(self) -> None:
+        self.runs: list[int] = []
+        self.gate: anyio.Event | None = None
+
+    async def run(self, purpose: Literal["encode", "score", "io"], fn: Callable[..., T], *args: Any) -> T:
+        assert purpose == "score"
+        if args:
+            self.runs.append(len(args[0]))
+        if self.gate is not None:
+            await self.gate.wait()
+        return await anyio.to_thread.run_sync(fn, *args)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def runtime() -> VerifierRuntime:
+    return VerifierRuntime.load(None, "cpu", "float32", 128, 8, False)
+
+
+@pytest.fixture
+def shared(runtime: VerifierRuntime, monkeypatch: pytest.MonkeyPatch) -> VerifierRuntime:
+    """One loaded model for all tests that do not test loading."""
+    monkeypatch.setattr(VerifierRuntime, "load", classmethod(lambda *_: runtime))
+    return runtime
+
+
+def test_the_package_carries_weights_small_enough_to_ship() -> None:
+    path = shipped_weights()
+    assert 1_000_000 < path.stat().st_size <= 25 * 1024 * 1024
+    card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    assert card["name"] == MODEL_NAME
+    points = card["operating_points"]
+    assert 0 < points["sensitive"] <= points["balanced"] <= points["precise"] < 1
+
+
+def test_it_tells_contradictions_from_agreement_and_from_other_things(runtime: VerifierRuntime) -> None:
+    scores = runtime.judge(PAIRS)
+    balanced = runtime.operating_points["balanced"]
+    flagged = [bool(score >= balanced) for score in scores[:7]]
+    assert flagged == [True, False, False, True, False, False, True]
+
+
+def test_scores_are_probabilities_and_repeatable(runtime: VerifierRuntime) -> None:
+    first, again = runtime.judge(PAIRS), runtime.judge(PAIRS)
+    assert first.dtype == np.float32
+    assert first.shape == (len(PAIRS),)
+    assert ((first >= 0) & (first <= 1)).all()
+    np.testing.assert_array_equal(first, again)
+
+
+def test_company_does_not_change_a_score(runtime: VerifierRuntime) -> None:
+    together = runtime.judge(PAIRS)
+    alone = np.concatenate([runtime.judge([pair]) for pair in PAIRS])
+    np.testing.assert_allclose(together, alone, atol=2e-3)
+    backwards = runtime.judge(PAIRS[::-1])[::-1]
+    np.testing.assert_allclose(together, backwards, atol=2e-3)
+
+
+def test_half_precision_says_nearly_the_same(runtime: VerifierRuntime) -> None:
+    half = VerifierRuntime.load(None, "cpu", "bfloat16", 128, 8, False)
+    np.testing.assert_allclose(half.judge(PAIRS), runtime.judge(PAIRS), atol=0.08)
+
+
+def test_both_directions_are_the_mean_of_the_two(runtime: VerifierRuntime) -> None:
+    both = VerifierRuntime.load(None, "cpu", "float32", 128, 8, True)
+    turned = runtime.judge([(b, a) for a, b in PAIRS])
+    np.testing.assert_allclose(both.judge(PAIRS), (runtime.judge(PAIRS) + turned) / 2, atol=1e-5)
+    np.testing.assert_allclose(both.judge([(b, a) for a, b in PAIRS]), both.judge(PAIRS), atol=1e-5)
+
+
+@pytest.mark.parametrize("text", ["", " ", "word " * 5_000, "☃" * 300, "\x00", "[SEP] [CLS] [PAD]"])
+def test_odd_texts_get_a_score(runtime: VerifierRuntime, text: str) -> None:
+    scores = runtime.judge([(text, "The door is locked."), ("The door is locked.", text), (text, text)])
+    assert np.isfinite(scores).all()
+
+
+def test_running_out_of_memory_halves_the_batch_and_goes_on(
+    runtime: VerifierRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    forward = VerifierRuntime._forward
+
+    def scarce(self: VerifierRuntime, encoded: Any) -> Any:
+        sizes.append(len(encoded))
+        if len(encoded) > 2:
+            raise torch.OutOfMemoryError
+        return forward(self, encoded)
+
+    expected = runtime.judge(PAIRS)
+    monkeypatch.setattr(VerifierRuntime, "_forward", scarce)
+    np.testing.assert_allclose(runtime.judge(PAIRS), expected, atol=2e-3)
+    assert sizes[:3] == [8, 4, 2]
+
+    def none(self: VerifierRuntime, encoded: Any) -> Any:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(VerifierRuntime, "_forward", none)
+    with pytest.raises(UnavailableError, match="single pair"):
+        runtime.judge(PAIRS)
+
+
+def test_the_longer_statement_is_cut_and_the_input_never_too_long() -> None:
+    tokenizer = PairTokenizer(32)
+    long, short = tokenizer.statements(["gate " * 100, "the gate is shut"])
+    for first, second in ((long, short), (short, long), (long, long), (short, short)):
+        pair = tokenizer.pair(first, second)
+        assert len(pair.tokens) == len(pair.segments) == len(pair.flags) <= 32
+        assert pair.tokens.count(102) == 2
+    assert set(short.tokens) <= set(tokenizer.pair(long, short).tokens)
+    assert set(short.tokens) <= set(tokenizer.pair(short, long).tokens)
+
+
+def test_tokens_are_flagged_by_whole_words() -> None:
+    tokenizer = PairTokenizer(64)
+    pair = tokenizer.pair(*tokenizer.statements(["valve 3 is shut", "valve 33 is shut"]))
+    flags = dict(zip(pair.tokens, pair.flags, strict=True))
+    three, thirty_three = tokenizer.statements(["3", "33"])
+    assert flags[three.tokens[0]] == 1
+    assert flags[thirty_three.tokens[0]] == 1
+    assert sorted(set(pair.flags)) == [0, 1, 2]
+
+
+def test_calibration_keeps_the_order_and_stays_in_bounds() -> None:
+    logits = np.array([[-50, 3, 1], [0, 0, 0], [1, 0, 0], [40, -3, 2]], dtype=np.float32)
+    scores = Calibration(1.3, -0.2)(logits)
+    assert (np.diff(scores) > 0).all()
+    assert ((scores >= 0) & (scores <= 1)).all()
+    assert margin(logits)[1] == pytest.approx(-np.log(2))
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("shared")
+async def test_it_loads_by_itself_and_says_its_name() -> None:
+    workers = Workers()
+    verifier: Verifier = CrossEncoderVerifier(workers)
+    assert isinstance(verifier, Verifier)
+    assert verifier.name == MODEL_NAME
+    scores = await verifier.judge(PAIRS)
+    assert scores.shape == (len(PAIRS),)
+    assert (await verifier.judge([])).shape == (0,)
+    assert workers.runs == [len(PAIRS)]
+
+
+@pytest.mark.anyio
+async def test_callers_who_wait_are_judged_together(shared: VerifierRuntime) -> None:
+    workers = Workers()
+    verifier = CrossEncoderVerifier(workers, round_size=7)
+    await verifier.start()
+    workers.gate = anyio.Event()
+    results: dict[int, Any] = {}
+
+    async def ask(number: int) -> None:
+        results[number] = await verifier.judge([PAIRS[number]] * (number + 1))
+
+    async with anyio.create_task_group() as group:
+        for number in range(4):
+            group.start_soon(ask, number)
+            await anyio.wait_all_tasks_blocked()
+        assert verifier.waiting == 2 + 3 + 4
+        workers.gate.set()
+    assert workers.runs == [1, 2 + 3, 4]  # four more would not have fitted into seven
+    assert verifier.judged == 10
+    assert verifier.waiting == 0
+    for number, result in results.items():
+        np.testing.assert_allclose(result, shared.judge([PAIRS[number]] * (number + 1)), atol=2e-3)
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("shared")
+async def test_a_caller_who_leaves_takes_nobody_along() -> None:
+    workers = Workers()
+    verifier = CrossEncoderVerifier(workers)
+    await verifier.start()
+    workers.gate = anyio.Event()
+    results: list[Any] = []
+
+    async def ask() -> None:
+        results.append(await verifier.judge(PAIRS[:2]))
+
+    async with anyio.create_task_group() as group:
+        leader, waiter = anyio.CancelScope(), anyio.CancelScope()
+
+        async def leave(scope: anyio.CancelScope) -> None:
+            with scope:
+                await ask()
+
+        group.start_soon(leave, leader)
+        await anyio.wait_all_tasks_blocked()
+        group.start_soon(leave, waiter)
+        group.start_soon(ask)
+        await anyio.wait_all_tasks_blocked()
+        waiter.cancel()
+        leader.cancel()
+        await anyio.wait_all_tasks_blocked()
+        assert verifier.waiting == 2 or results == []
+        workers.gate.set()
+    assert len(results) == 1
+    assert verifier.waiting == 0
+
+
+@pytest.mark.anyio
+async def test_a_failure_hits_only_the_round_it_is_in(shared: VerifierRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = Workers()
+    verifier = CrossEncoderVerifier(workers)
+    await verifier.start()
+    judge = VerifierRuntime.judge
+    poison = ("poison", "poison")
+
+    def picky(self: VerifierRuntime, pairs: Any) -> Any:
+        if poison in pairs:
+            raise UnavailableError("verifier: no memory")
+        return judge(self, pairs)
+
+    monkeypatch.setattr(VerifierRuntime, "judge", picky)
+    workers.gate = anyio.Event()
+    outcomes: dict[str, Any] = {}
+
+    async def ask(name: str, pairs: list[tuple[str, str]]) -> None:
+        try:
+            outcomes[name] = len(await verifier.judge(pairs))
+        except UnavailableError as error:
+            outcomes[name] = error.code
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(ask, "first", PAIRS[:1])
+        await anyio.wait_all_tasks_blocked()
+        group.start_soon(ask, "bad", [poison])
+        await anyio.wait_all_tasks_blocked()
+        group.start_soon(ask, "good", PAIRS[:3])
+        await anyio.wait_all_tasks_blocked()
+        workers.gate.set()
+    assert outcomes == {"first": 1, "bad": "unavailable", "good": 3}
+    assert shared.judge(PAIRS[:1]).shape == (1,)
+
+
+@pytest.mark.anyio
+async def test_missing_or_wrong_weights_are_said_clearly(tmp_path: Path) -> None:
+    with pytest.raises(UnavailableError, match=r"scoring\.verifier"):
+        await CrossEncoderVerifier(Workers(), weights=tmp_path / "none.safetensors").start()
+    (tmp_path / "bad.safetensors").write_bytes(b"no weights")
+    (tmp_path / "bad.json").write_text('{"name": "bad"}')
+    with pytest.raises(UnavailableError, match="verifier"):
+        await CrossEncoderVerifier(Workers(), weights=tmp_path / "bad.safetensors").start()
+
+
+@pytest.mark.anyio
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+async def test_cuda_asked_for_and_not_there_is_said_clearly() -> None:
+    with pytest.raises(UnavailableError, match="CUDA"):
+        await CrossEncoderVerifier(Workers(), device="cuda").start()
+
+
+def test_processors_without_bfloat16_get_float32(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    flags = tmp_path / "cpuinfo"
+    monkeypatch.setattr(verifier_runtime, "CPU_FLAGS", flags)
+    assert not verifier_runtime.fast_half("cpu")
+    flags.write_text("flags: fpu sse avx2")
+    assert not verifier_runtime.fast_half("cpu")
+    flags.write_text("flags: fpu avx512_bf16")
+    assert verifier_runtime.fast_half("cpu")
