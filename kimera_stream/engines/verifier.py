@@ -176,3 +176,8 @@ class CrossEncoderVerifier:
             at += len(request.pairs)
             if request is not leader and request in self._waiting:
                 self._waiting.remove(request)
+
+
+def weights_available() -> bool:
+    """Whether this installation carries the verifier's weights."""
+    return Path(str(resources.files("kimera_stream.engines")), "weights", "verifier.safetensors").is_file()
