@@ -1,14 +1,23 @@
 """The running application: its supervisor, its readiness, and how it comes up and goes down."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import anyio
 import structlog
 
+from kimera_stream.infrastructure.container import Container
+from kimera_stream.infrastructure.settings import Settings
 from kimera_stream.infrastructure.tasks import Service, ServiceFailed, ServiceSpec, ServiceState, StopReport, Supervisor
+from kimera_stream.infrastructure.telemetry import Metrics, Tracing
+
+if TYPE_CHECKING:
+    from kimera_stream.api.services import Parts
+
+Drain = tuple[str, Callable[[float], Awaitable[object]]]
+Plan = Callable[["Runtime"], "tuple[Parts, list[ServiceSpec], list[Drain]]"]
 
 log = structlog.get_logger(__name__)
 
@@ -29,33 +38,34 @@ class Runtime:
     while the services load. ``drain`` stops the work in the promised order; the lifespan's end stops the services.
 
     Args:
-        specs: Services for the supervisor.
-        drains: Awaited in order by ``drain``: first what takes work in, last what sends it out.
-        shutdown_deadline: Seconds for draining and stopping together.
-        crashed: Told of every failure of a service.
+        settings: Checked settings.
+        container: Built, its ground started; closed at the end of the lifespan.
+        plan: Given the runtime, makes the parts, the services and what a stop drains, in order: first what takes work in,
+            last what sends it out.
     """
 
-    def __init__(
-        self,
-        specs: Sequence[ServiceSpec],
-        *,
-        drains: Sequence[tuple[str, Callable[[float], Any]]],
-        shutdown_deadline: float,
-        crashed: Callable[[str, BaseException], None],
-    ) -> None:
+    def __init__(self, settings: Settings, container: Container, plan: Plan) -> None:
+        self.settings = settings
+        self.tracing = container.get(Tracing)
+        self._container = container
         self._observers: list[Callable[[Service], None]] = []
-        self.supervisor = Supervisor(specs, stop_deadline=shutdown_deadline, changed=self._changed, crashed=crashed)
-        self._drains = drains
-        self._deadline = shutdown_deadline
+        self._deadline = settings.api.shutdown_deadline
         self._began = anyio.Event()
         self.draining = False
         self._stop_by: float | None = None
         self.stop_report: StopReport | None = None
+        self.parts, specs, self._drains = plan(self)
+        self.supervisor = Supervisor(
+            specs,
+            stop_deadline=self._deadline,
+            changed=self._changed,
+            crashed=container.get(Metrics).service_failed,
+        )
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
         """The life of the services, around the life of the server."""
-        async with self.supervisor:
+        async with self._container, self.supervisor:
             self.supervisor.begin()
             self._began.set()
             try:
@@ -72,8 +82,6 @@ class Runtime:
             return
         self.draining = True
         self._stop_by = anyio.current_time() + self._deadline
-        if not self.supervisor.is_ready:
-            return
         for name, drain in self._drains:
             budget = max(0.1, (self._stop_by - anyio.current_time()) / 2)
             with anyio.move_on_after(budget) as scope:

@@ -17,11 +17,12 @@ import uvicorn
 
 from kimera_stream.api.app import create_app
 from kimera_stream.api.composition import build_runtime
-from kimera_stream.api.egress import KimeraWebSocketProtocol
+from kimera_stream.api.egress import EgressProtocol
 from kimera_stream.api.progress import StartProgress
 from kimera_stream.api.runtime import Runtime
 from kimera_stream.infrastructure.settings import Settings
 from kimera_stream.infrastructure.tasks import ServiceFailed
+from kimera_stream.infrastructure.telemetry import configure_logging
 from kimera_stream.protocol.errors import KimeraError
 
 log = structlog.get_logger(__name__)
@@ -64,6 +65,7 @@ def serve(settings: Settings, *, console: IO[str] | None = None) -> int:
     Prints ``listening on http://HOST:PORT`` when ready. SIGTERM and SIGINT stop it cleanly; a second one at once.
     """
     out = console or sys.stdout
+    configure_logging(settings.telemetry)
     try:
         sock = bind(settings.api.host, settings.api.port)
     except BindError as error:
@@ -78,7 +80,7 @@ def serve(settings: Settings, *, console: IO[str] | None = None) -> int:
 
 
 async def _serve(settings: Settings, sock: socket.socket, out: IO[str]) -> int:
-    runtime = build_runtime(settings)
+    runtime = await build_runtime(settings)
     server = KimeraServer(_config(settings, runtime), runtime)
     code = EXIT_OK
     watchdog = Watchdog(settings.api.shutdown_deadline + WATCHDOG_GRACE, runtime)
@@ -127,7 +129,7 @@ def _config(settings: Settings, runtime: Runtime) -> uvicorn.Config:
     api, stream = settings.api, settings.stream
     return uvicorn.Config(
         create_app(runtime),
-        ws=KimeraWebSocketProtocol,
+        ws=EgressProtocol,
         http="httptools",
         lifespan="on",
         log_config=None,

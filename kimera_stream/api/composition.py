@@ -1,0 +1,279 @@
+"""The composition root: every service, what it needs, and how it is supervised. Nothing else resolves.
+
+Two steps, because the streaming core starts where the log ends: the ground (``_ground``) is built at once, without waiting for
+anything; what stands on the log's position (``_upon_the_log``) is built by the supervised services once the vault is there.
+"""
+
+import platform
+from importlib import resources
+from importlib.metadata import version
+
+import structlog
+from prometheus_client import CollectorRegistry
+
+from kimera_stream import __version__, kernels
+from kimera_stream.api.auth import TokenAuthenticator
+from kimera_stream.api.http.door import HttpDoor
+from kimera_stream.api.runtime import Runtime
+from kimera_stream.api.services import Parts, service_specs
+from kimera_stream.api.stats import StatsService
+from kimera_stream.api.websocket import StreamEndpoint
+from kimera_stream.core.conversation import ConversationMemory
+from kimera_stream.core.embedding import BatchingEmbedder, make_provider
+from kimera_stream.core.geoid_cache import GeoidCache
+from kimera_stream.core.index import FlatIndex
+from kimera_stream.core.interfaces import (
+    Authenticator,
+    ContradictionEngine,
+    EmbeddingService,
+    FieldService,
+    IndexService,
+    KnowledgeService,
+    LogReader,
+    Threads,
+    VaultService,
+)
+from kimera_stream.core.vault.retention import Retention
+from kimera_stream.core.vault.vault import SqlVault
+from kimera_stream.engines.contradiction import THRESHOLDS, CascadeEngine
+from kimera_stream.engines.field import FieldDynamics
+from kimera_stream.engines.metrics import PipelineMetrics
+from kimera_stream.engines.pipeline import Pipeline
+from kimera_stream.engines.publishing import Publishing
+from kimera_stream.engines.queries import Queries
+from kimera_stream.engines.removals import Removals
+from kimera_stream.engines.sequencer import Sequencer
+from kimera_stream.engines.verifier import CrossEncoderVerifier
+from kimera_stream.engines.watches import WatchRegistry
+from kimera_stream.infrastructure.container import Container, Services
+from kimera_stream.infrastructure.resources import Resources
+from kimera_stream.infrastructure.settings import Settings, access_is_open, database_url, node_name
+from kimera_stream.infrastructure.telemetry import Metrics, Tracing, configure_tracing
+from kimera_stream.protocol.messages import ServerInfo
+from kimera_stream.streaming.hub import Hub
+from kimera_stream.streaming.metrics import HubMetrics
+
+log = structlog.get_logger(__name__)
+
+
+def build_services(settings: Settings) -> Services:
+    """Everything registered by interface; tests override parts of it."""
+    services = Services()
+    services.add(Settings, instance=settings)
+    services.add(CollectorRegistry, instance=CollectorRegistry())
+    services.add(ServerInfo, instance=ServerInfo(name="kimera-stream", version=__version__, node=node_name(settings)))
+    _ground(services, settings)
+    _meaning(services, settings)
+    _upon_the_log(services, settings)
+    return services
+
+
+def _ground(services: Services, settings: Settings) -> None:
+    def worker_threads(registry: CollectorRegistry) -> Resources:
+        return Resources(settings.performance, registry)
+
+    def authenticator(threads: Threads) -> TokenAuthenticator:
+        return TokenAuthenticator(settings.security, open_access=access_is_open(settings), threads=threads)
+
+    def tracing(server: ServerInfo) -> Tracing:
+        return configure_tracing(settings.telemetry, node=server.node, version=server.version)
+
+    def embedder(threads: Threads, registry: CollectorRegistry) -> BatchingEmbedder:
+        return BatchingEmbedder(make_provider(settings.embedding, threads), settings.embedding, registry)
+
+    def vault() -> SqlVault:
+        return SqlVault(database_url(settings), settings.database)
+
+    def index(threads: Threads, embedder: EmbeddingService) -> FlatIndex:
+        return FlatIndex(
+            embedder.dimension,
+            threads=threads,
+            performance=settings.performance,
+            scoring=settings.scoring,
+            directory=settings.paths.data_dir,
+        )
+
+    def retention(vault: SqlVault) -> Retention:
+        return Retention(vault, settings.database, idempotency_window=settings.performance.idempotency_window)
+
+    services.add(Metrics, factory=Metrics)
+    services.add(Resources, factory=worker_threads, also=[Threads])
+    services.add(TokenAuthenticator, factory=authenticator, also=[Authenticator])
+    services.add(Tracing, factory=tracing)
+    services.add(SqlVault, factory=vault, also=[VaultService, LogReader], cleanup=SqlVault.close)
+    services.add(BatchingEmbedder, factory=embedder, also=[EmbeddingService], cleanup=BatchingEmbedder.close)
+    services.add(FlatIndex, factory=index, also=[IndexService])
+    services.add(Retention, factory=retention)
+
+
+def _meaning(services: Services, settings: Settings) -> None:
+    performance = settings.performance
+
+    def cache(vault: VaultService) -> GeoidCache:
+        return GeoidCache(vault, performance.geoid_cache_bytes)
+
+    def conversation() -> ConversationMemory:
+        return ConversationMemory(performance.sessions, performance.session_history, performance.session_ttl)
+
+    def verifier(threads: Threads) -> CrossEncoderVerifier:
+        return CrossEncoderVerifier(threads, device=settings.embedding.device, precision=settings.embedding.precision)
+
+    def engine(
+        index: IndexService,
+        cache: GeoidCache,
+        threads: Threads,
+        registry: CollectorRegistry,
+        verifier: CrossEncoderVerifier | None = None,
+    ) -> CascadeEngine:
+        return CascadeEngine(index, cache, verifier, settings.scoring, threads, registry)
+
+    def watches(vault: VaultService, engine: ContradictionEngine) -> WatchRegistry:
+        return WatchRegistry(
+            vault,
+            engine,
+            min_relatedness=settings.scoring.min_relatedness,
+            filter_nodes=settings.stream.filter_nodes,
+            filter_depth=settings.stream.filter_depth,
+        )
+
+    services.add(GeoidCache, factory=cache)
+    services.add(ConversationMemory, factory=conversation)
+    if settings.scoring.verifier == "auto":
+        if (resources.files("kimera_stream.engines") / "weights" / "verifier.safetensors").is_file():
+            services.add(CrossEncoderVerifier, factory=verifier)
+        else:
+            log.warning("this build carries no verifier weights: the evidence rules alone decide")
+    services.add(CascadeEngine, factory=engine, also=[ContradictionEngine])
+    services.add(WatchRegistry, factory=watches)
+
+
+def _upon_the_log(services: Services, settings: Settings) -> None:
+    capacity = None if settings.performance.index_full == "evict_oldest" else settings.performance.max_geoids
+
+    def hub(reader: LogReader, registry: CollectorRegistry) -> Hub:
+        return Hub(reader, settings.stream, metrics=HubMetrics(registry))
+
+    def field(embedder: EmbeddingService, hub: Hub, vault: VaultService) -> FieldDynamics:
+        return FieldDynamics(embedder.dimension, hub, interval=settings.stream.field_interval, head=lambda: vault.head)
+
+    def pipeline_metrics(registry: CollectorRegistry) -> PipelineMetrics:
+        return PipelineMetrics(registry)
+
+    def sequencer(
+        vault: VaultService,
+        index: IndexService,
+        cache: GeoidCache,
+        hub: Hub,
+        field: FieldDynamics,
+        conversation: ConversationMemory,
+        engine: ContradictionEngine,
+        watches: WatchRegistry,
+        metrics: PipelineMetrics,
+    ) -> Sequencer:
+        return Sequencer(
+            vault,
+            index,
+            cache,
+            hub,
+            field,
+            conversation,
+            Publishing(vault, cache, engine, watches),
+            Removals(vault, cache),
+            metrics,
+            capacity=capacity,
+            sure=THRESHOLDS["precise"],
+        )
+
+    def queries(
+        embedder: EmbeddingService,
+        index: IndexService,
+        cache: GeoidCache,
+        engine: ContradictionEngine,
+        watches: WatchRegistry,
+    ) -> Queries:
+        return Queries(
+            embedder,
+            index,
+            cache,
+            engine,
+            watches,
+            filter_nodes=settings.stream.filter_nodes,
+            filter_depth=settings.stream.filter_depth,
+        )
+
+    def pipeline(
+        vault: VaultService,
+        embedder: EmbeddingService,
+        sequencer: Sequencer,
+        queries: Queries,
+        metrics: PipelineMetrics,
+        resources: Resources,
+    ) -> Pipeline:
+        made = Pipeline(vault, embedder, sequencer, queries, settings, metrics, admit=resources.admit)
+        resources.watch_queue("intake", lambda: made.waiting)
+        return made
+
+    def endpoint(
+        hub: Hub, knowledge: KnowledgeService, vault: VaultService, authenticator: Authenticator, server: ServerInfo
+    ) -> StreamEndpoint:
+        return StreamEndpoint(hub, knowledge, vault, authenticator, settings, server=server)
+
+    def stats(
+        vault: VaultService,
+        index: IndexService,
+        hub: Hub,
+        field: FieldDynamics,
+        metrics: PipelineMetrics,
+        resources: Resources,
+        server: ServerInfo,
+    ) -> StatsService:
+        return StatsService(
+            vault, index, hub, field, metrics, resources, node=server.node, interval=settings.stream.stats_interval
+        )
+
+    services.add(Hub, factory=hub)
+    services.add(FieldDynamics, factory=field, also=[FieldService])
+    services.add(PipelineMetrics, factory=pipeline_metrics)
+    services.add(Sequencer, factory=sequencer)
+    services.add(Queries, factory=queries)
+    services.add(Pipeline, factory=pipeline, also=[KnowledgeService])
+    services.add(StreamEndpoint, factory=endpoint)
+    services.add(StatsService, factory=stats)
+
+
+async def build_runtime(settings: Settings, services: Services | None = None) -> Runtime:
+    """The runtime of one server process, its ground built, nothing of it started.
+
+    Args:
+        settings: Checked settings.
+        services: Registrations with parts of their own, for tests.
+    """
+    services = build_services(settings) if services is None else services
+    container = services.build()
+    await container.start(Metrics, Resources, TokenAuthenticator, Tracing, ServerInfo, Retention, CascadeEngine)
+    return Runtime(
+        settings,
+        container,
+        lambda runtime: service_specs(Parts(settings, container, runtime, _door(settings, container, runtime))),
+    )
+
+
+def _door(settings: Settings, container: Container, runtime: Runtime) -> HttpDoor:
+    server = container.get(ServerInfo)
+    return HttpDoor(
+        authenticator=container.get(TokenAuthenticator),
+        settings=settings,
+        metrics=container.get(Metrics),
+        threads=container.get(Resources),
+        readiness=runtime.readiness,
+        health=container.health,
+        node=server.node,
+        version=server.version,
+        versions=_versions(),
+    )
+
+
+def _versions() -> dict[str, str]:
+    names = ["torch", "numpy", "msgspec", "uvicorn", "websockets", "sqlalchemy"]
+    found = {name: version(name) for name in names}
+    return {"python": platform.python_version(), "kernel": kernels.IMPLEMENTATION, **found}

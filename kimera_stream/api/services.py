@@ -1,0 +1,196 @@
+"""The supervised services: in which order they start, how each begins, and what a stop has to finish."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import anyio
+import structlog
+
+from kimera_stream.api.auth import TokenAuthenticator
+from kimera_stream.api.http.door import DoorServices, HttpDoor
+from kimera_stream.api.stats import StatsService
+from kimera_stream.api.websocket import StreamEndpoint
+from kimera_stream.core.embedding import BatchingEmbedder
+from kimera_stream.core.index import FlatIndex
+from kimera_stream.core.vault.retention import Retention
+from kimera_stream.core.vault.vault import SqlVault
+from kimera_stream.engines.field import FieldDynamics
+from kimera_stream.engines.pipeline import Pipeline
+from kimera_stream.engines.verifier import CrossEncoderVerifier
+from kimera_stream.engines.watches import WatchRegistry
+from kimera_stream.infrastructure.container import Container, MissingServiceError
+from kimera_stream.infrastructure.resources import Resources
+from kimera_stream.infrastructure.settings import Settings
+from kimera_stream.infrastructure.tasks import Backoff, Budget, Service, ServiceSpec
+from kimera_stream.protocol.errors import KimeraError, UnavailableError
+from kimera_stream.streaming.hub import Hub
+
+if TYPE_CHECKING:
+    from kimera_stream.api.runtime import Runtime
+
+log = structlog.get_logger(__name__)
+
+LOAD_BATCH = 1_000
+RETENTION_INTERVAL = 60.0
+PATIENT = Backoff(base=0.25, factor=2.0, maximum=5.0, floor=0.1)
+START_BUDGET = Budget(restarts=8, window=120.0)
+
+
+class EncoderMismatchError(KimeraError):
+    """The stored vectors were made by another encoder; vectors of different models cannot be compared."""
+
+
+@dataclass(slots=True)
+class Parts:
+    """What the services work with. ``stream`` is set once the WebSocket door can open."""
+
+    settings: Settings
+    container: Container
+    runtime: "Runtime"
+    door: HttpDoor
+    stream: StreamEndpoint | None = None
+
+
+def service_specs(
+    parts: Parts,
+) -> tuple[Parts, list[ServiceSpec], list[tuple[str, Callable[[float], Awaitable[object]]]]]:
+    """The parts, the services of a server, and what a stop drains, in order."""
+    container = parts.container
+    assembling = anyio.Lock()
+
+    async def assembled(*keys: object) -> None:
+        """Build what stands on the log; one service at a time asks the container."""
+        async with assembling:
+            await container.start(*keys)
+
+    async def access(service: Service) -> None:
+        await container.get(TokenAuthenticator).load()
+        service.ready()
+        await anyio.sleep_forever()
+
+    async def vault(service: Service) -> None:
+        service.progress("opening the database")
+        await container.get(SqlVault).start()
+        service.ready()
+        await anyio.sleep_forever()
+
+    async def encoder(service: Service) -> None:
+        embedder = container.get(BatchingEmbedder)
+        service.progress("loading the model")
+        await embedder.start()
+        service.ready()
+        await embedder.run()
+
+    async def verifier(service: Service) -> None:
+        service.progress("loading the model")
+        await container.get(CrossEncoderVerifier).start()
+        service.ready()
+
+    async def hub(service: Service) -> None:
+        await assembled(Hub, FieldDynamics)
+        service.ready()
+        await container.get(Hub).run()
+
+    async def index(service: Service) -> None:
+        await load_index(parts, service)
+        service.ready()
+        await anyio.sleep_forever()
+
+    async def pipeline(service: Service) -> None:
+        await assembled(Pipeline, StreamEndpoint)
+        await container.get(WatchRegistry).load()
+        made = container.get(Pipeline)
+        parts.stream = container.get(StreamEndpoint)
+        parts.door.services = DoorServices(
+            knowledge=made,
+            vault=container.get(SqlVault),
+            hub=container.get(Hub),
+            field=container.get(FieldDynamics),
+            commands=parts.stream.commands,
+        )
+        service.ready()
+        await made.run()
+
+    async def field(service: Service) -> None:
+        service.ready()
+        await container.get(FieldDynamics).run()
+
+    async def stats(service: Service) -> None:
+        await assembled(StatsService)
+        service.ready()
+        await container.get(StatsService).run()
+
+    async def retention(service: Service) -> None:
+        service.ready()
+        while True:
+            try:
+                await container.get(Retention).run_once()
+            except UnavailableError as error:
+                log.warning("retention put off", error=str(error))
+            await anyio.sleep(RETENTION_INTERVAL)
+
+    specs = [
+        ServiceSpec("resources", container.get(Resources).serve),
+        ServiceSpec("access", access, on_failure="escalate"),
+        ServiceSpec("vault", vault, backoff=PATIENT, budget=START_BUDGET),
+        ServiceSpec("encoder", encoder, backoff=PATIENT),
+        ServiceSpec("hub", hub, after=("vault",)),
+        ServiceSpec("index", index, after=("vault", "encoder", "hub")),
+        ServiceSpec("field", field, after=("index",)),
+        ServiceSpec("retention", retention, after=("vault",)),
+    ]
+    before_work = ["index", "access", "hub"]
+    try:
+        container.get(CrossEncoderVerifier)
+    except MissingServiceError:
+        pass  # switched off, or this build carries no weights: the rules decide
+    else:
+        specs.append(ServiceSpec("verifier", verifier, backoff=PATIENT, on_end="ignore"))
+        before_work.append("verifier")
+    specs.append(ServiceSpec("pipeline", pipeline, after=tuple(before_work)))
+    specs.append(ServiceSpec("stats", stats, after=("pipeline",)))
+
+    async def drain_pipeline(_seconds: float) -> None:
+        if parts.door.services is not None:
+            await container.get(Pipeline).drain()
+
+    async def drain_hub(seconds: float) -> None:
+        if parts.stream is not None:
+            await container.get(Hub).shutdown(seconds)
+
+    return parts, specs, [("pipeline", drain_pipeline), ("streams", parts.door.streams.drain), ("hub", drain_hub)]
+
+
+async def load_index(parts: Parts, service: Service) -> None:
+    """Put every stored geoid into the index and the field.
+
+    Raises:
+        EncoderMismatchError: the stored vectors are another model's.
+    """
+    container = parts.container
+    vault, index, field = container.get(SqlVault), container.get(FlatIndex), container.get(FieldDynamics)
+    model = container.get(BatchingEmbedder).model
+    total = await vault.count_geoids()
+    if vault.encoder is None or (vault.encoder != model and not total):
+        await vault.record_encoder(model)
+    elif vault.encoder != model:
+        raise EncoderMismatchError(
+            f"the {total} stored vectors were made by {vault.encoder}, and this server encodes with {model}; "
+            "set KIMERA_EMBEDDING__PROVIDER back, or use another database (KIMERA_PATHS__DATA_DIR, KIMERA_DATABASE__URL)"
+        )
+    loaded = 0
+    async for batch in vault.scan_geoids(batch=LOAD_BATCH):
+        for stored in batch:
+            if stored.geoid.id not in index:
+                index.put(stored)
+        field.restore(batch)
+        loaded += len(batch)
+        service.progress(f"{loaded:,} of {total:,} geoids")
+    after = 0
+    while True:
+        page = await vault.list_contradictions(after=after, limit=LOAD_BATCH, state="open")
+        field.restore_contradictions(page.items)
+        if page.next is None:
+            return
+        after = page.next

@@ -1,0 +1,87 @@
+"""The ``stats`` channel: what the server does, as one value a second."""
+
+import time
+from typing import Any
+
+import anyio
+import msgspec
+
+from kimera_stream.core.interfaces import FieldService, IndexService, VaultService
+from kimera_stream.engines.metrics import PipelineMetrics
+from kimera_stream.infrastructure.resources import Resources
+from kimera_stream.streaming.hub import Hub
+
+
+class StatsService:
+    """Gathers rates, depths, latencies and counts. Rates are over the time since the value before.
+
+    Args:
+        interval: Seconds between two values.
+    """
+
+    def __init__(
+        self,
+        vault: VaultService,
+        index: IndexService,
+        hub: Hub,
+        field: FieldService,
+        metrics: PipelineMetrics,
+        resources: Resources,
+        *,
+        node: str,
+        interval: float,
+    ) -> None:
+        self._vault = vault
+        self._index = index
+        self._hub = hub
+        self._field = field
+        self._metrics = metrics
+        self._resources = resources
+        self._node = node
+        self._interval = interval
+        self._began = time.monotonic()
+        self._before = (self._began, 0, 0, vault.head)
+
+    def value(self) -> dict[str, Any]:
+        """The numbers as of now; times in milliseconds, rates per second, sizes in bytes."""
+        now = time.monotonic()
+        numbers = self._metrics.numbers()
+        then, published, contradictions, head = self._before
+        elapsed = max(now - then, 1e-3)
+        self._before = (now, numbers.published, numbers.contradictions, self._vault.head)
+        stream = self._hub.statistics()
+        return {
+            "node": self._node,
+            "uptime": round(now - self._began, 1),
+            "geoids": self._index.size,
+            "open_contradictions": self._field.state().open_contradictions,
+            "rates": {
+                "publishes": round((numbers.published - published) / elapsed, 2),
+                "contradictions": round((numbers.contradictions - contradictions) / elapsed, 2),
+                "events": round((self._vault.head - head) / elapsed, 2),
+            },
+            "totals": {
+                "published": numbers.published,
+                "contradictions": numbers.contradictions,
+                "refused": numbers.refused,
+            },
+            "latency": {"p50": _ms(numbers.p50), "p99": _ms(numbers.p99)},
+            "queues": self._resources.queues,
+            "connections": stream["connections"],
+            "subscribers": stream["subscriptions"],
+            "stream": stream,
+            "index_bytes": self._index.bytes,
+            "memory": self._resources.memory,
+            "loop_lag": _ms(self._resources.loop_lag),
+        }
+
+    async def run(self) -> None:
+        """Send a value each interval until cancelled."""
+        encode = msgspec.json.Encoder().encode
+        while True:
+            self._hub.latest("stats", "stats.updated", encode(self.value()), offset=self._vault.head)
+            await anyio.sleep(self._interval)
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 3)
