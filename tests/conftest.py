@@ -22,6 +22,7 @@ MAX_CALLBACK_CPU = 1.0
 MAY_BLOCK = [
     ("structlog/_base.py", {"_process_event", "_proxy_to_logger"}),  # a traceback reads source lines
     ("logging/__init__.py", {"handle"}),
+    ("asyncpg/connect_utils.py", {"_parse_connect_dsn_and_args"}),  # looks for password and certificate files
     ("<frozen importlib._bootstrap>", {"_find_and_load"}),  # an import reads files once
 ]
 
