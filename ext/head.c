@@ -23,7 +23,8 @@ int km_pair_head(const km_isa *isa, const float *query, const float *rows, int64
             feature[j] = fabsf(query[j] - row[j]);
             feature[dim + j] = query[j] * row[j];
         }
-        memcpy(feature + 2 * dim, extra + i * extras, (size_t)extras * sizeof *extra);
+        if (extras > 0)
+            memcpy(feature + 2 * dim, extra + i * extras, (size_t)extras * sizeof *extra);
         isa->dots_f32(feature, w1, hidden, features, unit);
         float sum = b2;
         for (int64_t j = 0; j < hidden; j++) {

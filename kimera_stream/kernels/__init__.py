@@ -31,7 +31,7 @@ from kimera_stream.kernels.layout import (
 from kimera_stream.kernels.reference import Reference
 
 try:
-    from kimera_stream.kernels import _kernel
+    import kimera_stream.kernels._kernel as _kernel
 except ImportError as error:
     _MISSING: str | None = str(error)
     warnings.warn(

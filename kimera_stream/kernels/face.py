@@ -22,7 +22,7 @@ from kimera_stream.kernels.layout import (
 from kimera_stream.kernels.reference import quantize as reference_quantize
 
 try:
-    from kimera_stream.kernels import _kernel
+    import kimera_stream.kernels._kernel as _kernel
 except ImportError:
     _compiled: Any = None
 else:
