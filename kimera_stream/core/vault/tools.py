@@ -5,7 +5,6 @@ Every error is a KimeraError whose message names the next step.
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 
 import anyio
@@ -75,7 +74,7 @@ async def export(
     """
     await _refuse_existing(path)
     async with _opened(url, settings) as database:
-        return await database.read(partial(export_rows, path=Path(path), progress=progress))
+        return await export_rows(database, Path(path), progress)
 
 
 async def import_(
@@ -90,7 +89,7 @@ async def import_(
         raise VaultFormatError(f"there is no file {path}")
     await migrate(url, settings=settings)
     async with _opened(url, settings) as database:
-        return await database.write(partial(import_rows, path=Path(path), progress=progress))
+        return await import_rows(database, Path(path), progress)
 
 
 async def backup(

@@ -9,19 +9,26 @@ import gzip
 import secrets
 import zlib
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import anyio
 import msgspec
+from anyio import to_thread
 from sqlalchemy import Table, bindparam, func, select, tuple_, update
 
 from kimera_stream.core.vault import schema
 from kimera_stream.core.vault.checking import Progress
-from kimera_stream.core.vault.entries import LogState, read_state, verified
+from kimera_stream.core.vault.entries import read_state, verified
 from kimera_stream.core.vault.errors import DamagedLogError, VaultFormatError
 from kimera_stream.core.vault.migrate import HEAD
-from kimera_stream.infrastructure.database import Insert, Query, Transaction
+from kimera_stream.infrastructure.database import Database, Insert, Query, Steps, Transaction
+
+T = TypeVar("T")
 
 FORMAT = "kimera-stream export"
 VERSION = 1
@@ -81,30 +88,46 @@ def _writer(table: Table, name: str) -> Callable[[Any], Any]:
     return lambda value: None if value is None else bytes(value).decode()
 
 
-def export_rows(tx: Transaction, path: Path, progress: Progress) -> int:
-    """Write everything in the snapshot to ``path``; returns how many rows.
+async def export_rows(database: Database, path: Path, progress: Progress) -> int:
+    """Write everything in one snapshot to ``path``; returns how many rows.
 
     Raises:
         DamagedLogError: an entry of the log is not what was committed.
         VaultFormatError: the file cannot be written.
     """
-    state = read_state(tx)
-    partial = path.with_name(path.name + ".partial")
+    unfinished = path.with_name(path.name + ".partial")
     try:
-        with gzip.open(partial, "wb", compresslevel=5) as out:
-            count = _write(tx, state, out, progress)
-        partial.replace(path)
-    except OSError as error:
-        raise VaultFormatError(
-            f"cannot write {path}: {error.strerror or error}; choose a place with enough space"
-        ) from error
+        out = await _on_file(path, gzip.open, unfinished, "wb", 5)
+        try:
+            async with database.transaction(write=False) as steps:
+                count = await _write(steps, path, out, progress)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await _on_file(path, out.close)
+        await _on_file(path, unfinished.replace, path)
     finally:
-        partial.unlink(missing_ok=True)
+        with anyio.CancelScope(shield=True):
+            await _on_file(path, unfinished.unlink, True)
     return count
 
 
-def _write(tx: Transaction, state: LogState, out: gzip.GzipFile, progress: Progress) -> int:
-    encode = msgspec.json.Encoder().encode
+async def _on_file(path: Path, fn: Callable[..., T], *args: Any) -> T:
+    """Run ``fn`` in a thread; what goes wrong there is the file's fault, not the database's.
+
+    Raises:
+        VaultFormatError: it cannot be read or written.
+    """
+    try:
+        return await to_thread.run_sync(fn, *args)
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise VaultFormatError(
+            f"{path}: {reason}; check that the file is a whole export, or that its place has enough space"
+        ) from error
+
+
+async def _write(steps: Steps, path: Path, out: gzip.GzipFile, progress: Progress) -> int:
+    state = await steps.step(read_state)
     columns = {name: _columns(table) for name, table in _TABLES.items()}
     header = _Header(
         format=FORMAT,
@@ -117,92 +140,144 @@ def _write(tx: Transaction, state: LogState, out: gzip.GzipFile, progress: Progr
         encoder=state.encoder,
         columns=columns,
     )
-    out.write(encode(header) + b"\n")
-    total = sum([int(tx.value(Query(select(func.count()).select_from(table)))) for table in _TABLES.values()])
+    await _on_file(path, out.write, msgspec.json.encode(header) + b"\n")
+    total = await steps.step(_count_rows)
     done = 0
     for table in _TABLES.values():
-        names = columns[table.name]
-        writers = [_writer(table, name) for name in names]
-        for rows in _pages(tx, table, names):
-            for row in rows:
-                if table is schema.log_entry:
-                    verified(row)
-                values = [write(value) for write, value in zip(writers, row, strict=True)]
-                out.write(encode(_Line(str(table.name), values)) + b"\n")
+        pages = _Pages(table, columns[str(table.name)])
+        while rows := await steps.step(pages.following):
+            await _on_file(path, _write_rows, out, table, columns[str(table.name)], rows)
             done += len(rows)
             progress("export", done, total)
-    out.write(encode(_Footer(done)) + b"\n")
+    await _on_file(path, out.write, msgspec.json.encode(_Footer(done)) + b"\n")
     return done
 
 
-def _pages(tx: Transaction, table: Table, names: Sequence[str]) -> Iterator[Sequence[Any]]:
-    keys = list(table.primary_key.columns)
-    statement = select(*[table.c[name] for name in names], *keys).order_by(*keys).limit(_STEP)
-    first = Query(statement)
-    after = Query(
-        statement.where(tuple_(*keys) > tuple_(*[bindparam(f"k{i}", type_=c.type) for i, c in enumerate(keys)]))
-    )
-    rows = tx.rows(first)
-    while rows:
-        yield [tuple(row)[: len(names)] for row in rows]
-        if len(rows) < _STEP:
-            return
-        last = tuple(rows[-1])[len(names) :]
-        rows = tx.rows(after, **{f"k{i}": value for i, value in enumerate(last)})
+def _count_rows(tx: Transaction) -> int:
+    return sum([int(tx.value(Query(select(func.count()).select_from(table)))) for table in _TABLES.values()])
 
 
-def import_rows(tx: Transaction, path: Path, progress: Progress) -> int:
+def _write_rows(out: gzip.GzipFile, table: Table, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    encode = msgspec.json.Encoder().encode
+    writers = [_writer(table, name) for name in names]
+    for row in rows:
+        if table is schema.log_entry:
+            verified(row)
+        values = [write(value) for write, value in zip(writers, row, strict=True)]
+        out.write(encode(_Line(str(table.name), values)) + b"\n")
+
+
+class _Pages:
+    """A table in the order of its key, a page at a time."""
+
+    def __init__(self, table: Table, names: Sequence[str]) -> None:
+        keys = list(table.primary_key.columns)
+        statement = select(*[table.c[name] for name in names], *keys).order_by(*keys).limit(_STEP)
+        marks = tuple_(*[bindparam(f"k{i}", type_=column.type) for i, column in enumerate(keys)])
+        self._width = len(names)
+        self._first = Query(statement)
+        self._after = Query(statement.where(tuple_(*keys) > marks))
+        self._last: Sequence[Any] | None = None
+
+    def following(self, tx: Transaction) -> list[Sequence[Any]]:
+        """The next rows; none at the end."""
+        if self._last is None:
+            rows = tx.rows(self._first)
+        else:
+            rows = tx.rows(self._after, **{f"k{i}": value for i, value in enumerate(self._last)})
+        if rows:
+            self._last = tuple(rows[-1])[self._width :]
+        return [tuple(row)[: self._width] for row in rows]
+
+
+async def import_rows(database: Database, path: Path, progress: Progress) -> int:
     """Read ``path`` into an empty vault, as one transaction, under a new epoch; returns how many rows.
 
     Raises:
         VaultFormatError: the target is not empty, or the file is not a whole export of a version that is known.
     """
+    source = await _on_file(path, gzip.open, path, "rb")
+    try:
+        async with database.transaction(write=True) as steps:
+            await steps.step(_refuse_filled)
+            return await _read(steps, path, source, progress)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await _on_file(path, source.close)
+
+
+def _refuse_filled(tx: Transaction) -> None:
     if read_state(tx).head or tx.value(Query(select(func.count()).select_from(schema.geoid))):
         raise VaultFormatError("the target database is not empty: import into a new one (another KIMERA_DATABASE__URL)")
-    try:
-        with gzip.open(path, "rb") as source:
-            return _read(tx, iter(source), progress)
-    except (OSError, EOFError, zlib.error) as error:
-        raise VaultFormatError(f"cannot read {path}: {error}; is it a whole, gzipped export?") from error
 
 
-def _read(tx: Transaction, lines: Iterator[bytes], progress: Progress) -> int:
-    header = _header(next(lines, b""))
-    inserts = {name: Insert(_TABLES[name], columns) for name, columns in header.columns.items()}
-    decode = msgspec.json.Decoder(dict[str, Any]).decode
-    pending: list[list[Any]] = []
-    current = ""
-    for done, line in enumerate(lines):
-        number = done + 2
-        try:
-            item = decode(line)
-        except msgspec.DecodeError as error:
-            raise VaultFormatError(f"line {number}: not JSON ({error}); the file is damaged") from error
-        if "rows" in item:
-            _flush(tx, inserts, current, pending)
-            if item["rows"] != done:
-                raise VaultFormatError(
-                    f"line {number}: expected {item['rows']} rows, found {done}; the file is damaged"
-                )
-            tx.run(
-                _SET_STATE,
-                new_epoch=new_epoch(),
-                new_head=header.head,
-                new_trimmed=header.trimmed,
-                new_payload_bytes=header.payload_bytes,
-                new_encoder=header.encoder,
-            )
-            progress("import", done, done)
-            return done
-        table = _TABLES.get(item.get("t", ""))
-        if table is None or not isinstance(item.get("r"), list):
-            raise VaultFormatError(f"line {number}: expected a row of a known table; the file is damaged")
-        if table.name != current or len(pending) >= _STEP:
-            _flush(tx, inserts, current, pending)
-            current = table.name
-            progress("import", done, 0)
-        pending.append(_row(table, header.columns[table.name], item["r"], number))
-    raise VaultFormatError("the file ends early: its last line is missing; export again")
+async def _read(steps: Steps, path: Path, source: gzip.GzipFile, progress: Progress) -> int:
+    header = _header(await _on_file(path, source.readline))
+    reader = _Reader(source, header)
+    while rows := await _on_file(path, reader.following):
+        await steps.step(partial(_insert, inserts=reader.inserts, rows=rows))
+        progress("import", reader.done, 0)
+    await steps.step(partial(_finish, header=header))
+    progress("import", reader.done, reader.done)
+    return reader.done
+
+
+def _insert(tx: Transaction, *, inserts: dict[str, Insert], rows: Sequence[tuple[str, list[Any]]]) -> None:
+    for table, group in groupby(rows, key=itemgetter(0)):
+        tx.insert(inserts[table], [values for _, values in group])
+
+
+def _finish(tx: Transaction, *, header: _Header) -> None:
+    tx.run(
+        _SET_STATE,
+        new_epoch=new_epoch(),
+        new_head=header.head,
+        new_trimmed=header.trimmed,
+        new_payload_bytes=header.payload_bytes,
+        new_encoder=header.encoder,
+    )
+
+
+class _Reader:
+    """Rows of an export, a page at a time, each checked."""
+
+    def __init__(self, source: gzip.GzipFile, header: _Header) -> None:
+        self._source = source
+        self._columns = header.columns
+        self._decode = msgspec.json.Decoder(dict[str, Any]).decode
+        self.inserts = {name: Insert(_TABLES[name], columns) for name, columns in header.columns.items()}
+        self.done = 0
+        self._ended = False
+
+    def following(self) -> list[tuple[str, list[Any]]]:
+        """The next rows with their tables; none at the end.
+
+        Raises:
+            VaultFormatError: the file is damaged or ends early.
+        """
+        rows: list[tuple[str, list[Any]]] = []
+        while len(rows) < _STEP and not self._ended:
+            number = self.done + 2
+            line = self._source.readline()
+            if not line:
+                raise VaultFormatError("the file ends early: its last line is missing; export again")
+            try:
+                item = self._decode(line)
+            except msgspec.DecodeError as error:
+                raise VaultFormatError(f"line {number}: not JSON ({error}); the file is damaged") from error
+            if "rows" in item:
+                self._ended = True
+                if item["rows"] != self.done:
+                    raise VaultFormatError(
+                        f"line {number}: expected {item['rows']} rows, found {self.done}; the file is damaged"
+                    )
+                break
+            name, values = item.get("t"), item.get("r")
+            if name not in self._columns or not isinstance(values, list):
+                raise VaultFormatError(f"line {number}: expected a row of a known table; the file is damaged")
+            rows.append((name, _row(_TABLES[name], self._columns[name], values, number)))
+            self.done += 1
+        return rows
 
 
 def _header(line: bytes) -> _Header:
@@ -250,12 +325,6 @@ def _value(table: Table, name: str, value: Any) -> Any:
     if not isinstance(value, kind):
         raise TypeError(f"{name}: expected {kind.__name__}, got {type(value).__name__}")
     return value
-
-
-def _flush(tx: Transaction, inserts: dict[str, Insert], table: str, pending: list[list[Any]]) -> None:
-    if pending:
-        tx.insert(inserts[table], pending)
-        pending.clear()
 
 
 def restamp(tx: Transaction) -> None:

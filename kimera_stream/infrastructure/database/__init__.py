@@ -10,10 +10,10 @@ transaction costs one hop between threads however many statements it has; on Pos
 Nothing else in the package opens a connection.
 """
 
-from kimera_stream.infrastructure.database.database import Database
+from kimera_stream.infrastructure.database.database import Database, Steps
 from kimera_stream.infrastructure.database.engines import async_url
 from kimera_stream.infrastructure.database.failures import CommitInDoubtError
 from kimera_stream.infrastructure.database.statements import Insert, Query, QueryIn
 from kimera_stream.infrastructure.database.transaction import Transaction
 
-__all__ = ["CommitInDoubtError", "Database", "Insert", "Query", "QueryIn", "Transaction", "async_url"]
+__all__ = ["CommitInDoubtError", "Database", "Insert", "Query", "QueryIn", "Steps", "Transaction", "async_url"]

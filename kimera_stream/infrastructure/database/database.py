@@ -1,7 +1,8 @@
 """Reads and writes as functions over a transaction."""
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Protocol, TypeVar
 
 import anyio
 import structlog
@@ -22,6 +23,13 @@ log = structlog.get_logger(__name__)
 
 _PING = Query(select(literal(1)))
 _CLOSE_DEADLINE = 5.0
+
+
+class Steps(Protocol):
+    """A transaction of several steps."""
+
+    async def step(self, fn: Callable[[Transaction], T]) -> T:
+        """Run ``fn`` within it."""
 
 
 class Database:
@@ -107,6 +115,31 @@ class Database:
             with anyio.CancelScope(shield=write):
                 result = await session.run(fn, write=write)
         return result
+
+    @asynccontextmanager
+    async def transaction(self, *, write: bool) -> AsyncIterator["Steps"]:
+        """A transaction of several steps, between which the caller may wait for other things (a file, say).
+
+        Commits when the block ends; any error rolls all of it back. For tools: a write keeps every other writer waiting.
+
+        Raises:
+            UnavailableError: as for ``read`` and ``write``; nothing was written.
+        """
+        try:
+            async with (self._writer if write else self._readers).borrow() as session:
+                await session.begin(write=write)
+                done = False
+                try:
+                    yield session
+                    done = True
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        await session.end(commit=done)
+        except Exception as error:
+            failure = failure_of(error)
+            if failure is None:
+                raise
+            raise self._refusal("write" if write else "read", failure, error) from error
 
     async def ping(self, *, deadline: float = 2.0) -> None:
         """Raises UnavailableError if a trivial read does not come back within ``deadline`` seconds."""

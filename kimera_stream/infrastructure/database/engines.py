@@ -2,7 +2,6 @@
 
 import sqlite3
 from functools import partial
-from typing import Any
 
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -50,8 +49,11 @@ def async_url(url: str) -> URL:
 def make_engine(url: URL, settings: DatabaseSettings, *, write: bool) -> AsyncEngine:
     """An engine whose connections have every setting that durability and bounded waiting rest on."""
     if url.get_backend_name() == "sqlite":
+        # The file is opened by us, so the URL names none: SQLAlchemy would ask the file system about it on the event loop.
         return create_async_engine(
-            url, poolclass=NullPool, connect_args={"async_creator_fn": partial(_open_sqlite, settings, write)}
+            "sqlite+aiosqlite://",
+            poolclass=NullPool,
+            async_creator=partial(_open_sqlite, str(url.database), settings, write),
         )
     return create_async_engine(
         url,
@@ -72,12 +74,10 @@ def make_engine(url: URL, settings: DatabaseSettings, *, write: bool) -> AsyncEn
     )
 
 
-async def _open_sqlite(settings: DatabaseSettings, write: bool, database: str, **options: Any) -> SqliteConnection:
-    options.pop("timeout", None)
-
+async def _open_sqlite(path: str, settings: DatabaseSettings, write: bool) -> SqliteConnection:
     def connect() -> sqlite3.Connection:
         connection: sqlite3.Connection = sqlite3.connect(
-            database, timeout=settings.busy_timeout, isolation_level=None, cached_statements=512, **options
+            path, timeout=settings.busy_timeout, isolation_level=None, cached_statements=512, check_same_thread=False
         )
         try:
             connection.execute("PRAGMA foreign_keys = ON")

@@ -41,6 +41,15 @@ class Session(Protocol):
     async def run(self, fn: Callable[[Transaction], T], *, write: bool) -> T:
         """Run ``fn`` in one transaction. Errors of the driver come through as they are."""
 
+    async def begin(self, *, write: bool) -> None:
+        """Begin a transaction of several steps."""
+
+    async def step(self, fn: Callable[[Transaction], T]) -> T:
+        """Run ``fn`` within it."""
+
+    async def end(self, *, commit: bool) -> None:
+        """End it."""
+
     def broken_by(self, error: BaseException) -> bool:
         """Whether the connection must not be used again after ``error``."""
 
@@ -82,6 +91,19 @@ class SqliteSession:
             raise
         return result
 
+    async def begin(self, *, write: bool) -> None:
+        await self._driver.call(lambda connection: connection.execute("BEGIN IMMEDIATE" if write else "BEGIN"))
+
+    async def step(self, fn: Callable[[Transaction], T]) -> T:
+        return await self._driver.call(lambda connection: fn(Transaction(self._dialect, connection.cursor())))
+
+    async def end(self, *, commit: bool) -> None:
+        def finish(connection: sqlite3.Connection) -> None:
+            if connection.in_transaction:
+                connection.execute("COMMIT" if commit else "ROLLBACK")
+
+        await self._driver.call(finish)
+
     async def backup(self, path: str, progress: Callable[[int, int], None]) -> None:
         """Copy the database while it is in use. ``progress`` gets (pages done, pages in all), in another thread."""
 
@@ -114,6 +136,26 @@ class PostgresSession:
 
     async def run(self, fn: Callable[[Transaction], T], *, write: bool) -> T:
         return await self._connection.run_sync(self._transact, fn, write)
+
+    async def begin(self, *, write: bool) -> None:
+        """The driver begins with the first statement."""
+
+    async def step(self, fn: Callable[[Transaction], T]) -> T:
+        def call(connection: Connection) -> T:
+            driver: Any = connection.connection.dbapi_connection
+            return fn(Transaction(self._dialect, driver.cursor()))
+
+        return await self._connection.run_sync(call)
+
+    async def end(self, *, commit: bool) -> None:
+        def finish(connection: Connection) -> None:
+            driver: Any = connection.connection.dbapi_connection
+            if commit:
+                driver.commit()
+            else:
+                driver.rollback()
+
+        await self._connection.run_sync(finish)
 
     def _transact(self, connection: Connection, fn: Callable[[Transaction], T], write: bool) -> T:
         driver: Any = connection.connection.dbapi_connection
