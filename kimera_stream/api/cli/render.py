@@ -1,33 +1,13 @@
 """How events look in a terminal."""
 
-import re
 import time
 from collections.abc import Mapping
-from difflib import SequenceMatcher
 from typing import Any
 
 from rich.text import Text
 
+from kimera_stream.api.cli.clash import clash
 from kimera_stream.api.cli.console import clean
-
-WORD = re.compile(r"\w+(?:[.,:]\d+)*|\S")
-DECISIONS = {"collapse": "collapse: keep one", "surge": "surge: keep both, mark the tension", "buffer": "buffer: wait"}
-
-
-def clash(a: str, b: str) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Spans (start, end) of the words of ``a`` and of ``b`` that the other does not have in that place."""
-    left = list(WORD.finditer(a))
-    right = list(WORD.finditer(b))
-    matcher = SequenceMatcher(
-        None, [w.group().casefold() for w in left], [w.group().casefold() for w in right], autojunk=False
-    )
-    spans_a: list[tuple[int, int]] = []
-    spans_b: list[tuple[int, int]] = []
-    for op, i1, i2, j1, j2 in matcher.get_opcodes():
-        if op != "equal":
-            spans_a += [w.span() for w in left[i1:i2] if w.group()[0].isalnum()]
-            spans_b += [w.span() for w in right[j1:j2] if w.group()[0].isalnum()]
-    return spans_a, spans_b
 
 
 def contradiction_text(data: Mapping[str, Any], *, names: Mapping[str, str] | None = None) -> Text:

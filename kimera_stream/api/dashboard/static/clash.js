@@ -1,42 +1,41 @@
-// Which words of two statements differ: what is highlighted on a card.
+// Which words of two statements clash: what is highlighted on a card. The command line marks by the same rule
+// (api/cli/clash.py).
 
-const WORD = /[\p{L}\p{N}_]+(?:[.,:][\p{N}]+)*|[^\s]/gu;
-const LONGEST = 400; // words; beyond that the table would cost more than it tells
+const WORD = /[\p{L}\p{N}]+(?:['’.,:\-/][\p{L}\p{N}]+)*/gu;
+const PLAIN = new Set(("a an the of to in on at by for from with as and or but so that this these those it its is are was were be been being am has have had "
+  + "do does did will would can could may might shall should must i me my we us our you your he him his she her they them their there here who which what "
+  + "s t up out than then just also still very").split(" "));
+const NEGATION = /^(?:no|not|never|none|nobody|nothing|neither|nor|without|cannot|.*n['’]t)$/u;
 
 function words(text) {
   return [...text.matchAll(WORD)].map((match) => ({ start: match.index, end: match.index + match[0].length, key: match[0].toLowerCase() }));
 }
 
-// Marks the words that are not in the longest common subsequence.
+// "starts" and "started" are the same word here; numbers are compared as they are.
+function stem(key) {
+  return /\d/u.test(key) || key.length < 5 ? key : key.replace(/(?:ing|ed|es|s)$/u, "");
+}
+
+function own(list, others) {
+  const there = new Set(others.map((word) => stem(word.key)));
+  return list.filter((word) => !there.has(stem(word.key)) && (!PLAIN.has(word.key) || NEGATION.test(word.key)));
+}
+
+// Words right behind each other are marked as one.
+function joined(spans, text) {
+  const merged = [];
+  for (const span of spans) {
+    const last = merged.at(-1);
+    if (last && !text.slice(last.end, span.start).trim()) last.end = span.end;
+    else merged.push({ start: span.start, end: span.end });
+  }
+  return merged;
+}
+
 export function clash(a, b) {
   const left = words(a);
   const right = words(b);
-  if (left.length > LONGEST || right.length > LONGEST) return [[], []];
-  const width = right.length + 1;
-  const table = new Uint16Array((left.length + 1) * width);
-  for (let i = left.length - 1; i >= 0; i -= 1) {
-    for (let j = right.length - 1; j >= 0; j -= 1) {
-      table[i * width + j] = left[i].key === right[j].key
-        ? table[(i + 1) * width + j + 1] + 1
-        : Math.max(table[(i + 1) * width + j], table[i * width + j + 1]);
-    }
-  }
-  const own = [[], []];
-  let i = 0;
-  let j = 0;
-  while (i < left.length || j < right.length) {
-    if (i < left.length && j < right.length && left[i].key === right[j].key) {
-      i += 1;
-      j += 1;
-    } else if (j >= right.length || (i < left.length && table[(i + 1) * width + j] >= table[i * width + j + 1])) {
-      own[0].push(left[i]);
-      i += 1;
-    } else {
-      own[1].push(right[j]);
-      j += 1;
-    }
-  }
-  return own.map((list) => list.filter((word) => /[\p{L}\p{N}]/u.test(word.key)));
+  return [joined(own(left, right), a), joined(own(right, left), b)];
 }
 
 // The text with its own words marked, built from text nodes alone: nothing in it is ever read as markup.
