@@ -32,7 +32,7 @@ def normalised(weights: Mapping[str, float]) -> dict[str, float]:
         return {}
     if abs(total - 1) < 1e-9:  # already one: a second division would only change the last digits
         total = 1.0
-    return {key: weight / total for key, weight in weights.items() if weight > 0}
+    return {key: share for key, weight in weights.items() if (share := weight / total) > 0}
 
 
 def entropy_bits(weights: Mapping[str, float]) -> float:

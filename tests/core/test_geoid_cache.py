@@ -1,0 +1,82 @@
+"""The geoid cache: bounded, and never older than the last commit."""
+
+from collections.abc import Sequence
+
+import anyio
+import pytest
+
+from kimera_stream.core.geoid import built
+from kimera_stream.core.geoid_cache import GeoidCache
+from kimera_stream.core.interfaces import StoredGeoid
+from kimera_stream.protocol.objects import GeoidBody
+
+pytestmark = pytest.mark.anyio
+
+
+def geoid(geoid_id: str, text: str = "a") -> StoredGeoid:
+    body = GeoidBody(text=text)
+    return StoredGeoid(built(body, geoid_id=geoid_id, session_id=None, now=1, offset=1, previous=None), None, "p")
+
+
+class Vault:
+    """A source that can be held up in the middle of a read."""
+
+    def __init__(self, *stored: StoredGeoid) -> None:
+        self.stored = {each.geoid.id: each for each in stored}
+        self.reads: list[list[str]] = []
+        self.reading = anyio.Event()
+        self.go_on = anyio.Event()
+        self.go_on.set()
+
+    async def geoids(self, ids: Sequence[str]) -> dict[str, StoredGeoid]:
+        self.reads.append(list(ids))
+        found = {each: self.stored[each] for each in ids if each in self.stored}
+        self.reading.set()
+        await self.go_on.wait()
+        return found
+
+
+async def test_what_was_read_once_is_not_read_again() -> None:
+    vault = Vault(geoid("a"))
+    cache = GeoidCache(vault, 1_000_000)
+    assert set(await cache.get_many(["a", "missing"])) == {"a"}
+    assert await cache.get("a") is vault.stored["a"]
+    assert vault.reads == [["a", "missing"]]
+    assert (cache.hits, cache.misses) == (1, 2)
+
+
+async def test_it_stays_within_its_bytes_and_drops_the_least_used() -> None:
+    cache = GeoidCache(Vault(), 10_000)
+    for number in range(100):
+        cache.put(geoid(f"g{number}", "x" * 100))
+    assert cache.bytes <= 10_000
+    assert 0 < len(cache) < 100
+    assert await cache.get("g99") is not None
+    for number in range(100):
+        cache.remove(f"g{number}")
+    assert (len(cache), cache.bytes) == (0, 0)
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+async def test_a_slow_read_does_not_undo_a_commit_made_meanwhile(deleted: bool) -> None:
+    vault = Vault(geoid("a", "old"))
+    vault.go_on = anyio.Event()
+    cache = GeoidCache(vault, 1_000_000)
+    seen: list[str | None] = []
+
+    async def read() -> None:
+        found = (await cache.get_many(["a"])).get("a")
+        seen.append(None if found is None else found.geoid.text)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(read)
+        await vault.reading.wait()
+        if deleted:
+            cache.remove("a")
+            del vault.stored["a"]
+        else:
+            cache.put(geoid("a", "new"))
+        vault.go_on.set()
+    assert seen == [None if deleted else "new"]
+    kept = await cache.get("a")
+    assert (None if kept is None else kept.geoid.text) == (None if deleted else "new")
