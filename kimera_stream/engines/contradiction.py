@@ -8,7 +8,7 @@ verifier the rules of ``evidence`` decide; with one they rank what it reads and 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import structlog
@@ -46,6 +46,15 @@ class GeoidLoader(Protocol):
     """Where the engine gets candidates from."""
 
     async def get_many(self, ids: Sequence[str]) -> Mapping[str, StoredGeoid]: ...
+
+
+@runtime_checkable
+class Calibrated(Protocol):
+    """A verifier that knows at which probability each operating point lies for it."""
+
+    @property
+    def operating_points(self) -> Mapping[str, float]:
+        """By name; empty while it is not loaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +116,6 @@ class CascadeEngine:
         self._threads = threads
         self._rules = rules if rules is not None else packaged_rules()
         self._stages = stages if stages is not None else Stages()
-        self._threshold = THRESHOLDS[settings.operating_point] if settings.threshold is None else settings.threshold
         self._seconds = Histogram(
             "kimera_cascade_seconds", "Duration of a stage for one batch", ["stage"], registry=registry
         )
@@ -120,8 +128,14 @@ class CascadeEngine:
 
     @property
     def threshold(self) -> float:
-        """Score at and above which a pair is reported."""
-        return self._threshold
+        """Score at and above which a pair is reported: the setting, else the verifier's own point, else the default one."""
+        if self._settings.threshold is not None:
+            return self._settings.threshold
+        point = self._settings.operating_point
+        verifier: object = self._verifier
+        if isinstance(verifier, Calibrated):
+            return verifier.operating_points.get(point, THRESHOLDS[point])
+        return THRESHOLDS[point]
 
     @property
     def model(self) -> str:
@@ -161,7 +175,7 @@ class CascadeEngine:
         judgements = await self._judge(pairs, select=True, owner=owner)
         results: list[list[tuple[StoredGeoid, Judgement]]] = [[] for _ in fresh]
         for pair, number, judgement in zip(pairs, owner, judgements, strict=True):
-            if judgement.score >= self._threshold:
+            if judgement.score >= self.threshold:
                 results[number].append((pair.older, judgement))
         for found in results:
             found.sort(key=lambda hit: -hit[1].score)
@@ -266,7 +280,7 @@ class CascadeEngine:
             reasons.append(f"not compared: {verdict.apart}")
         gradient: Literal["semantic", "symbolic", "composite"] = "semantic"
         if symbolic:
-            gradient = "composite" if textual >= self._threshold else "symbolic"
+            gradient = "composite" if textual >= self.threshold else "symbolic"
         return Judgement(
             score=round(score, 4),
             result=ScoreResult(
@@ -276,7 +290,7 @@ class CascadeEngine:
             ),
             gradient_type=gradient,
             model=self._model_of(pair),
-            provisional=pair.fallen_back and symbolic < self._threshold,
+            provisional=pair.fallen_back and symbolic < self.threshold,
         )
 
     def _model_of(self, pair: _Pair) -> str:
@@ -294,7 +308,7 @@ class CascadeEngine:
         if self._stages.scope:
             probability = self._scoped(pair, evidence, probability)
         why = list(evidence.why)
-        if pair.verified is not None and probability >= self._threshold and not why:
+        if pair.verified is not None and probability >= self.threshold and not why:
             why.append("meaning: read side by side, the two cannot both hold")
         return probability, why
 

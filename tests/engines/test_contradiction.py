@@ -199,6 +199,20 @@ async def test_a_threshold_overrides_the_operating_point() -> None:
     assert World(threshold=0.123, operating_point="precise").engine.threshold == 0.123
 
 
+class Calibrated(Oracle):
+    """A verifier that brings its own operating points, once it is loaded."""
+
+    operating_points: Mapping[str, float] = {}
+
+
+async def test_a_verifier_that_knows_its_operating_points_sets_them() -> None:
+    verifier = Calibrated(0.5)
+    world = World(verifier)
+    before = world.engine.threshold
+    verifier.operating_points = {"balanced": 0.31}
+    assert world.engine.threshold == 0.31 != before
+
+
 async def test_components_are_shares_and_the_composite_is_the_original_mean() -> None:
     a, b = (
         geoid("a", "The door is open.", status="open", floor=1),
