@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kimera_stream.engines.evidence import Evidence, Rules, packaged_rules
-from kimera_stream.engines.evidence.lexicon import antonyms, stem
+from kimera_stream.engines.evidence.lexicon import ANTONYMS, stem
 from kimera_stream.engines.evidence.quantities import quantities
 from kimera_stream.engines.evidence.reading import read
 
@@ -90,7 +90,7 @@ def test_inflections_share_a_stem() -> None:
 
 
 def test_the_lexicon_has_hundreds_of_pairs_and_is_symmetric() -> None:
-    table = antonyms()
+    table = ANTONYMS
     assert sum(len(others) for others in table.values()) >= 1000
     assert all(word in table[other] for word, others in table.items() for other in others)
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from kimera_stream.engines.evidence.lexicon import antonyms, cohorts
+from kimera_stream.engines.evidence.lexicon import ANTONYMS, COHORTS
 from kimera_stream.engines.evidence.quantities import Quantity
 from kimera_stream.engines.evidence.reading import Reading
 
@@ -115,7 +115,7 @@ def _polarity(a: Reading, b: Reading, shared: set[str], found: Findings) -> None
 def _opposites(
     a: Reading, b: Reading, only_a: set[str], only_b: set[str], shared: set[str], found: Findings
 ) -> tuple[set[str], set[str]]:
-    table, groups, values = antonyms(), cohorts(), found.features
+    table, groups, values = ANTONYMS, COHORTS, found.features
     explained_a: set[str] = set()
     explained_b: set[str] = set()
     for word in sorted(only_a):

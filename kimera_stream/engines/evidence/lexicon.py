@@ -314,9 +314,12 @@ def _lines(name: str) -> list[str]:
     return [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 
-@lru_cache(maxsize=1)
-def antonyms() -> dict[str, frozenset[str]]:
-    """Stem -> stems of its opposites. Phrases of two words are joined by an underscore."""
+def phrase_stem(phrase: str) -> str:
+    """Stem of each part of ``turned_off``, joined again."""
+    return "_".join(stem(part) for part in phrase.split("_"))
+
+
+def _antonyms() -> dict[str, frozenset[str]]:
     table: dict[str, set[str]] = {}
     for line in _lines("antonyms.txt"):
         left, right = ([phrase_stem(word) for word in side.split()] for side in line.split("|"))
@@ -328,9 +331,7 @@ def antonyms() -> dict[str, frozenset[str]]:
     return {key: frozenset(values) for key, values in table.items()}
 
 
-@lru_cache(maxsize=1)
-def cohorts() -> dict[str, frozenset[str]]:
-    """Stem -> names of the cohorts it belongs to: values of which a thing has one at a time."""
+def _cohorts() -> dict[str, frozenset[str]]:
     table: dict[str, set[str]] = {}
     for line in _lines("cohorts.txt"):
         name, _, members = line.partition(":")
@@ -339,12 +340,10 @@ def cohorts() -> dict[str, frozenset[str]]:
     return {key: frozenset(values) for key, values in table.items()}
 
 
-@lru_cache(maxsize=1)
-def phrases() -> frozenset[str]:
-    """Two-word phrases of the antonym list, as joined stems."""
-    return frozenset(key for key in antonyms() if "_" in key)
-
-
-def phrase_stem(phrase: str) -> str:
-    """Stem of each part of ``turned_off``, joined again."""
-    return "_".join(stem(part) for part in phrase.split("_"))
+# Constants, read with the module: read at first use they would block the event loop.
+ANTONYMS = _antonyms()
+"""Stem -> stems of its opposites. Phrases of two words are joined by an underscore."""
+COHORTS = _cohorts()
+"""Stem -> names of the cohorts it belongs to: values of which a thing has one at a time."""
+PHRASES = frozenset(key for key in ANTONYMS if "_" in key)
+"""Two-word phrases of the antonym list, as joined stems."""

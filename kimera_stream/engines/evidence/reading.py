@@ -11,9 +11,9 @@ from kimera_stream.engines.evidence.lexicon import (
     NEGATING_VERBS,
     NEGATORS,
     NONE,
+    PHRASES,
     PREDICATE_PARTICLES,
     SOME,
-    phrases,
     stem,
 )
 from kimera_stream.engines.evidence.quantities import Quantity, quantities
@@ -183,7 +183,6 @@ def _polarities(
     sentence_start = True
     previous = ""
     copula = False
-    known_phrases = phrases()
     for position, token in enumerate(tokens):
         if token in _CLAUSE_END:
             if token != ":":  # noqa: S105 - a mark of punctuation
@@ -208,7 +207,7 @@ def _polarities(
             order.append(key)
             written.setdefault(key, token)
             phrase = f"{previous}_{key}"
-            if phrase in known_phrases:
+            if phrase in PHRASES:
                 words[phrase] = polarity
                 written.setdefault(phrase, f"{written.get(previous, previous)} {token}")
             before_to = position + 1 < len(tokens) and tokens[position + 1].lower() == "to"
@@ -217,7 +216,7 @@ def _polarities(
                 polarity, reach = -polarity if reach else -1, _NEGATION_REACH
         else:
             phrase = f"{previous}_{key}"
-            if phrase in known_phrases:
+            if phrase in PHRASES:
                 words[phrase] = polarity
                 written.setdefault(phrase, f"{written.get(previous, previous)} {token}")
         if reach:

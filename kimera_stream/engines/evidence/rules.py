@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib import resources
 
 import numpy as np
@@ -107,7 +106,12 @@ def explain(found: Findings) -> list[str]:
     return list(dict.fromkeys(f"{kind}: '{one}' vs '{other}'" for kind, one, other in ranked))[:4]
 
 
-@lru_cache(maxsize=1)
+_PACKAGED: dict[str, object] = json.loads(
+    (resources.files(__package__) / "data" / "rules.json").read_text(encoding="utf-8")
+)
+"""Read with the module: read at first use it would block the event loop."""
+
+
 def packaged_rules() -> Rules:
     """The rules that ship with the package."""
-    return Rules(json.loads((resources.files(__package__) / "data" / "rules.json").read_text(encoding="utf-8")))
+    return Rules(_PACKAGED)
