@@ -18,7 +18,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from kimera_stream.api.http.content import NDJSON, ClientGone
 from kimera_stream.api.http.door import HttpDoor
-from kimera_stream.api.http.outflow import Outflow, PeerStalled
+from kimera_stream.api.http.outflow import STOP_PATIENCE, Outflow, PeerStalled
+from kimera_stream.api.http.protocol import abort
 from kimera_stream.api.http.publishing import LineProblem, OrderedPublisher, PublishedAnswer, parse_item
 from kimera_stream.core.interfaces import KnowledgeService, Principal
 from kimera_stream.protocol.errors import BadRequestError, TooLargeError, UnavailableError
@@ -102,6 +103,7 @@ class NdjsonExchange:
                 log.debug("the client left its stream of lines", line=self._splitter.number)
             except* PeerStalled:
                 log.info("a stream of lines was given up: its client does not read", line=self._splitter.number)
+                abort(scope)
 
     async def _exchange(self, receive: Receive, send: Send) -> None:
         settings = self._door.settings
@@ -144,7 +146,7 @@ class NdjsonExchange:
                     for line in self._splitter.finish():
                         await self._submit(publisher, line)
                     group.start_soon(watch_client, name="ndjson:client")
-            outflow.close()
+            outflow.close(within=STOP_PATIENCE if stopping.is_set() else None)
 
         async def watch_client() -> None:
             while (await receive())["type"] != "http.disconnect":

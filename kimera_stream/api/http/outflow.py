@@ -1,13 +1,15 @@
 """The way out of a streaming response: a buffer bounded in bytes, and one writer that joins what has gathered."""
 
 from collections import deque
-from typing import Any, Final
+from typing import Final
 
 import anyio
-from starlette.types import Send
+from starlette.types import Message, Send
 
 from kimera_stream.protocol.errors import KimeraError
 
+STOP_PATIENCE: Final = 3.0
+"""Seconds that a client has to take the rest of a stream when the server stops."""
 CHUNK_BYTES: Final = 65_536
 """Written at once at most, so that the server's own buffer stays near its high-water mark."""
 
@@ -36,6 +38,7 @@ class Outflow:
         self._closed = False
         self._news = anyio.Event()
         self._room = anyio.Event()
+        self._passing: anyio.CancelScope | None = None
         self.sent_at = anyio.current_time()
         """When the client last took something."""
 
@@ -59,38 +62,39 @@ class Outflow:
         self._size += len(chunk)
         self._news.set()
 
-    def close(self) -> None:
-        """Nothing more will be put."""
+    def close(self, *, within: float | None = None) -> None:
+        """Nothing more will be put. ``within``: seconds for the rest, where that is less than ``patience``."""
         self._closed = True
+        if within is not None:
+            self._patience = min(self._patience, within)
+        if self._passing is not None:  # on its way already: from now on it has to be taken in time
+            self._passing.deadline = anyio.current_time() + self._patience
         self._news.set()
 
-    async def write_out(self, start: dict[str, Any]) -> None:
+    async def write_out(self, start: Message) -> None:
         """Send the response: its head at once, then the chunks as they come, until closed and empty.
 
         Raises:
             PeerStalled: after ``close`` the client did not take the rest.
         """
         await self._send(start)
-        while True:
-            while not self._chunks:
-                if self._closed:
-                    await self._send({"type": "http.response.body", "body": b"", "more_body": False})
-                    return
+        while self._chunks or not self._closed:
+            if self._chunks:
+                await self._pass_on({"type": "http.response.body", "body": self._take(), "more_body": True})
+            else:
                 self._news = anyio.Event()
                 await self._news.wait()
-            data = self._take()
-            if self._closed:
-                with anyio.move_on_after(self._patience) as waiting:
-                    await self._pass_on(data)
-                if waiting.cancelled_caught:
-                    raise PeerStalled
-            else:
-                await self._pass_on(data)
+        await self._pass_on({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _pass_on(self, data: bytes) -> None:
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+    async def _pass_on(self, message: Message) -> None:
+        with anyio.CancelScope() as self._passing:
+            if self._closed:
+                self._passing.deadline = anyio.current_time() + self._patience
+            await self._send(message)
+        if self._passing.cancelled_caught:
+            raise PeerStalled
         self.sent_at = anyio.current_time()
-        self._size -= len(data)
+        self._size -= len(message["body"])
         self._room.set()
 
     def _take(self) -> bytes:

@@ -38,7 +38,7 @@ class PublishItem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class _Peek(msgspec.Struct):
-    geoid: msgspec.Raw | None = None
+    geoid: msgspec.Raw = msgspec.Raw()
 
 
 class PublishedAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -70,7 +70,7 @@ def parse_item(data: bytes, encoding: Encoding, where: str) -> PublishItem:
             peek = decode(data, _Peek, encoding)
         except BadRequestError:
             peek = _Peek()
-        if peek.geoid is None:
+        if not memoryview(peek.geoid).nbytes:
             raise
     return decode(data, PublishItem, encoding, where=where)
 

@@ -15,7 +15,8 @@ from starlette.types import Receive, Scope, Send
 
 from kimera_stream.api.http.content import EVENT_STREAM
 from kimera_stream.api.http.door import EventHub, HttpDoor, ReaderEvent, ReaderStart
-from kimera_stream.api.http.outflow import Outflow, PeerStalled
+from kimera_stream.api.http.outflow import STOP_PATIENCE, Outflow, PeerStalled
+from kimera_stream.api.http.protocol import abort
 from kimera_stream.core.interfaces import Principal
 from kimera_stream.protocol.errors import BadPositionError, Disconnect
 from kimera_stream.protocol.filters import Filter
@@ -118,6 +119,7 @@ class EventStream:
                     await self._stream(start, events, receive, send)
                 except* PeerStalled:
                     log.info("an event stream was given up: its client does not read", channel=self._channel)
+                    abort(scope)
 
     async def _stream(
         self, start: ReaderStart, events: AsyncIterator[ReaderEvent], receive: Receive, send: Send
@@ -137,7 +139,7 @@ class EventStream:
                 except Disconnect as end:
                     # The log no longer holds what comes next. The client asks again and is told `recovered: false`.
                     log.info("an event stream lost its position", channel=self._channel, reason=end.reason)
-            outflow.close()
+            outflow.close(within=STOP_PATIENCE if self._door.streams.stopping.is_set() else None)
 
         async def watch_client() -> None:
             while (await receive())["type"] != "http.disconnect":
