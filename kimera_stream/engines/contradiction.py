@@ -175,11 +175,18 @@ class CascadeEngine:
         judgements = await self._judge(pairs, select=True, owner=owner)
         results: list[list[tuple[StoredGeoid, Judgement]]] = [[] for _ in fresh]
         for pair, number, judgement in zip(pairs, owner, judgements, strict=True):
-            if judgement.score >= self.threshold:
+            if judgement.score >= self._bar(pair, judgement):
                 results[number].append((pair.older, judgement))
         for found in results:
             found.sort(key=lambda hit: -hit[1].score)
         return results
+
+    def _bar(self, pair: _Pair, judgement: Judgement) -> float:
+        """Score that this pair needs. The verifier's point holds for its own probabilities; where the rules stand in for
+        it, they have to be as sure as they would have to be without it."""
+        if pair.fallen_back and judgement.gradient_type == "semantic" and self._settings.threshold is None:
+            return max(self.threshold, THRESHOLDS[self._settings.operating_point])
+        return self.threshold
 
     # -- stages ----------------------------------------------------------------------------------------------------
 

@@ -213,6 +213,18 @@ async def test_a_verifier_that_knows_its_operating_points_sets_them() -> None:
     assert world.engine.threshold == 0.31 != before
 
 
+async def test_rules_that_stand_in_for_a_verifier_must_be_as_sure_as_without_it() -> None:
+    class Lenient(Oracle):
+        operating_points: Mapping[str, float] = {"balanced": 0.01}
+
+    world = World(Lenient(None))
+    world.put(geoid("a", "The red pump in hall 3 is running."))
+    fresh = geoid("b", "The red pump in hall 4 was painted on a cold day.")
+    [judged] = await world.engine.judge_pairs([(world.shelf.geoids["a"], fresh)])
+    assert judged.score > world.engine.threshold
+    assert await world.hits(fresh) == [[]]
+
+
 async def test_components_are_shares_and_the_composite_is_the_original_mean() -> None:
     a, b = (
         geoid("a", "The door is open.", status="open", floor=1),
