@@ -206,7 +206,7 @@ def _command(kind: type[Command], reply: type[Reply]) -> dict[str, Any]:
 
 
 def _draft_07(schema: Any) -> Any:
-    """AsyncAPI's schemas are of JSON Schema draft 07, which writes tuples as ``items``."""
+    """AsyncAPI's schemas are of JSON Schema draft 07, which writes tuples as ``items``; its discriminator is a bare name."""
     if isinstance(schema, list):
         return [_draft_07(item) for item in schema]
     if not isinstance(schema, dict):
@@ -215,4 +215,6 @@ def _draft_07(schema: Any) -> Any:
     if "prefixItems" in shown:
         shown["items"] = shown.pop("prefixItems")
         shown["additionalItems"] = False
+    if isinstance(shown.get("discriminator"), dict):
+        shown["discriminator"] = shown["discriminator"]["propertyName"]
     return shown

@@ -31,9 +31,9 @@ class KimeraHttpProtocol(HttpToolsProtocol):
         async def with_abort(scope: Scope, receive: Receive, send: Send) -> None:
             # A dictionary of its own: uvicorn shares none today, and must not find ours in one tomorrow.
             scope["extensions"] = {**(scope.get("extensions") or {}), ABORT: self.transport.abort}
-            await application(scope, receive, send)  # type: ignore[arg-type]
+            await application(scope, receive, send)
 
-        self.app = with_abort  # type: ignore[assignment]
+        self.app = with_abort
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

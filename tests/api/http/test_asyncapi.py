@@ -76,6 +76,8 @@ def test_schemas_are_of_draft_07(document):
     for schema in document["components"]["schemas"].values():
         jsonschema.Draft7Validator.check_schema(schema)
         assert "prefixItems" not in str(schema)
+    subs = document["components"]["schemas"]["Connected"]["properties"]["subs"]["anyOf"][0]
+    assert subs["items"]["discriminator"] == "op"  # a bare name: AsyncAPI knows no mapping
 
 
 def test_an_event_fits_its_schema(document):
