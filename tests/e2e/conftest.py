@@ -1,0 +1,55 @@
+"""Servers for end-to-end tests. Their output is shown with the test that fails; they are always stopped."""
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.e2e.harness import PATIENCE, Server
+
+StartServer = Callable[..., Server]
+
+
+@pytest.fixture(scope="session")
+def _shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    made = Server(
+        tmp_path_factory.mktemp("shared") / "data",
+        KIMERA_STREAM__STATS_INTERVAL="0.2",
+        KIMERA_STREAM__FIELD_INTERVAL="0.1",
+        KIMERA_API__COMMANDS_BURST="5000",
+    )
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def server(_shared: Server) -> Iterator[Server]:
+    """A server that many tests use; each with ids and subjects of its own."""
+    before = len(_shared.lines)
+    assert _shared.process.poll() is None, "an earlier test has ended the shared server:\n" + "\n".join(_shared.lines)
+    yield _shared
+    print("\n".join(_shared.lines[before:]))
+
+
+@pytest.fixture
+def start_server(tmp_path: Path) -> Iterator[StartServer]:
+    """Starts servers of the test's own, by default on one data directory: the next one is a restart."""
+    made: list[Server] = []
+
+    def start(data_dir: Path | None = None, **options: object) -> Server:
+        server = Server(data_dir or tmp_path / "data", **options)  # type: ignore[arg-type]
+        made.append(server)
+        return server
+
+    yield start
+    for number, server in enumerate(made):
+        server.stop()
+        print(f"--- server {number}, exit code {server.process.returncode}")
+        print("\n".join(server.lines))
+
+
+@pytest.fixture
+async def http(server: Server) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE) as client:
+        yield client
