@@ -12,6 +12,11 @@ pytestmark = pytest.mark.anyio
 ENCODINGS = ["json", "msgpack"]
 
 
+def fact(n: object) -> dict[str, object]:
+    """A state that conflicts with no other one: without a subject, states with the same keys would be related."""
+    return {f"fact-{n}": True}
+
+
 def state(subject: str, **facts: object) -> dict[str, object]:
     """Symbolic states of one subject conflict exactly, whatever the encoder."""
     return {"subject": subject, **facts}
@@ -73,13 +78,13 @@ async def test_one_story_on_every_channel_that_it_concerns(server: Server, encod
 async def test_since_brings_what_was_missed_once_and_before_the_new(server: Server, encoding: str) -> None:
     channel = f"session:since-{encoding}"
     async with peer(server, encoding) as speaker:
-        published = [await speaker.publish(session_id=f"since-{encoding}", symbolic_state={"n": n}) for n in range(6)]
+        published = [await speaker.publish(session_id=f"since-{encoding}", symbolic_state=fact(n)) for n in range(6)]
         seen = published[2]["offset"]
         async with peer(server, encoding) as listener:
             start = {"epoch": listener.connected["epoch"], "offset": seen}
             reply = await listener.done("subscribe", channel=channel, since=start)
             assert (reply["was_recovering"], reply["recovered"], reply["offset"]) == (True, True, seen)
-            live = await speaker.publish(session_id=f"since-{encoding}", symbolic_state={"n": 6})
+            live = await speaker.publish(session_id=f"since-{encoding}", symbolic_state=fact(6))
             events = await listener.wait_events(channel, 4)
             assert offsets(events) == [each["offset"] for each in published[3:]] + [live["offset"]]
             other = {"epoch": "another-log", "offset": seen}
@@ -102,7 +107,9 @@ async def test_every_reader_that_joins_while_others_publish_gets_all_once(server
         async def write(number: int) -> None:
             async with peer(server) as speaker:
                 for n in range(count):
-                    said.append((await speaker.publish(session_id="seam", symbolic_state={f"w{number}": n}))["offset"])
+                    said.append(
+                        (await speaker.publish(session_id="seam", symbolic_state=fact(f"{number}-{n}")))["offset"]
+                    )
                     if len(said) == count:
                         joined.set()
 
@@ -124,9 +131,9 @@ async def test_every_reader_that_joins_while_others_publish_gets_all_once(server
 
 async def test_rewind_starts_with_the_last_events(server: Server) -> None:
     async with peer(server) as client:
-        published = [await client.publish(session_id="rewind", symbolic_state={"n": n}) for n in range(5)]
+        published = [await client.publish(session_id="rewind", symbolic_state=fact(n)) for n in range(5)]
         await client.done("subscribe", channel="session:rewind", rewind=2)
-        more = await client.publish(session_id="rewind", symbolic_state={"n": 5})
+        more = await client.publish(session_id="rewind", symbolic_state=fact(5))
         events = await client.wait_events("session:rewind", 3)
         assert offsets(events) == [published[3]["offset"], published[4]["offset"], more["offset"]]
 
@@ -141,9 +148,12 @@ async def test_filters_let_through_what_they_say(server: Server) -> None:
     async with peer(server) as client, peer(server) as plain:
         await client.done("subscribe", channel="session:filtered", filter=hot)
         await plain.done("subscribe", channel="session:filtered", filter={"not": hot})
-        told = [await client.publish(session_id="filtered", symbolic_state={"degrees": n}) for n in (10, 30, 20, 35)]
-        await client.publish(session_id="filtered", symbolic_state={"degrees": "many"})
-        end = await client.publish(session_id="filtered", symbolic_state={"degrees": 99})
+        told = [
+            await client.publish(session_id="filtered", symbolic_state=state(f"room-{n}", degrees=n))
+            for n in (10, 30, 20, 35)
+        ]
+        await client.publish(session_id="filtered", symbolic_state=state("room-x", degrees="many"))
+        end = await client.publish(session_id="filtered", symbolic_state=state("room-99", degrees=99))
         passed = await client.events_until(
             "session:filtered", lambda found: found[-1:] and found[-1]["offset"] == end["offset"]
         )
@@ -177,12 +187,12 @@ async def test_statements_of_a_connection_belong_to_its_session(server: Server) 
 async def test_unsubscribed_means_silence(server: Server) -> None:
     async with peer(server) as client:
         await client.done("subscribe", channel="session:silence")
-        await client.publish(session_id="silence", symbolic_state={"n": 1})
+        await client.publish(session_id="silence", symbolic_state=fact(1))
         await client.wait_events("session:silence", 1)
         await client.done("unsubscribe", channel="session:silence")
-        await client.publish(session_id="silence", symbolic_state={"n": 2})
+        await client.publish(session_id="silence", symbolic_state=fact(2))
         await client.done("subscribe", channel="session:silence")
-        last = await client.publish(session_id="silence", symbolic_state={"n": 3})
+        last = await client.publish(session_id="silence", symbolic_state=fact(3))
         events = await client.wait_events("session:silence", 2)
         assert offsets(events)[1:] == [last["offset"]]
 
@@ -192,8 +202,7 @@ async def test_history_forwards_and_back(server: Server, http: httpx.AsyncClient
     channel = f"session:history-{encoding}"
     async with peer(server, encoding) as client:
         published = [
-            (await client.publish(session_id=f"history-{encoding}", symbolic_state={"n": n}))["offset"]
-            for n in range(7)
+            (await client.publish(session_id=f"history-{encoding}", symbolic_state=fact(n)))["offset"] for n in range(7)
         ]
         pages: list[int] = []
         since = {"epoch": client.connected["epoch"], "offset": 0}

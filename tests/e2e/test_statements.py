@@ -199,7 +199,7 @@ async def test_resolving_leaves_a_scar_once(server: Server, http: httpx.AsyncCli
 
 
 async def test_lists_page_in_offset_order(server: Server, http: httpx.AsyncClient) -> None:
-    told = [await say(http, session_id="pages", symbolic_state={"pages": n}) for n in range(5)]
+    told = [await say(http, session_id="pages", symbolic_state={f"pages-{n}": n}) for n in range(5)]
     seen: list[int] = []
     after = 0
     while True:
@@ -212,7 +212,8 @@ async def test_lists_page_in_offset_order(server: Server, http: httpx.AsyncClien
     assert seen == [each["offset"] for each in told]
     await say(http, id="page-c", symbolic_state={"subject": "page-c", "n": 1})
     await say(http, symbolic_state={"subject": "page-c", "n": 2})
-    contradictions = (await http.get("/v1/contradictions", params={"state": "open", "min_score": 0.9})).json()["items"]
+    params = {"state": "open", "min_score": 0.9, "limit": 1000}
+    contradictions = (await http.get("/v1/contradictions", params=params)).json()["items"]
     assert [each["offset"] for each in contradictions] == sorted(each["offset"] for each in contradictions)
     assert any(each["a"] == "page-c" for each in contradictions)
 
