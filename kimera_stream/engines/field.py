@@ -71,7 +71,9 @@ class FieldDynamics:
         self._centroids: npt.NDArray[np.float32] = np.zeros((MOST_CLUSTERS, dimension), np.float32)
         self._clusters: list[_Cluster] = []
         self._cluster_of: dict[str, int] = {}
-        self._open: dict[str, tuple[str, str, float]] = {}
+        self._open: dict[str, tuple[str, str, float, int]] = {}
+        """By contradiction: the pair, the pulse's strength, the cluster in which it was found."""
+        self._tension: Counter[int] = Counter()
         self._involved: Counter[str] = Counter()
         self._pulses = 0.0
         self._energy = 0.0
@@ -142,14 +144,17 @@ class FieldDynamics:
     def _set_contradiction(self, contradiction: Contradiction) -> None:
         before = self._open.pop(contradiction.id, None)
         if before is not None:
-            a, b, strength = before
+            a, b, strength, place = before
             self._pulses -= strength
+            self._tension[place] -= 1
             self._involved.subtract((a, b))
             for geoid_id in (a, b):
                 if self._involved[geoid_id] <= 0:
                     del self._involved[geoid_id]
         if contradiction.state == "open":
-            self._open[contradiction.id] = (contradiction.a, contradiction.b, contradiction.pulse_strength)
+            place = self._cluster_of.get(contradiction.a, NO_CLUSTER)
+            self._open[contradiction.id] = (contradiction.a, contradiction.b, contradiction.pulse_strength, place)
+            self._tension[place] += 1
             self._pulses += contradiction.pulse_strength
             self._involved.update((contradiction.a, contradiction.b))
         if not self._open:
@@ -169,9 +174,6 @@ class FieldDynamics:
         sizes = [cluster.size for cluster in self._clusters if cluster.size]
         total = sum(sizes)
         entropy = -sum(size / total * math.log2(size / total) for size in sizes) if total else 0.0
-        tension: Counter[int] = Counter()
-        for a, _, _ in self._open.values():
-            tension[self._cluster_of.get(a, NO_CLUSTER)] += 1
         largest = sorted(range(len(self._clusters)), key=lambda place: -self._clusters[place].size)[:SHOWN_CLUSTERS]
         return FieldState(
             geoids=count,
@@ -185,7 +187,7 @@ class FieldDynamics:
                     "id": place,
                     "size": self._clusters[place].size,
                     "exemplar": self._clusters[place].exemplar,
-                    "open_contradictions": tension[place],
+                    "open_contradictions": self._tension[place],
                 }
                 for place in largest
                 if self._clusters[place].size
