@@ -100,19 +100,33 @@ static void dots_u8(const int8_t *query, const uint8_t *rows, int64_t n, int64_t
         out[i] = _mm512_reduce_add_epi32(row_u8(query, rows + i * stride, stride));
 }
 
+/* Sums of absolute differences in 64-bit lanes whose upper halves stay zero: as 32-bit lanes they add up all the same. */
+static inline __m512i row_sad(const uint8_t *own, const uint8_t *row, int64_t stride)
+{
+    __m512i c = _mm512_setzero_si512();
+    for (int64_t j = 0; j < stride; j += 64)
+        c = _mm512_add_epi64(c, _mm512_sad_epu8(_mm512_loadu_si512(row + j), _mm512_loadu_si512(own + j)));
+    return c;
+}
+
 static void dots_l1_u8(const int8_t *query, const uint8_t *graded, const uint8_t *grades, const uint8_t *rows,
                        int64_t n, int64_t stride, int32_t *out, int32_t *sad)
 {
-    for (int64_t i = 0; i < n; i++) {
-        const uint8_t *row = rows + i * stride, *own = graded + (int64_t)grades[i] * stride;
-        __m512i a = _mm512_setzero_si512(), c = a;
-        for (int64_t j = 0; j < stride; j += 64) {
-            __m512i r = _mm512_loadu_si512(row + j);
-            a = _mm512_dpbusd_epi32(a, r, _mm512_loadu_si512(query + j));
-            c = _mm512_add_epi64(c, _mm512_sad_epu8(r, _mm512_loadu_si512(own + j)));
+    int64_t i = 0;
+    for (; i + 4 <= n; i += 4) {
+        __m512i a[4], c[4];
+#pragma GCC unroll 4
+        for (int l = 0; l < 4; l++) {
+            const uint8_t *row = rows + (i + l) * stride;
+            a[l] = row_u8(query, row, stride);
+            c[l] = row_sad(graded + (int64_t)grades[i + l] * stride, row, stride);
         }
-        out[i] = _mm512_reduce_add_epi32(a);
-        sad[i] = (int32_t)_mm512_reduce_add_epi64(c);
+        _mm_storeu_si128((__m128i *)(out + i), sums4(a[0], a[1], a[2], a[3]));
+        _mm_storeu_si128((__m128i *)(sad + i), sums4(c[0], c[1], c[2], c[3]));
+    }
+    for (; i < n; i++) {
+        out[i] = _mm512_reduce_add_epi32(row_u8(query, rows + i * stride, stride));
+        sad[i] = _mm512_reduce_add_epi32(row_sad(graded + (int64_t)grades[i] * stride, rows + i * stride, stride));
     }
 }
 

@@ -17,7 +17,9 @@ typedef struct {
     float steps[KM_MULTI], related_codes[KM_MULTI], related_exact[KM_MULTI];
     int32_t bias[KM_MULTI];
     uint32_t text[KM_MULTI];
-    uint64_t keys; /* any query's */
+    uint64_t keys[KM_MULTI], subjects[KM_MULTI];
+    uint64_t any_keys;
+    uint32_t bare; /* queries without a vector, bit by bit */
     int groups;
     int64_t first, count;
 } pass;
@@ -119,6 +121,8 @@ static void block_single(const km_scan *scan, const km_query *query, const km_se
     uint64_t overlaps = 0;
     if (query->keys != 0 && segment->keys != NULL)
         overlaps = isa->overlap(segment->keys + row, n, query->keys) & live;
+    if (overlaps != 0 && has_vectors) /* what is neither related nor perhaps about the same subject is out */
+        overlaps &= masks.related | (query->subject ? isa->overlap(segment->keys + row, n, query->subject) : 0);
     for (uint64_t todo = (masks.passing & live) | overlaps; todo != 0; todo &= todo - 1) {
         int i = __builtin_ctzll(todo);
         consider(scan, query, segment, row + i, has_vectors ? cosine[i] : 0.0f, has_vectors ? fused[i] : 0.0f,
@@ -152,8 +156,8 @@ static void block_multi(const km_scan *scan, const pass *p, const km_segment *se
     const int coded = segment->codes != NULL, has_vectors = coded || segment->exact != NULL;
     const float *minimum = coded ? p->related_codes : p->related_exact;
     uint64_t overlaps = 0;
-    if (p->keys != 0 && segment->keys != NULL)
-        overlaps = isa->overlap(segment->keys + row, n, p->keys) & live;
+    if (p->any_keys != 0 && segment->keys != NULL)
+        overlaps = isa->overlap(segment->keys + row, n, p->any_keys) & live;
     if (coded)
         isa->multi_u8(p->codes, p->groups, segment->codes + row * scan->stride, n, scan->stride, out.acc);
     else if (has_vectors)
@@ -179,8 +183,10 @@ static void block_multi(const km_scan *scan, const pass *p, const km_segment *se
         uint32_t symbolic = 0;
         if (overlaps >> i & 1) {
             uint64_t word = segment->keys[row + i];
-            for (int64_t j = 0; j < p->count; j++)
-                symbolic |= (uint32_t)((word & scan->queries[p->first + j].keys) != 0) << j;
+            uint32_t open = has_vectors ? related | p->bare : UINT32_MAX;
+            symbolic = (uint32_t)isa->overlap(p->keys, width, word);
+            if (symbolic & ~open)
+                symbolic &= open | (uint32_t)isa->overlap(p->subjects, width, word);
         }
         for (uint32_t todo = passing | symbolic; todo != 0; todo &= todo - 1) {
             int j = __builtin_ctz(todo);
@@ -232,14 +238,19 @@ static void pack(const km_scan *scan, pass *p, int8_t *codes, float *vectors)
         p->steps[j] = 0.0f;
         p->bias[j] = 0;
         p->text[j] = 0;
+        p->keys[j] = p->subjects[j] = 0;
         p->related_codes[j] = p->related_exact[j] = INFINITY; /* no vector, or no query: related to nothing */
         if (j >= p->count)
             continue;
         const km_query *query = &scan->queries[p->first + j];
         p->text[j] = query->text;
-        p->keys |= query->keys;
-        if (query->vector == NULL)
+        p->keys[j] = query->keys;
+        p->subjects[j] = query->subject;
+        p->any_keys |= query->keys;
+        if (query->vector == NULL) {
+            p->bare |= UINT32_C(1) << j;
             continue;
+        }
         p->related_exact[j] = scan->weights.min_related;
         p->related_codes[j] = scan->weights.min_related - scan->weights.margin;
         if (codes != NULL && query->codes != NULL) {

@@ -1,0 +1,344 @@
+"""How fast the scoring kernel is, side by side with the limit and with others.
+
+    python -m bench.kernel [--json] [--rows 500000] [--rounds 15] [--vectors FILE.npy]
+
+Contenders take turns within a round, so that what else the machine does falls on all of them; a figure is the best of
+the rounds, a ratio that of two bests, with the median of the rounds' own ratios beside it. ``--json`` prints one JSON
+object as the last line. ``--vectors``: float32 unit vectors of real statements for the recall figures; see
+``bench/vectors.py``.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kimera_stream import kernels
+from kimera_stream.kernels import Queries, Segment, Weights, _kernel, bitmap, build_record
+
+DIM = 384
+K = 100
+
+
+class Rounds:
+    """Times of contenders that take turns."""
+
+    def __init__(self, contenders: dict[str, Callable[[], Any]], rounds: int) -> None:
+        self.times: dict[str, list[float]] = {name: [] for name in contenders}
+        for run in contenders.values():
+            run()
+        for i in range(rounds):
+            names = list(contenders)
+            for name in names[i % len(names) :] + names[: i % len(names)]:
+                began = time.perf_counter()
+                contenders[name]()
+                self.times[name].append(time.perf_counter() - began)
+
+    def best(self, name: str) -> float:
+        """Seconds."""
+        return min(self.times[name])
+
+    def ratio(self, slower: str, faster: str, scale: float = 1.0) -> dict[str, float]:
+        """How many times faster ``faster`` is, times ``scale``."""
+        pairs = [a / b for a, b in zip(self.times[slower], self.times[faster], strict=True)]
+        return {
+            "best": round(scale * self.best(slower) / self.best(faster), 3),
+            "median": round(scale * float(np.median(pairs)), 3),
+        }
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows
+
+
+def clustered(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Points around 2,000 centres, as near-duplicates and topics make them."""
+    centres = unit(rng.standard_normal((2000, DIM), np.float32))
+    rows = 0.055 * rng.standard_normal((n, DIM), np.float32)
+    rows += centres[rng.integers(0, len(centres), n)]
+    return unit(rows)
+
+
+def symbols_for(rng: np.random.Generator, n: int, share: float) -> dict[str, np.ndarray]:
+    """Four symbols and six semantic keys on a share of the rows; 20 symbol keys in all, half of the rows with subjects."""
+    keys = rng.integers(1, 2**63, 20).tolist()
+    layer_keys = rng.integers(1, 2**63, 200).tolist()
+    words, record, bloom, layers = [0], np.zeros(n, np.uint32), np.zeros(n, np.uint64), np.zeros(n, np.uint64)
+    cached = []
+    for i in range(5000):
+        chosen = rng.choice(20, 4, replace=False)
+        cached.append(
+            build_record(
+                [(keys[c], int(rng.integers(1, 5))) for c in chosen],
+                subject=int(rng.integers(1, 2**62)) if i % 2 else 0,
+                layers=[layer_keys[c] for c in rng.choice(200, 6, replace=False)],
+            )
+        )
+    for row in np.flatnonzero(rng.random(n) < share).tolist():
+        r = cached[row % 5000]
+        record[row], bloom[row], layers[row] = len(words), r.keys | r.subject, r.layers
+        words += r.words
+    return {"record": record, "keys": bloom, "layers": layers, "pool": np.array(words, np.uint64)}
+
+
+def speed(n: int, rounds: int, threads: int) -> dict[str, Any]:
+    """Every speed figure of issue 3 that needs no real text."""
+    rng = np.random.default_rng(0)
+    rows = clustered(rng, n)
+    codes, grades, _ = kernels.quantize(rows)
+    text = (rng.integers(0, 4, n, dtype=np.uint32) << 30) | rng.integers(0, 50, n, dtype=np.uint32)
+    live = bitmap(np.ones(n, bool))
+    one, two = kernels.load(threads=1), kernels.load(threads=threads)
+    symbolic = symbols_for(rng, n, 0.5)
+    plain8 = Segment(0, n, codes=codes, grades=grades, text=text)
+    full8 = Segment(0, n, codes=codes, grades=grades, text=text, **symbolic)
+    plain32 = Segment(0, n, exact=rows, text=text)
+    vectors = rows[rng.integers(0, n, 32)].copy()
+    states = [
+        build_record([(k, 9) for k in np.unique(symbolic["pool"][3:7]).tolist()], subject=s, layers=[1, 2, 3, 4])
+        for s in ([0, 5] * 16)
+    ]
+    q1 = Queries.build(vectors[:1], text=[0x8000_0001])
+    q32 = Queries.build(vectors, text=[0x8000_0001] * 32)
+    s0 = Queries.build(vectors[:1], text=[0x8000_0001], records=states[:1])
+    s1 = Queries.build(vectors[:1], text=[0x8000_0001], records=states[1:2])
+    s32 = Queries.build(vectors, text=[0x8000_0001] * 32, records=states)
+    fused = Weights(min_related=0.35, flag=0.5)
+    with_l1 = Weights(min_related=0.35, flag=0.5, l1=0.1)
+    layered = Weights(min_related=0.35, flag=0.5, layer=0.1)
+    raw32, raw8 = rows.reshape(-1).view(np.uint8), codes.reshape(-1)
+
+    def scan(kernel: kernels.Kernel, segment: Segment, queries: Queries, weights: Weights) -> Callable[[], Any]:
+        view = kernel.view([segment])
+        return lambda: kernel.scan(view, live, queries, weights, k=K)
+
+    single = {
+        "read float32": lambda: _kernel.read_all(raw32),
+        "read 8-bit": lambda: _kernel.read_all(raw8),
+        "float32 dot": scan(one, plain32, q1, fused),
+        "float32 dot+L1": scan(one, plain32, q1, with_l1),
+        "8-bit dot": scan(one, plain8, q1, fused),
+        "8-bit dot+L1": scan(one, plain8, q1, with_l1),
+        "8-bit symbols": scan(one, full8, s0, layered),
+        "8-bit symbols, subject": scan(one, full8, s1, layered),
+        "8-bit 2 threads": scan(two, plain8, q1, fused),
+        "float32 2 threads": scan(two, plain32, q1, fused),
+    }
+    batch = {
+        "8-bit x32": scan(one, plain8, q32, fused),
+        "8-bit x32 symbols": scan(one, full8, s32, layered),
+        "8-bit x32 2 threads": scan(two, plain8, q32, fused),
+        "float32 x32": scan(one, plain32, q32, fused),
+        "8-bit dot": scan(one, plain8, q1, fused),
+    }
+    peers(rows, vectors, single, batch)
+    slow = {"numpy dot+L1": lambda: (rows @ vectors[0], np.abs(rows - vectors[0]).sum(axis=1))}
+    a, b, c = Rounds(single, rounds), Rounds(batch, max(3, rounds // 3)), Rounds(slow, 2)
+    best = {name: round(1e3 * min(t), 3) for r in (a, b, c) for name, t in r.times.items()}
+    figures: dict[str, Any] = {
+        "float32 of read bandwidth": a.ratio("read float32", "float32 dot"),
+        "float32 dot+L1 of read bandwidth": a.ratio("read float32", "float32 dot+L1"),
+        "float32 dot+L1 vs numpy": round(c.best("numpy dot+L1") / a.best("float32 dot+L1"), 1),
+        "8-bit vs float32, rows per second": a.ratio("float32 dot", "8-bit dot"),
+        "8-bit of read bandwidth": a.ratio("read 8-bit", "8-bit dot"),
+        "8-bit dot+L1 of read bandwidth": a.ratio("read 8-bit", "8-bit dot+L1"),
+        "symbols and layers, cost": a.ratio("8-bit symbols", "8-bit dot"),
+        "symbols and layers with subject, cost": a.ratio("8-bit symbols, subject", "8-bit dot"),
+        "32 queries a pass vs single, per query": b.ratio("8-bit dot", "8-bit x32", 32),
+        "32 queries with symbols and layers, cost": b.ratio("8-bit x32 symbols", "8-bit x32"),
+        f"{threads} threads vs 1, 8-bit": a.ratio("8-bit dot", "8-bit 2 threads"),
+        f"{threads} threads vs 1, float32": a.ratio("float32 dot", "float32 2 threads"),
+        f"{threads} threads vs 1, 32 queries": b.ratio("8-bit x32", "8-bit x32 2 threads"),
+    }
+    for name in single:
+        if name.startswith("faiss"):
+            figures[f"float32 vs {name}"] = a.ratio(name, "float32 dot")
+        elif name.startswith("usearch"):
+            figures[f"8-bit vs {name}"] = a.ratio(name, "8-bit dot")
+    for name in batch:
+        if name.startswith(("faiss", "usearch")):
+            figures[f"8-bit x32 vs {name}"] = b.ratio(name, "8-bit x32")
+    return {
+        "rows": n,
+        "dim": DIM,
+        "variant": one.variant,
+        "read GB/s": round(raw32.nbytes / a.best("read float32") / 1e9, 1),
+        "best ms": best,
+        "figures": figures,
+    }
+
+
+def peers(rows: np.ndarray, vectors: np.ndarray, single: dict[str, Any], batch: dict[str, Any]) -> None:
+    """Exact search of others on the same vectors, one thread, where they are installed."""
+    try:
+        import faiss
+    except ImportError:
+        pass
+    else:
+        faiss.omp_set_num_threads(1)
+        flat = faiss.IndexFlatIP(DIM)
+        flat.add(rows)
+        single["faiss IndexFlatIP"] = lambda: flat.search(vectors[:1], K)
+        batch["faiss IndexFlatIP x32"] = lambda: flat.search(vectors, K)
+        scalar = faiss.IndexScalarQuantizer(DIM, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT)
+        scalar.train(rows[:50_000])
+        scalar.add(rows)
+        batch["faiss SQ8 x32"] = lambda: scalar.search(vectors, K)
+    try:
+        from usearch.index import MetricKind, search
+    except ImportError:
+        return
+    eight = np.clip(np.rint(rows * 127 / np.abs(rows).max()), -127, 127).astype(np.int8)
+    eight_queries = np.clip(np.rint(vectors * 127 / np.abs(rows).max()), -127, 127).astype(np.int8)
+    single["usearch exact i8"] = lambda: search(eight, eight_queries[:1], K, MetricKind.IP, exact=True, threads=1)
+    batch["usearch exact i8 x32"] = lambda: search(eight, eight_queries, K, MetricKind.IP, exact=True, threads=1)
+    batch["usearch exact f32 x32"] = lambda: search(rows, vectors, K, MetricKind.IP, exact=True, threads=1)
+
+
+def recall(rows: np.ndarray, queries: int) -> dict[str, float]:
+    """Of the float32 top: how much the 8-bit scan finds before, and how much of the top 10 after rescoring."""
+    n = len(rows)
+    rng = np.random.default_rng(1)
+    codes, grades, lost = kernels.quantize(rows)
+    live = bitmap(np.ones(n, bool))
+    picked = rng.choice(n, queries, replace=False)
+    block = Queries.build(rows[picked].copy(), exclude=picked.tolist())
+    kernel = kernels.load(threads=len(os.sched_getaffinity(0)))
+    exact = kernel.scan(kernel.view([Segment(0, n, exact=rows)]), live, block, Weights(), k=K)
+    before = kernel.scan(kernel.view([Segment(0, n, codes=codes, grades=grades)]), live, block, Weights(), k=K)
+    view = kernel.view([Segment(0, n, codes=codes, grades=grades, exact=rows)])
+    after = kernel.scan(view, live, block, Weights(), k=K, rescore=True)
+
+    def share(found: np.ndarray, top: int) -> float:
+        hits = sum(len(set(found[i, :top]) & set(exact.slots[i, :top])) for i in range(queries))
+        return round(hits / (top * queries), 5)
+
+    return {
+        "rows": n,
+        "norm lost, mean": round(float(lost.mean()), 5),
+        "norm lost, worst": round(float(lost.max()), 5),
+        "top 100 before rescoring": share(before.slots, 100),
+        "top 10 before rescoring": share(before.slots, 10),
+        "top 10 after rescoring": share(after.slots, 10),
+    }
+
+
+def index_figures(n: int) -> dict[str, Any]:
+    """Appending, memory, saving and loading of the index."""
+    from bench.kernel_support import InlineThreads, plain_geoid
+    from kimera_stream.core.index import FlatIndex
+    from kimera_stream.core.interfaces import StoredGeoid
+    from kimera_stream.infrastructure.settings import PerformanceSettings, ScoringSettings
+
+    rng = np.random.default_rng(0)
+    block = unit(rng.standard_normal((20_000, DIM), np.float32))
+
+    def make(directory: Path) -> FlatIndex:
+        return FlatIndex(
+            DIM, threads=InlineThreads(), performance=PerformanceSettings(), scoring=ScoringSettings(),
+            directory=directory,
+        )  # fmt: skip
+
+    async def measure() -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as name:
+            where = Path(name)
+            index = make(where)
+            spent = []
+
+            async def batches() -> Any:
+                for start in range(0, n, len(block)):
+                    yield [
+                        StoredGeoid(plain_geoid(f"{start + i:026d}"), row, "p")
+                        for i, row in enumerate(block[: n - start])
+                    ]
+
+            resident = _resident()
+            await index.rebuild(batches())
+            grown = (_resident() - resident) / n
+            copied = np.empty((20_000, DIM), np.float32)
+            for start in range(0, 20_000, 500):
+                items = [StoredGeoid(plain_geoid(f"{start + i:026d}"), block[start + i], "p") for i in range(500)]
+                began = time.perf_counter()
+                for item in items:
+                    index.put(item)
+                middle = time.perf_counter()
+                for i in range(500):
+                    copied[i] = block[start + i]
+                spent.append((middle - began - (time.perf_counter() - middle)) / 500)
+            path = where / "snapshot"
+            began = time.perf_counter()
+            await index.save(path, model="bench", epoch="e", offset=1)
+            saved = time.perf_counter() - began
+            used, held = index.bytes, index.mapped_bytes
+            began = time.perf_counter()
+            with path.open("rb") as file:
+                buffer = bytearray(1 << 22)
+                while file.readinto(buffer):
+                    pass
+            reading = time.perf_counter() - began
+            again = make(where)
+            began = time.perf_counter()
+            await again.load(path, model="bench", epoch="e")
+            loading = time.perf_counter() - began
+            return {
+                "geoids": n,
+                "put beyond the copy, us": round(1e6 * min(spent), 2),
+                "bytes per geoid, counted": round(used / n, 1),
+                "bytes per geoid, resident growth": round(grown, 1),
+                "of the 8-bit row": round(used / n / (DIM + 1), 3),
+                "mapped bytes per geoid": round(held / n, 1),
+                "snapshot MB": round(path.stat().st_size / 1e6, 1),
+                "save s": round(saved, 3),
+                "read the file s": round(reading, 3),
+                "load s": round(loading, 3),
+            }
+
+    return asyncio.run(measure())
+
+
+def _resident() -> int:
+    """Bytes of anonymous memory of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument("--rows", type=int, default=500_000)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--vectors", type=Path, help="unit vectors of real statements, float32 .npy")
+    parser.add_argument("--only", choices=("speed", "recall", "index"), action="append")
+    options = parser.parse_args()
+    if kernels.IMPLEMENTATION != "compiled":
+        sys.exit("bench.kernel: the compiled kernel was not built")
+    only = options.only or ["speed", "recall", "index"]
+    result: dict[str, Any] = {}
+    if "speed" in only:
+        result["speed"] = speed(options.rows, options.rounds, options.threads)
+    if "recall" in only:
+        result["recall"] = {"clustered": recall(clustered(np.random.default_rng(2), min(options.rows, 200_000)), 200)}
+        if options.vectors:
+            result["recall"]["statements"] = recall(unit(np.load(options.vectors).astype(np.float32)), 500)
+    if "index" in only:
+        result["index"] = index_figures(options.rows)
+    if not options.json:
+        print(json.dumps(result, indent=2))
+    else:
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
