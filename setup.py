@@ -110,7 +110,7 @@ class BuildKernel(build_ext):
 
 
 def extensions() -> list[Extension]:
-    """The one extension module, with Cython's output generated; empty when forbidden."""
+    """The extension modules, with Cython's output generated; empty when forbidden."""
     if mode() == "forbid":
         return []
     from Cython.Build import cythonize
@@ -142,8 +142,19 @@ def extensions() -> list[Extension]:
         extra_compile_args=["-pthread", *arguments],
         extra_link_args=links,
     )
+    modules = [kernel]
+    if sys.platform != "win32":
+        modules.append(
+            Extension(
+                "kimera_stream.kernels._egress",
+                ["ext/_egress.pyx"],
+                define_macros=macros,
+                extra_compile_args=arguments,
+                extra_link_args=links,
+            )
+        )
     try:
-        return cythonize([kernel], compiler_directives=directives, annotate=switch("ANNOTATE"), quiet=True)
+        return cythonize(modules, compiler_directives=directives, annotate=switch("ANNOTATE"), quiet=True)
     except Exception as error:
         if mode() == "force":
             raise

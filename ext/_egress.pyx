@@ -1,8 +1,7 @@
 """The same bytes to many sockets: one pass of ``send`` without the GIL, and the transport for whatever the kernel does not take.
 
-It bypasses a transport only while nothing is buffered in it and it is not closing, so the order of bytes on each connection is
-that of the writes. The descriptor cannot have been reused: a transport that has let go of it is closing, which is asked for in
-the same breath, with no turn of the event loop in between.
+It bypasses a transport only while nothing is buffered in it, so the order of bytes on each connection is that of the writes. The
+descriptor is the connection's own: event loops close it after they have called ``connection_lost``, which sets ``closing``.
 """
 
 from libc.errno cimport EAGAIN, EINTR, errno
@@ -22,6 +21,21 @@ cdef extern from "sys/socket.h" nogil:
     int MSG_DONTWAIT
 
 
+cdef class Sink:
+    """What ``fan_out`` needs to know of a connection. See ``kimera_stream.kernels.egress``."""
+
+    cdef public int fd
+    cdef public bint closing
+    cdef public bint dirty
+    cdef public object transport
+
+    def __init__(self, transport, int fd):
+        self.transport = transport
+        self.fd = fd
+        self.closing = False
+        self.dirty = True
+
+
 cdef void send_all(const int *fds, ssize_t *sent, Py_ssize_t count, const char *data, size_t size) noexcept nogil:
     """``sent[i]``: bytes taken of connection i; -1: it failed, which its transport will find out for itself."""
     cdef Py_ssize_t i
@@ -36,17 +50,14 @@ cdef void send_all(const int *fds, ssize_t *sent, Py_ssize_t count, const char *
 
 
 def fan_out(list handles, bytes frames):
-    """Write ``frames`` to every handle.
-
-    A handle with ``fd`` >= 0 has a ``transport``; the others are written to through their ``write``.
-    """
+    """Write ``frames`` to every handle; those that are not a ``Sink`` through their own ``write``."""
     cdef Py_ssize_t count = len(handles), direct = 0, i
     cdef size_t size = len(frames)
     cdef const char *data = frames
     cdef int *fds
     cdef ssize_t *sent
     cdef list straight
-    cdef object handle, transport
+    cdef Sink sink
     if not count or not size:
         return
     fds = <int *> malloc(count * sizeof(int))
@@ -58,23 +69,28 @@ def fan_out(list handles, bytes frames):
     try:
         straight = []
         for handle in handles:
-            fd = handle.fd
-            if fd >= 0 and not handle.closing:
-                transport = handle.transport
-                if not transport.get_write_buffer_size() and not transport.is_closing():
-                    fds[direct] = fd
-                    direct += 1
-                    straight.append(transport)
+            if not isinstance(handle, Sink):
+                handle.write(frames)
+                continue
+            sink = <Sink> handle
+            if sink.closing:
+                continue
+            if sink.dirty:
+                if sink.fd < 0 or sink.transport.get_write_buffer_size() or sink.transport.is_closing():
+                    handle.write(frames)
                     continue
-            handle.write(frames)
+                sink.dirty = False
+            fds[direct] = sink.fd
+            direct += 1
+            straight.append(sink)
         with nogil:
             send_all(fds, sent, direct, data, size)
         for i in range(direct):
-            if sent[i] < 0:
-                # Writing through the transport makes it meet the same error and close in its own way.
-                straight[i].write(frames)
-            elif <size_t> sent[i] < size:
-                straight[i].write(frames[sent[i]:])
+            # After a failure too: the transport meets the same error, and closes in its own way.
+            if sent[i] < 0 or <size_t> sent[i] < size:
+                sink = <Sink> straight[i]
+                sink.dirty = True
+                sink.transport.write(frames if sent[i] <= 0 else frames[sent[i]:])
     finally:
         free(fds)
         free(sent)

@@ -38,6 +38,7 @@ class AsgiEgress:
         self._news = anyio.Event()
         self._close: tuple[CloseCode, str] | None = None
         self._scope = anyio.CancelScope()
+        self.fd = -1
         self.buffered = 0
         self.paused = False
         self.closing = False

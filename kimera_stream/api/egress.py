@@ -19,6 +19,7 @@ from websockets.frames import Frame
 from websockets.protocol import OPEN
 
 from kimera_stream.infrastructure.settings import Settings
+from kimera_stream.kernels.egress import Sink
 from kimera_stream.protocol.close_codes import CloseCode
 from kimera_stream.streaming.egress import EgressListener
 
@@ -27,35 +28,29 @@ _OVERSIZE_FACTOR: Final = 4
 """Messages up to this many times the command limit are read, so that they can be answered with ``too_large``."""
 
 
-class TransportEgress:
-    """The handle of one connection. See ``streaming.egress.Egress``.
+class TransportEgress(Sink):
+    """The handle of one connection. See ``streaming.egress.Egress``, and ``kernels.egress`` for the fields of a sink."""
 
-    Attributes:
-        transport: Where the bytes go.
-        fd: The socket's descriptor where bytes may be handed to it directly (no TLS), otherwise -1.
-    """
-
-    __slots__ = ("_listener", "_protocol", "closing", "fd", "paused", "transport")
+    __slots__ = ("_listener", "_protocol", "paused")
 
     def __init__(self, protocol: "EgressProtocol", transport: asyncio.Transport) -> None:
-        self._protocol = protocol
-        self._listener: EgressListener | None = None
-        self.transport = transport
-        self.paused = False
-        self.closing = False
         socket = transport.get_extra_info("socket")
         plain = transport.get_extra_info("sslcontext") is None
-        self.fd: int = socket.fileno() if plain and socket is not None else -1
+        super().__init__(transport, socket.fileno() if plain and socket is not None else -1)
+        self._protocol = protocol
+        self._listener: EgressListener | None = None
+        self.paused = False
 
     @property
     def buffered(self) -> int:
-        return self.transport.get_write_buffer_size()
+        return int(self.transport.get_write_buffer_size())
 
     def listen(self, listener: EgressListener | None) -> None:
         self._listener = listener
 
     def write(self, frames: bytes) -> None:
         if not self.closing and not self.transport.is_closing():
+            self.dirty = True
             self.transport.write(frames)
 
     def close(self, code: CloseCode, reason: str) -> None:
@@ -125,6 +120,15 @@ class EgressProtocol(WebSocketsSansIOProtocol):
 
     # -- transport
 
+    def data_received(self, data: bytes) -> None:
+        # It may be answered at once (a pong, a close), past the handle.
+        self.egress.dirty = True
+        super().data_received(data)
+
+    def send_keepalive_ping(self) -> None:
+        self.egress.dirty = True
+        super().send_keepalive_ping()
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self.transport.set_write_buffer_limits(high=self.high_water)
@@ -165,10 +169,12 @@ class EgressProtocol(WebSocketsSansIOProtocol):
         self.close_timer = self.loop.call_later(self.close_deadline, self._abort)
 
     def handle_close(self, event: Frame) -> None:
+        self.egress.closing = True
         super().handle_close(event)
         self._give_up_later()
 
     def handle_parser_exception(self) -> None:
+        self.egress.closing = True
         super().handle_parser_exception()
         self.stop_keepalive()
         self._give_up_later()

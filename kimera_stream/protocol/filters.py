@@ -19,18 +19,39 @@ _MISSING: Final = object()
 _MAX_FIELD_CHARS: Final = 255
 
 
+class Guard:
+    """A condition that every event must meet to pass a filter: one field has one of these values.
+
+    Filters with guards can be found by the value instead of being tried one after the other.
+
+    Attributes:
+        field: Dotted path.
+        values: Keys as ``read_key`` returns them.
+        decides: Whether an event that meets the guard passes the whole filter.
+    """
+
+    __slots__ = ("decides", "field", "values")
+
+    def __init__(self, field: str, values: frozenset[Hashable], *, decides: bool) -> None:
+        self.field = field
+        self.values = values
+        self.decides = decides
+
+
 class Filter:
     """A compiled filter.
 
     Attributes:
         key: Canonical and hashable. Filters with equal keys accept the same events, whatever the order of their parts.
+        guard: What an event must meet at the least, if that can be said by one field's value.
     """
 
-    __slots__ = ("_test", "key")
+    __slots__ = ("_test", "guard", "key")
 
-    def __init__(self, test: Test, key: Hashable) -> None:
+    def __init__(self, test: Test, key: Hashable, guard: Guard | None = None) -> None:
         self._test = test
         self.key = key
+        self.guard = guard
 
     def matches(self, event: Mapping[str, Any]) -> bool:
         """Whether the event object (``{"op", "channel", ..., "data"}``) passes. Never raises."""
@@ -59,7 +80,33 @@ def compile_filter(tree: Any, *, max_nodes: int = 64, max_depth: int = 8) -> Fil
     """
     compiler = _Compiler(max_nodes, max_depth)
     test, key = compiler.node(tree, "filter", 1)
-    return Filter(test, key)
+    return Filter(test, key, _guard(key))
+
+
+def read_key(field: str) -> Callable[[Mapping[str, Any]], Hashable | None]:
+    """A function that reads the field of an event as a guard's key; None where it is missing or not a scalar."""
+    get = _getter(field)
+
+    def read(event: Mapping[str, Any]) -> Hashable | None:
+        value = get(event)
+        kind = _kind(value)
+        return None if kind is None else (kind, value)
+
+    return read
+
+
+def _guard(key: Any) -> Guard | None:
+    match key:
+        case ("eq", str() as field, value):
+            return Guard(field, frozenset([value]), decides=True)
+        case ("in", str() as field, frozenset() as values):
+            return Guard(field, values, decides=True)
+        case ("all", frozenset() as parts):
+            guards = [guard for guard in map(_guard, parts) if guard is not None]
+            if guards:
+                best = min(guards, key=lambda guard: (len(guard.values), guard.field))
+                return Guard(best.field, best.values, decides=False)
+    return None
 
 
 def _bad(path: str, expected: str) -> BadFilterError:
@@ -135,7 +182,7 @@ def _getter(field: str) -> Callable[[Mapping[str, Any]], Any]:
     def get(event: Mapping[str, Any]) -> Any:
         here: Any = event
         for part, rest in steps:
-            if isinstance(here, Mapping):
+            if type(here) is dict or isinstance(here, Mapping):
                 there = here.get(part, _MISSING)
                 if there is _MISSING:
                     return here.get(rest, _MISSING)
@@ -154,6 +201,8 @@ def _getter(field: str) -> Callable[[Mapping[str, Any]], Any]:
 
 def _kind(value: Any) -> str | None:
     """The JSON kind of a scalar: values of different kinds are never equal and never ordered."""
+    if type(value) is str:
+        return "string"
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -1,12 +1,12 @@
 """The way out of the process, as the streaming core sees it: one handle per connection, bytes in, nothing awaited."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from kimera_stream.protocol.close_codes import CloseCode
 
 FanOut = Callable[[list["Egress"], bytes], None]
-"""Writes the same bytes to many handles. ``fan_out`` is the plain one; a compiled one may take its place."""
+"""Writes the same bytes to many handles: ``kernels.egress.fan_out`` or something of the same shape."""
 
 
 class EgressListener(Protocol):
@@ -26,6 +26,13 @@ class Egress(Protocol):
 
     ``frames`` are whole WebSocket frames (``protocol.frames``), any number joined.
     """
+
+    @property
+    def fd(self) -> int:
+        """The socket's descriptor if bytes may be handed to it directly while nothing is buffered, otherwise -1.
+
+        A handle with a descriptor also has the ``transport`` that owns it.
+        """
 
     @property
     def buffered(self) -> int:
@@ -49,9 +56,3 @@ class Egress(Protocol):
 
     def abort(self) -> None:
         """Drop the connection now, with whatever is buffered."""
-
-
-def fan_out(handles: Iterable[Egress], frames: bytes) -> None:
-    """Write the same bytes to every handle."""
-    for handle in handles:
-        handle.write(frames)

@@ -19,6 +19,7 @@ import structlog
 
 from kimera_stream.core.interfaces import LogReader
 from kimera_stream.infrastructure.settings import StreamSettings
+from kimera_stream.kernels.egress import fan_out
 from kimera_stream.protocol import frames
 from kimera_stream.protocol.channels import channel_kind
 from kimera_stream.protocol.close_codes import CloseCode
@@ -30,7 +31,7 @@ from kimera_stream.protocol.messages import Subscribed
 from kimera_stream.protocol.objects import Position
 from kimera_stream.streaming.catchup import CatchUp
 from kimera_stream.streaming.deadlines import Deadlines
-from kimera_stream.streaming.egress import Egress, FanOut, fan_out
+from kimera_stream.streaming.egress import Egress, FanOut
 from kimera_stream.streaming.metrics import HubMetrics
 from kimera_stream.streaming.outlet import Outlet, Spawn, Subscription
 from kimera_stream.streaming.reader import ReaderEvent, read
@@ -165,6 +166,11 @@ class Hub:
             "position": self.flushed,
             "log_reads": self.source.log_reads,
         }
+
+    @property
+    def stalled_connections(self) -> int:
+        """Connections whose buffer is above its high-water mark."""
+        return len(self._stalled)
 
     # -- subscribing
 
@@ -309,7 +315,7 @@ class Hub:
         if (
             not group.users
             and (newest := self._newest.get(name)) is not None
-            and self._value_passes(name, filter, newest)
+            and (filter is None or filter.matches(self._value_view(name, newest)()))
         ):
             # What is pending reaches the group with the tick; only what went before it is taken over here.
             pending = sum(1 for pending_name, _ in self._pending_values if pending_name == name)
@@ -446,28 +452,30 @@ class Hub:
                     outlet.end(CloseCode.SLOW_CONSUMER)
 
     def _select(self, record: Record, channel: Channel, batches: dict[Selection, list[bytes]]) -> None:
-        for group in channel.groups.values():
-            wanted = [selection for selection in group.selections.values() if selection.listened]
-            if wanted and record.passes(group.filter, channel.name, self.encoder):
-                for selection in wanted:
-                    frame = record.frame(channel.name, selection.encoding, self.encoder)
-                    batches.setdefault(selection, []).append(frame)
+        name = channel.name
+        for group in channel.matching(lambda: record.view(name, self.encoder)):
+            for selection in group.selections.values():
+                if selection.listened:
+                    frame = record.frame(name, selection.encoding, self.encoder)
+                    frames_of = batches.get(selection)
+                    if frames_of is None:
+                        batches[selection] = [frame]
+                    else:
+                        frames_of.append(frame)
 
     def _select_value(self, value: Value, channel: Channel, batches: dict[Selection, list[bytes]]) -> None:
-        for group in channel.groups.values():
-            if not self._value_passes(channel.name, group.filter, value):
-                continue
+        view = self._value_view(channel.name, value)
+        for group in channel.matching(view):
             number = 1 if group.value is None else group.value.number + 1
             group.value = Value(number, value.type, value.ts, value.data, value.offset)
             for selection in group.selections.values():
                 if selection.listened:
                     batches.setdefault(selection, []).append(self.value_frame(selection, value))
 
-    def _value_passes(self, channel: str, filter: Filter | None, value: Value) -> bool:
-        if filter is None:
-            return True
-        data = msgspec.json.decode(value.data)
-        return filter.matches(self.encoder.view(channel, offset=value.offset, type=value.type, ts=value.ts, data=data))
+    def _value_view(self, channel: str, value: Value) -> Callable[[], Mapping[str, Any]]:
+        return lambda: self.encoder.view(
+            channel, offset=value.offset, type=value.type, ts=value.ts, data=msgspec.json.decode(value.data)
+        )
 
     def value_frame(self, selection: Selection, value: Value) -> bytes:
         """The frame of a latest channel's value."""

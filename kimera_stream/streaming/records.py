@@ -40,16 +40,16 @@ class Record:
             frame = self._frames[key] = encoder.frame(self.entry, channel, encoding)
         return frame
 
-    def passes(self, filter: Filter | None, channel: str, encoder: EventEncoder) -> bool:
-        """Whether the entry's event on ``channel`` passes the filter. Decodes the payload at the first filter."""
-        if filter is None:
-            return True
+    def view(self, channel: str, encoder: EventEncoder) -> dict[str, Any]:
+        """The event object as filters see it. Decodes the payload at the first call."""
         if self._value is msgspec.UNSET:
             self._value = self.entry.value()
         entry = self.entry
-        return filter.matches(
-            encoder.view(channel, offset=entry.offset, type=entry.type, ts=entry.ts, data=self._value)
-        )
+        return encoder.view(channel, offset=entry.offset, type=entry.type, ts=entry.ts, data=self._value)
+
+    def passes(self, filter: Filter | None, channel: str, encoder: EventEncoder) -> bool:
+        """Whether the entry's event on ``channel`` passes the filter."""
+        return filter is None or filter.matches(self.view(channel, encoder))
 
     def settle(self) -> int:
         """Let go of what only live delivery needed; returns the bytes the record holds now."""

@@ -1,12 +1,12 @@
 """What is listened to: channels, and within a channel the selections (filter and encoding) that equal subscribers share."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from kimera_stream.protocol.channels import ChannelKind
-from kimera_stream.protocol.filters import Filter
+from kimera_stream.protocol.filters import Filter, read_key
 from kimera_stream.protocol.messages import Encoding
 from kimera_stream.streaming.egress import Egress
 
@@ -114,15 +114,31 @@ class Group:
         return selection
 
 
-class Channel:
-    """One channel with someone on it."""
+class _Shelf:
+    """Groups whose filters guard the same field, found by its value."""
 
-    __slots__ = ("groups", "kind", "name", "principals", "subscribers")
+    __slots__ = ("groups", "read")
+
+    def __init__(self, field: str) -> None:
+        self.read = read_key(field)
+        self.groups: dict[Hashable, list[Group]] = {}
+
+
+class Channel:
+    """One channel with someone on it.
+
+    An event is not tried on every filter: those that hang on one field's value are looked up by it, so ten thousand
+    subscribers, each with an agent of their own, cost one look-up per event.
+    """
+
+    __slots__ = ("_open", "_shelves", "groups", "kind", "name", "principals", "subscribers")
 
     def __init__(self, name: str, kind: ChannelKind) -> None:
         self.name: Final = name
         self.kind: Final = kind
         self.groups: dict[object, Group] = {}
+        self._open: list[Group] = []
+        self._shelves: dict[str, _Shelf] = {}
         self.subscribers = 0
         self.principals: Counter[str] = Counter()
 
@@ -131,7 +147,46 @@ class Channel:
         group = self.groups.get(key)
         if group is None:
             group = self.groups[key] = Group(self, filter)
+            if filter is None or filter.guard is None:
+                self._open.append(group)
+            else:
+                shelf = self._shelves.setdefault(filter.guard.field, _Shelf(filter.guard.field))
+                for value in filter.guard.values:
+                    shelf.groups.setdefault(value, []).append(group)
         return group
+
+    def matching(self, view: Callable[[], Mapping[str, Any]]) -> Iterator[Group]:
+        """The groups whose filter the event passes. ``view`` makes the event object, and is called only if one is needed."""
+        event: Mapping[str, Any] | None = None
+        for group in self._open:
+            if group.filter is not None:
+                event = view() if event is None else event
+                if not group.filter.matches(event):
+                    continue
+            yield group
+        if self._shelves:
+            event = view() if event is None else event
+            for shelf in self._shelves.values():
+                for group in shelf.groups.get(shelf.read(event), ()):
+                    assert group.filter is not None
+                    assert group.filter.guard is not None
+                    if group.filter.guard.decides or group.filter.matches(event):
+                        yield group
+
+    def _drop(self, group: Group) -> None:
+        filter = group.filter
+        if self.groups.pop(None if filter is None else filter.key, None) is None:
+            return
+        if filter is None or filter.guard is None:
+            self._open.remove(group)
+            return
+        shelf = self._shelves[filter.guard.field]
+        for value in filter.guard.values:
+            shelf.groups[value].remove(group)
+            if not shelf.groups[value]:
+                del shelf.groups[value]
+        if not shelf.groups:
+            del self._shelves[filter.guard.field]
 
     def enter(self, selection: Selection, principal: str) -> None:
         """Count a subscriber in."""
@@ -144,7 +199,7 @@ class Channel:
         group = selection.group
         group.users -= 1
         if not group.users:
-            self.groups.pop(None if group.filter is None else group.filter.key, None)
+            self._drop(group)
         self.subscribers -= 1
         self.principals[principal] -= 1
         if not self.principals[principal]:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kimera_stream.protocol.errors import BadFilterError
-from kimera_stream.protocol.filters import compile_filter
+from kimera_stream.protocol.filters import compile_filter, read_key
 
 EVENT = {
     "op": "event",
@@ -239,3 +239,23 @@ def test_equal_keys_mean_equal_answers(one: dict[str, Any], other: dict[str, Any
     b = compile_filter({"any": [other, one, other]}, max_nodes=10_000, max_depth=100)
     assert a == b
     assert a.matches(event) is b.matches(event)
+
+
+@given(trees, events)
+def test_a_guard_never_turns_away_what_the_filter_lets_in(tree: dict[str, Any], event: dict[str, Any]) -> None:
+    filter = compile_filter(tree, max_nodes=10_000, max_depth=100)
+    if filter.guard is None:
+        return
+    met = read_key(filter.guard.field)(event) in filter.guard.values
+    if filter.guard.decides:
+        assert met is filter.matches(event)
+    else:
+        assert met or not filter.matches(event)
+
+
+def test_which_filters_have_a_guard() -> None:
+    one = compile_filter({"all": [leaf("a", "gt", 1), leaf("b", "in", ["x", "y"]), leaf("c", "eq", True)]})
+    assert one.guard is not None
+    assert (one.guard.field, one.guard.decides) == ("c", False)
+    assert compile_filter({"any": [leaf("a", "eq", 1), leaf("b", "eq", 1)]}).guard is None
+    assert compile_filter(leaf("a", "ne", 1)).guard is None

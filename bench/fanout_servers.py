@@ -1,0 +1,219 @@
+"""The Python servers of bench/fanout.py, each run in a process of its own: ``python -m bench.fanout_servers NAME``.
+
+Each prints its port, then answers ``push B SECONDS RATE OFFSET FILTERS`` on stdin with one line of JSON, as fanout_server.c does.
+"""
+
+import asyncio
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import msgspec
+import uvicorn
+import uvloop
+
+from kimera_stream.core.interfaces import ALL_ROLES, LogPage, Principal
+from kimera_stream.protocol.log import LogEntry
+from kimera_stream.protocol.messages import ServerInfo
+
+EVENT_BYTES = 200
+PAD = "x" * 400
+Push = Callable[[int, int, int], Awaitable[None]]
+"""Sends ``batch`` events from ``offset`` on to everyone, and returns when all of it is on its way."""
+
+
+def cpu() -> float:
+    use = resource.getrusage(resource.RUSAGE_SELF)
+    return use.ru_utime + use.ru_stime
+
+
+def data_of(offset: int, filters: int) -> bytes:
+    head = b'{"t":%d,"k":%d,"pad":"' % (time.monotonic_ns(), offset % filters)
+    # What surrounds the data in an event is 105 bytes and the digits of its offset.
+    return head + PAD[: max(0, EVENT_BYTES - 107 - len(str(offset)) - len(head))].encode() + b'"}'
+
+
+def event_text(offset: int, filters: int) -> str:
+    return (
+        '{"op":"event","channel":"geoids","epoch":"bench","offset":%d,"type":"geoid.created","ts":1700000000000,"data":%s}'
+        % (offset, data_of(offset, filters).decode())
+    )
+
+
+async def drive(push: Push) -> None:
+    """Carry out what stdin says."""
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while line := (await reader.readline()).decode().split():
+        if line[0] == "rss":
+            with open("/proc/self/statm") as statm:  # noqa: ASYNC230, PTH123
+                pages = int(statm.read().split()[1])
+            print(json.dumps({"rss": pages * os.sysconf("SC_PAGESIZE")}), flush=True)
+            continue
+        batch, seconds, rate, offset, filters = int(line[1]), float(line[2]), float(line[3]), int(line[4]), int(line[5])
+        begun, used, events = time.monotonic(), cpu(), 0
+        while time.monotonic() - begun < seconds:
+            if rate:
+                wait = events / rate - (time.monotonic() - begun)
+                if wait > 0:
+                    await asyncio.sleep(wait)
+            await push(batch, offset, filters)
+            offset += batch
+            events += batch
+        print(
+            json.dumps(
+                {"events": events, "seconds": time.monotonic() - begun, "cpu": cpu() - used, "last": offset - 1}
+            ),
+            flush=True,
+        )
+
+
+class Log:
+    """The newest entries, as long a log as a run needs."""
+
+    epoch = "bench"
+    trimmed = 0
+
+    def __init__(self) -> None:
+        self.head = 0
+        self.entries: list[LogEntry] = []
+
+    async def read(
+        self, channel: str | None, *, after: int, limit: int, until: int | None = None, reverse: bool = False
+    ) -> LogPage:
+        await anyio.lowlevel.checkpoint()
+        until = self.head if until is None else until
+        first = self.entries[0].offset if self.entries else 1
+        page = self.entries[max(0, after + 1 - first) : max(0, min(until, after + limit) + 1 - first)]
+        scanned = page[-1].offset if page else until
+        return LogPage(page, scanned, scanned < until)
+
+
+class Nobody:
+    """Lets everyone in; there is nothing to ask of the other services here."""
+
+    required = False
+
+    async def authenticate(self, token: str | None) -> Principal:
+        return Principal("bench", ALL_ROLES)
+
+
+class Quiet(uvicorn.Server):
+    def _log_started_message(self, listeners: Any) -> None:
+        print(listeners[0].getsockname()[1], flush=True)
+
+
+async def kimera() -> None:
+    from kimera_stream.api.egress import uvicorn_options
+    from kimera_stream.api.websocket import StreamEndpoint
+    from kimera_stream.infrastructure.settings import Settings
+    from kimera_stream.streaming.hub import Hub
+
+    tick = float(os.environ.get("BENCH_TICK", "0"))
+    settings = Settings(
+        _env_file=None,
+        api={"max_connections": 20_000},
+        stream={"tick": tick, "outbox_age": 300, "pong_timeout": 300, "ping_interval": 300},
+    )
+    log = Log()
+    hub = Hub(log, settings.stream)
+    nobody: Any = Nobody()
+    endpoint = StreamEndpoint(hub, nobody, nobody, nobody, settings, server=ServerInfo("kimera-stream", "0", "bench"))
+
+    async def push(batch: int, offset: int, filters: int) -> None:
+        entries = [
+            LogEntry(
+                offset + i, "geoid.created", 1_700_000_000_000, ("geoids",), msgspec.Raw(data_of(offset + i, filters))
+            )
+            for i in range(batch)
+        ]
+        log.entries.extend(entries)
+        if len(log.entries) > 400_000:
+            del log.entries[:200_000]
+        log.head = entries[-1].offset
+        hub.deliver(entries)
+        while hub.flushed < hub.delivered:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        while hub.stalled_connections:  # noqa: ASYNC110
+            await asyncio.sleep(0.0002)
+
+    config = uvicorn.Config(
+        endpoint, host="0.0.0.0", port=0, lifespan="off", log_level="critical", access_log=False, backlog=4096, http="httptools",
+        **uvicorn_options(settings),
+    )  # fmt: skip
+    async with anyio.create_task_group() as group:
+        group.start_soon(hub.run)
+        group.start_soon(Quiet(config).serve)
+        await drive(push)
+        os._exit(0)
+
+
+async def starlette() -> None:
+    """What one writes first: a queue per subscriber, and a task that sends from it."""
+    from starlette.applications import Starlette
+    from starlette.routing import WebSocketRoute
+    from starlette.websockets import WebSocket, WebSocketDisconnect
+
+    queues: set[asyncio.Queue[str]] = set()
+
+    async def stream(ws: WebSocket) -> None:
+        await ws.accept()
+        queue: asyncio.Queue[str] = asyncio.Queue(1000)
+        queues.add(queue)
+        try:
+            while True:
+                await ws.send_text(await queue.get())
+        except (WebSocketDisconnect, RuntimeError):
+            queues.discard(queue)
+
+    async def push(batch: int, offset: int, filters: int) -> None:
+        for i in range(batch):
+            text = event_text(offset + i, filters)
+            for queue in queues:
+                await queue.put(text)
+        while any(queue.qsize() > 500 for queue in queues):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+    config = uvicorn.Config(
+        Starlette(routes=[WebSocketRoute("/v1/stream", stream)]), host="0.0.0.0", port=0, lifespan="off", log_level="critical",
+        access_log=False, backlog=4096, ws_per_message_deflate=False, ws_ping_interval=None,
+    )  # fmt: skip
+    async with anyio.create_task_group() as group:
+        group.start_soon(Quiet(config).serve)
+        await drive(push)
+        os._exit(0)
+
+
+async def websockets() -> None:
+    """The library's own broadcast."""
+    from websockets.asyncio.server import ServerConnection, broadcast, serve
+
+    connections: set[ServerConnection] = set()
+
+    async def handler(ws: ServerConnection) -> None:
+        connections.add(ws)
+        await ws.wait_closed()
+
+    async def push(batch: int, offset: int, filters: int) -> None:
+        for i in range(batch):
+            broadcast(connections, event_text(offset + i, filters))
+        while any(ws.transport.get_write_buffer_size() for ws in connections):  # noqa: ASYNC110
+            await asyncio.sleep(0.0002)
+
+    async with serve(handler, "0.0.0.0", 0, compression=None, ping_interval=None, backlog=4096) as server:
+        print(next(iter(server.sockets)).getsockname()[1], flush=True)
+        await drive(push)
+        os._exit(0)
+
+
+SERVERS = {"kimera": kimera, "starlette": starlette, "websockets": websockets}
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(SERVERS[sys.argv[1]]())
