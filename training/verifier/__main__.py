@@ -81,6 +81,9 @@ def main(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     threads: Annotated[int, typer.Option(help="torch threads.")] = 2,
+    minutes: Annotated[
+        float | None, typer.Option(help="Minutes a stage may take; default: as long as it needs.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of sampling, order and initialisation.")] = 7,
     only_measure: Annotated[bool, typer.Option(help="Measure the last checkpoint; write no weights.")] = False,
 ) -> None:
@@ -88,7 +91,9 @@ def main(
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     work.mkdir(parents=True, exist_ok=True)
-    runtime = Runtime(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device, work, seed)
+    runtime = Runtime(
+        ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device, work, seed, minutes
+    )
     materials = Materials.read(data, seed)
     print(f"{len(materials.clusters)} clusters, {len(materials.training_clusters)} of them for training", flush=True)
     model = CrossEncoder(dropout=0.1)

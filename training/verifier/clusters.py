@@ -75,20 +75,22 @@ def anchor_examples(clusters: Iterable[Cluster]) -> list[Example]:
     ]
 
 
-def training_examples(clusters: Iterable[Cluster], seed: int) -> list[Example]:
-    """Pairs to learn from: as written, turned round, with the anchor replaced by what means the same, and strangers.
+def turned(example: Example) -> Example:
+    """The pair in the other order: a contradiction holds in both, and what does not contradict in one does not in the other."""
+    label = CONTRADICTION if example.label == CONTRADICTION else NOT_CONTRADICTION
+    return Example(example.second, example.first, label, example.source, example.kind)
 
-    A contradiction holds in both directions; what does not contradict in one does not in the other.
-    """
+
+def training_examples(clusters: Iterable[Cluster], seed: int) -> list[Example]:
+    """Pairs to learn from: as written, turned round, with the anchor replaced by what means the same, and strangers."""
     rng = random.Random(f"{seed}:clusters")
     pairs: list[Example] = []
     clusters = list(clusters)
     for cluster in clusters:
         source = cluster.source
         for item in cluster.items:
-            pairs.append(Example(cluster.anchor, item.text, item.label, source, item.kind))
-            back = item.label if item.label == CONTRADICTION else NOT_CONTRADICTION
-            pairs.append(Example(item.text, cluster.anchor, back, source, item.kind))
+            written = Example(cluster.anchor, item.text, item.label, source, item.kind)
+            pairs += [written, turned(written)]
         same = [item for item in cluster.items if item.label == ENTAILMENT and item.kind in SAME_MEANING]
         for twin, item in itertools.product(same, cluster.items):
             if item is twin:

@@ -22,6 +22,7 @@ from kimera_stream.engines.verifier_model import (
     load_trained,
     trained_state,
 )
+from kimera_stream.engines.verifier_runtime import fast_half
 from training.verifier.examples import CONTRADICTION, NOT_CONTRADICTION, Example
 
 
@@ -35,6 +36,7 @@ class Stage:
         rate: Peak learning rate; warmed up over 6 % of the steps, then down linearly to nothing.
         batch: Pairs per step.
         smoothing: Label smoothing; keeps the probabilities off 0 and 1.
+        decay: Weight decay of the matrices.
     """
 
     name: str
@@ -47,11 +49,18 @@ class Stage:
 
 @dataclass(slots=True)
 class Runtime:
-    """Where and how it runs. ``checkpoint_every`` in seconds."""
+    """Where and how it runs.
+
+    Attributes:
+        minutes: Time a stage may take; the learning rate then falls with the clock where that is faster than the steps,
+            so that a slow machine ends with a settled model instead of an unfinished one. None: as long as it takes.
+        checkpoint_every: Seconds.
+    """
 
     device: str
     work: Path
     seed: int = 7
+    minutes: float | None = None
     checkpoint_every: float = 120.0
 
     @property
@@ -128,7 +137,7 @@ def train(model: CrossEncoder, examples: Sequence[Example], stage: Stage, runtim
     torch.manual_seed(runtime.seed + done)
     model.train()
     running, logged = 0.0, done
-    last_save = last_log = time.monotonic()
+    started = last_save = last_log = time.monotonic()
     console = Console(width=110)
     with Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
@@ -140,7 +149,10 @@ def train(model: CrossEncoder, examples: Sequence[Example], stage: Stage, runtim
             if at < done:
                 continue  # the order is a function of the seed: a resumed stage skips what it has seen
             warm = max(1, int(0.06 * steps))
-            scale = min((at + 1) / warm, (steps - at) / max(1, steps - warm))
+            spent = 0.0 if runtime.minutes is None else (time.monotonic() - started) / (60 * runtime.minutes)
+            if spent >= 1:
+                break
+            scale = min((at + 1) / warm, (steps - at) / max(1, steps - warm), 1 - spent)
             for group in optimizer.param_groups:
                 group["lr"] = stage.rate * scale
             loss = _step(model, [encoded[i] for i in batch], labels[batch], stage, runtime)
@@ -179,14 +191,16 @@ def _step(model: CrossEncoder, pairs: Sequence[EncodedPair], labels: Tensor, sta
 
 
 @torch.inference_mode()
-def predict(model: CrossEncoder, texts: Sequence[tuple[str, str]], *, batch: int = 64) -> npt.NDArray[np.float32]:
-    """Logits, shape (len(texts), 3), in full precision."""
+def predict(model: CrossEncoder, texts: Sequence[tuple[str, str]], *, batch: int = 32) -> npt.NDArray[np.float32]:
+    """Logits, shape (len(texts), 3), as a server with the same device computes them."""
     model.eval()
     device = next(model.parameters()).device
+    half = fast_half(device.type)
     encoded = PairTokenizer(128).pairs(texts)
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].tokens))
     logits = np.zeros((len(texts), 3), dtype=np.float32)
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
-        logits[chosen] = model(*collate([encoded[i] for i in chosen], device)).float().cpu().numpy()
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            logits[chosen] = model(*collate([encoded[i] for i in chosen], device)).float().cpu().numpy()
     return logits

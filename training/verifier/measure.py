@@ -123,9 +123,7 @@ def fit_calibration(truth: Truth, margins: Scores, steps: int = 60) -> tuple[flo
     return float(weights[0]), float(weights[1])
 
 
-def measuring_sets(
-    data: Path, clusters: Sequence[Cluster], seed: int, *, most: int = 1_200
-) -> dict[str, list[Example]]:
+def measuring_sets(data: Path, clusters: Sequence[Cluster], seed: int, *, most: int = 800) -> dict[str, list[Example]]:
     """What no training has seen: test clusters, test vocabulary, test parts of public sets, and the measure-only sets."""
     held = [cluster for cluster in clusters if cluster.split == "test"]
     sets: dict[str, list[Example]] = defaultdict(list)

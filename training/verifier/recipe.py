@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kimera_stream.engines.verifier_model import CrossEncoder
-from training.verifier.clusters import Cluster, anchor_examples, read_clusters, training_examples
+from training.verifier.clusters import Cluster, anchor_examples, read_clusters, training_examples, turned
 from training.verifier.examples import Example
 from training.verifier.generators import generated_clusters
 from training.verifier.loop import Stage
@@ -64,26 +64,27 @@ def corpus(materials: Materials, _: CrossEncoder) -> list[Example]:
 
 
 def polish(materials: Materials, model: CrossEncoder) -> list[Example]:
-    """What the model still gets wrong, twice; neighbours from the pool; the clusters written against known weaknesses."""
+    """Every written pair in both orders, and what the model still gets wrong once more; more derived from the clusters
+    written against known weaknesses; neighbours from the pool; some generated and public ones."""
     rng = materials.rng("polish")
     clusters = materials.training_clusters
     written = anchor_examples(clusters)
     targeted = training_examples([c for c in clusters if c.source.startswith("extra_")], materials.seed)
     generated = training_examples(generated_clusters("train", materials.seed + 1), materials.seed)
-    wrong = mistaken(model, written)
+    both = [*written, *map(turned, written)]
     return [
-        *wrong,
-        *wrong,
-        *_some(rng, written, 9_000),
-        *targeted,
-        *_some(rng, generated, 5_000),
-        *_some(rng, public_examples(materials.data, "train", materials.seed), 2_500),
-        *neighbours(clusters, materials.seed, most=3_500),
+        *both,
+        *mistaken(model, _some(rng, both, 8_000)),
+        *_some(rng, targeted, 5_000),
+        *_some(rng, training_examples(clusters, materials.seed + 1), 4_000),
+        *_some(rng, generated, 4_000),
+        *_some(rng, public_examples(materials.data, "train", materials.seed), 3_000),
+        *neighbours(clusters, materials.seed, items=5_000, most=2_500),
     ]
 
 
 STAGES: list[tuple[Stage, Callable[[Materials, CrossEncoder], list[Example]]]] = [
     (Stage("public", epochs=1.0, rate=1.2e-4, batch=48), public),
     (Stage("corpus", epochs=1.0, rate=1.1e-4, batch=32), corpus),
-    (Stage("polish", epochs=1.0, rate=7e-5, batch=32), polish),
+    (Stage("polish", epochs=1.15, rate=1e-4, batch=32), polish),
 ]

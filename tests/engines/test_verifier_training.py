@@ -1,0 +1,154 @@
+"""What the training rests on: labels, splits and figures. No training is run here."""
+
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # training is not installed with the package
+
+from training.verifier.clusters import Cluster, Item, anchor_examples, read_clusters, training_examples, turned
+from training.verifier.examples import CONTRADICTION, ENTAILMENT, NEUTRAL, NOT_CONTRADICTION, Example, split_of
+from training.verifier.generators import GENERATORS, generated_clusters
+from training.verifier.loop import batches
+from training.verifier.measure import calibration_error, decide, fit_calibration, operating_points, roc_auc
+from training.verifier.mining import named
+from training.verifier.recipe import OWN_CORPUS
+from training.verifier.templates_values import spell
+
+
+@pytest.fixture(scope="module")
+def clusters() -> list[Cluster]:
+    return read_clusters([OWN_CORPUS])
+
+
+def test_the_corpus_is_whole_and_contrastive(clusters: list[Cluster]) -> None:
+    assert len(clusters) > 3_300
+    labels = [item.label for cluster in clusters for item in cluster.items]
+    for label in (CONTRADICTION, ENTAILMENT, NEUTRAL):
+        assert labels.count(label) > len(labels) * 0.15
+    for cluster in clusters:
+        assert cluster.anchor.strip()
+        assert all(item.text.strip() and item.kind for item in cluster.items)
+
+
+def test_no_item_is_both_a_contradiction_and_not_one(clusters: list[Cluster]) -> None:
+    for cluster in clusters:
+        seen: dict[str, bool] = {}
+        for item in cluster.items:
+            clashes = item.label == CONTRADICTION
+            assert seen.setdefault(item.text.lower(), clashes) == clashes, (cluster.anchor, item.text)
+
+
+def test_neither_order_nor_seed_moves_a_split(clusters: list[Cluster]) -> None:
+    shares = [sum(c.split == name for c in clusters) / len(clusters) for name in ("train", "dev", "test")]
+    assert shares == pytest.approx([0.85, 0.06, 0.09], abs=0.02)
+    assert split_of(" Truck 14 left. ") == split_of("truck 14 left.")
+
+
+def test_what_is_trained_never_meets_what_is_measured(clusters: list[Cluster]) -> None:
+    held = {c.anchor for c in clusters if c.split != "train"}
+    trained = training_examples([c for c in clusters if c.split == "train"], 7)
+    assert not held & {text for e in trained for text in (e.first, e.second)}
+
+
+def test_templates_keep_part_of_their_words_for_measuring() -> None:
+    train, test = generated_clusters("train", 7, share=0.3), generated_clusters("test", 7, share=0.3)
+    assert {c.source for c in train} == {c.source for c in test} == {f"generated-{name}" for name in GENERATORS}
+    assert not {c.anchor.lower() for c in train} & {c.anchor.lower() for c in test}
+
+
+def test_every_generated_cluster_has_both_sides() -> None:
+    for cluster in generated_clusters("train", 3, share=0.2):
+        labels = {item.label for item in cluster.items}
+        assert CONTRADICTION in labels, cluster
+        assert labels - {CONTRADICTION}, cluster
+        assert len({item.text for item in cluster.items}) == len(cluster.items)
+
+
+def test_turning_a_pair_keeps_what_is_known() -> None:
+    pair = Example("a", "b", CONTRADICTION, "s", "k")
+    assert turned(pair) == Example("b", "a", CONTRADICTION, "s", "k")
+    assert turned(Example("a", "b", ENTAILMENT, "s", "k")).label == NOT_CONTRADICTION
+
+
+def test_only_what_means_the_same_stands_for_the_anchor() -> None:
+    items = (
+        Item("the gate is shut now", ENTAILMENT, "paraphrase"),
+        Item("some gate is shut", ENTAILMENT, "general"),
+        Item("the gate is open", CONTRADICTION, "antonym"),
+    )
+    examples = training_examples([Cluster("the gate is shut", items, "x")], 1)
+    against = {frozenset((e.first, e.second)) for e in examples if e.label == CONTRADICTION}
+    assert frozenset(("the gate is shut now", "the gate is open")) in against
+    assert frozenset(("some gate is shut", "the gate is open")) not in against
+    assert [e.label for e in anchor_examples([Cluster("the gate is shut", items, "x")])] == [1, 1, 0]
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 8)), min_size=2, max_size=40))
+def test_auc_is_the_share_of_pairs_in_the_right_order(rows: list[tuple[bool, int]]) -> None:
+    truth = np.array([t for t, _ in rows])
+    scores = np.array([float(s) for _, s in rows])
+    wins = [(p > n) + 0.5 * (p == n) for p in scores[truth] for n in scores[~truth]]
+    if wins:
+        assert roc_auc(truth, scores) == pytest.approx(np.mean(wins))
+    else:
+        assert np.isnan(roc_auc(truth, scores))
+
+
+def test_calibration_finds_the_curve_that_made_the_labels() -> None:
+    rng = np.random.default_rng(5)
+    margins = rng.normal(0, 3, 20_000)
+    truth = rng.random(20_000) < 1 / (1 + np.exp(-(0.6 * margins - 0.8)))
+    scale, shift = fit_calibration(truth, margins)
+    assert (scale, shift) == pytest.approx((0.6, -0.8), abs=0.05)
+    honest = 1 / (1 + np.exp(-(scale * margins + shift)))
+    assert calibration_error(truth, honest) < 0.02
+    assert calibration_error(truth, np.sqrt(honest)) > 0.1
+    assert calibration_error(np.array([True, False]), np.array([1.0, 1.0])) == pytest.approx(0.5)
+
+
+def test_a_separable_sample_does_not_break_calibration() -> None:
+    scale, shift = fit_calibration(np.array([False] * 5 + [True] * 5), np.arange(10.0))
+    assert np.isfinite([scale, shift]).all()
+    assert scale > 0
+
+
+def test_operating_points_are_ordered_and_do_what_they_say() -> None:
+    rng = np.random.default_rng(1)
+    truth = rng.random(4_000) < 0.3
+    scores = np.clip(rng.normal(np.where(truth, 0.7, 0.3), 0.15), 0, 1)
+    points = operating_points(truth, scores)
+    assert points["sensitive"] <= points["balanced"] <= points["precise"]
+    assert decide(truth, scores, points["precise"])[0] >= 0.92
+    assert decide(truth, scores, points["sensitive"])[1] >= 0.93
+
+
+@given(st.integers(1, 300), st.integers(1, 32))
+def test_an_epoch_visits_every_pair_once(number: int, size: int) -> None:
+    lengths = np.arange(number) % 17
+    visited = [i for batch in batches(lengths, size, random.Random(3)) for i in batch]
+    assert sorted(visited) == list(range(number))
+
+
+def test_numbers_are_spelled_as_people_do() -> None:
+    assert [spell(n) for n in (0, 13, 40, 57, 100, 305, 999)] == [
+        "zero",
+        "thirteen",
+        "forty",
+        "fifty-seven",
+        "one hundred",
+        "three hundred and five",
+        "nine hundred and ninety-nine",
+    ]
+    with pytest.raises(ValueError, match="0 to 999"):
+        spell(1_000)
+
+
+def test_named_things_are_recognised() -> None:
+    assert named("Truck 14 left the Rotterdam depot") == {"truck", "14", "rotterdam"}
+    assert named("db-7 isn't Mira's") == {"db-7", "mira"}
