@@ -6,9 +6,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.harness import PATIENCE, Server
+from tests.e2e.harness import PATIENCE, Program, Server
 
 StartServer = Callable[..., Server]
+RunProgram = Callable[..., Program]
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +28,7 @@ def _shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def server(_shared: Server) -> Iterator[Server]:
     """A server that many tests use; each with ids and subjects of its own."""
     before = len(_shared.lines)
-    assert _shared.process.poll() is None, "an earlier test has ended the shared server:\n" + "\n".join(_shared.lines)
+    assert not _shared.over, "an earlier test has ended the shared server:\n" + "\n".join(_shared.lines)
     yield _shared
     print("\n".join(_shared.lines[before:]))
 
@@ -45,8 +46,25 @@ def start_server(tmp_path: Path) -> Iterator[StartServer]:
     yield start
     for number, server in enumerate(made):
         server.stop()
-        print(f"--- server {number}, exit code {server.process.returncode}")
+        print(f"--- server {number}, exit code {server.process.exitcode}")
         print("\n".join(server.lines))
+
+
+@pytest.fixture
+def run_program(tmp_path: Path) -> Iterator[RunProgram]:
+    """Starts ``kimera-stream`` with arguments, in the test's directory."""
+    made: list[Program] = []
+
+    def run(*arguments: str, **settings: str) -> Program:
+        program = Program(*arguments, directory=tmp_path, **settings)
+        made.append(program)
+        return program
+
+    yield run
+    for number, program in enumerate(made):
+        program.stop()
+        print(f"--- program {number}, exit code {program.process.exitcode}")
+        print(program.text)
 
 
 @pytest.fixture
