@@ -7,6 +7,7 @@ runs are judged together in the next one, so concurrent requests fill batches wi
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
@@ -175,3 +176,8 @@ class CrossEncoderVerifier:
             at += len(request.pairs)
             if request is not leader and request in self._waiting:
                 self._waiting.remove(request)
+
+
+def weights_available() -> bool:
+    """Whether this installation carries the verifier's weights; does not import torch."""
+    return Path(str(resources.files("kimera_stream.engines")), "weights", "verifier.safetensors").is_file()

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kimera_stream.engines import verifier_runtime
-from kimera_stream.engines.verifier import MODEL_NAME, CrossEncoderVerifier, Verifier
+from kimera_stream.engines.verifier import MODEL_NAME, CrossEncoderVerifier, Verifier, weights_available
 from kimera_stream.engines.verifier_model import PairTokenizer
 from kimera_stream.engines.verifier_runtime import Calibration, VerifierRuntime, margin, shipped_weights
 from kimera_stream.protocol.errors import UnavailableError
@@ -68,6 +68,7 @@ def shared(runtime: VerifierRuntime, monkeypatch: pytest.MonkeyPatch) -> Verifie
 
 
 def test_the_package_carries_weights_small_enough_to_ship() -> None:
+    assert weights_available()
     path = shipped_weights()
     assert 1_000_000 < path.stat().st_size <= 25 * 1024 * 1024
     card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
