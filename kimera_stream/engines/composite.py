@@ -14,14 +14,13 @@ def cosine(a: StoredGeoid, b: StoredGeoid) -> float | None:
     return max(-1.0, min(1.0, float(np.dot(a.vector, b.vector))))
 
 
-def relatedness(a: StoredGeoid, b: StoredGeoid, verdict: SymbolicVerdict) -> float:
+def relatedness(cosine: float | None, verdict: SymbolicVerdict) -> float:
     """How much two geoids are about the same, in [-1, 1].
 
     The cosine; where one has no vector, the share of symbolic keys they have in common.
     """
-    value = cosine(a, b)
-    if value is not None:
-        return value
+    if cosine is not None:
+        return cosine
     return verdict.shared / verdict.union if verdict.union else 0.0
 
 
@@ -32,13 +31,14 @@ def layer_conflict(a: StoredGeoid, b: StoredGeoid) -> float:
     return 1 - len(keys_a & keys_b) / len(union) if union else 0.0
 
 
-def components(a: StoredGeoid, b: StoredGeoid, verdict: SymbolicVerdict, semantic: float) -> Components:
-    """All components of a pair.
+def components(
+    a: StoredGeoid, b: StoredGeoid, verdict: SymbolicVerdict, *, related: float, semantic: float
+) -> Components:
+    """All components of a pair, given how much the two are about the same and what their texts say.
 
     ``composite`` is the tension of the original KIMERA: the mean of cosine distance, key-set distance and symbol mismatch.
     On its own it ranks unrelated pairs highest, so nothing is decided by it.
     """
-    related = relatedness(a, b, verdict)
     misalignment = min(1.0, max(0.0, 1 - related))
     layers = layer_conflict(a, b)
     mismatch = verdict.differing / verdict.shared if verdict.shared else 0.0

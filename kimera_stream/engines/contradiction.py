@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
+import numpy.typing as npt
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
@@ -73,6 +74,7 @@ class _Pair:
     older: StoredGeoid
     newer: StoredGeoid
     verdict: SymbolicVerdict
+    cosine: float | None
     related: float
     evidence: Evidence | None = None
     verified: float | None = None
@@ -146,7 +148,9 @@ class CascadeEngine:
 
     async def judge_pairs(self, pairs: Sequence[tuple[StoredGeoid, StoredGeoid]]) -> list[Judgement]:
         """(older, newer) pairs judged, batched; no threshold applied."""
-        return await self._judge([self._pair(older, newer) for older, newer in pairs], select=False)
+        made = [_pair(older, newer, cosine(older, newer)) for older, newer in pairs]
+        await self._judge(made, select=False)
+        return [self._judgement(pair) for pair in made]
 
     async def detect(self, fresh: Sequence[StoredGeoid]) -> list[list[tuple[StoredGeoid, Judgement]]]:
         """For each new geoid, the stored ones and the earlier ones of ``fresh`` that it contradicts, the surest first.
@@ -161,47 +165,68 @@ class CascadeEngine:
                 fresh, k=self._settings.candidates, min_relatedness=self._settings.min_relatedness
             )
             loaded = await self._geoids.get_many([each.geoid_id for found in scanned for each in found])
-        pairs: list[_Pair] = []
-        owner: list[int] = []
-        replaced: set[str] = set()
-        for number, newer in enumerate(fresh):
-            for older in (*self._stored(scanned[number], loaded, replaced), *fresh[:number]):
-                pair = self._pair(older, newer)
-                if older.geoid.id != newer.geoid.id and self._worth_a_look(pair):
-                    pairs.append(pair)
-                    owner.append(number)
-            replaced.add(newer.geoid.id)
+        pairs, owner = self._worthy(fresh, scanned, loaded)
         self._pairs.labels("scan").inc(len(pairs))
-        judgements = await self._judge(pairs, select=True, owner=owner)
+        await self._judge(pairs, select=True, owner=owner)
         results: list[list[tuple[StoredGeoid, Judgement]]] = [[] for _ in fresh]
-        for pair, number, judgement in zip(pairs, owner, judgements, strict=True):
-            if judgement.score >= self._bar(pair, judgement):
-                results[number].append((pair.older, judgement))
+        with self._seconds.labels("scope").time():
+            for pair, number in zip(pairs, owner, strict=True):
+                if self._score(pair) >= self._bar(pair):
+                    results[number].append((pair.older, self._judgement(pair)))
         for found in results:
             found.sort(key=lambda hit: -hit[1].score)
         return results
 
-    def _bar(self, pair: _Pair, judgement: Judgement) -> float:
+    def _bar(self, pair: _Pair) -> float:
         """Score that this pair needs. The verifier's point holds for its own probabilities; where the rules stand in for
         it, they have to be as sure as they would have to be without it."""
-        if pair.fallen_back and judgement.gradient_type == "semantic" and self._settings.threshold is None:
+        if pair.fallen_back and not self._symbolic(pair) and self._settings.threshold is None:
             return max(self.threshold, THRESHOLDS[self._settings.operating_point])
         return self.threshold
 
     # -- stages ----------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _stored(
-        candidates: Sequence[Candidate], loaded: Mapping[str, StoredGeoid], replaced: set[str]
-    ) -> list[StoredGeoid]:
-        return [
-            loaded[each.geoid_id] for each in candidates if each.geoid_id in loaded and each.geoid_id not in replaced
-        ]
+    def _worthy(
+        self, fresh: Sequence[StoredGeoid], scanned: Sequence[Sequence[Candidate]], loaded: Mapping[str, StoredGeoid]
+    ) -> tuple[list[_Pair], list[int]]:
+        """The pairs that are worth a look, and the number of the new statement of each."""
+        pairs: list[_Pair] = []
+        owner: list[int] = []
+        replaced: set[str] = set()
+        among = _cosines(fresh)
+        near = among >= self._settings.min_relatedness
+        symbolic = np.array([bool(each.geoid.symbolic_state) for each in fresh])
+        for number, newer in enumerate(fresh):
+            for candidate in scanned[number]:
+                older = loaded.get(candidate.geoid_id)
+                if older is None or candidate.geoid_id in replaced or candidate.geoid_id == newer.geoid.id:
+                    continue
+                known = None if older.vector is None or newer.vector is None else candidate.relatedness
+                self._consider(older, newer, known, number, pairs, owner)
+            close = near[:number, number] | (symbolic[:number] & symbolic[number])
+            for earlier in np.flatnonzero(close).tolist():
+                apart = fresh[earlier].vector is None or newer.vector is None
+                known = None if apart else float(among[earlier, number])
+                self._consider(fresh[earlier], newer, known, number, pairs, owner)
+            replaced.add(newer.geoid.id)
+        return pairs, owner
 
-    @staticmethod
-    def _pair(older: StoredGeoid, newer: StoredGeoid) -> _Pair:
-        verdict = compare_states(older.geoid.symbolic_state, newer.geoid.symbolic_state)
-        return _Pair(older, newer, verdict, relatedness(older, newer, verdict))
+    def _consider(
+        self,
+        older: StoredGeoid,
+        newer: StoredGeoid,
+        known: float | None,
+        number: int,
+        pairs: list[_Pair],
+        owner: list[int],
+    ) -> None:
+        no_symbols = not older.geoid.symbolic_state or not newer.geoid.symbolic_state
+        if no_symbols and (known is None or known < self._settings.min_relatedness):
+            return  # most pairs end here
+        pair = _pair(older, newer, known)
+        if self._worth_a_look(pair):
+            pairs.append(pair)
+            owner.append(number)
 
     def _worth_a_look(self, pair: _Pair) -> bool:
         if pair.verdict.apart:
@@ -213,23 +238,18 @@ class CascadeEngine:
     def _is_related(self, pair: _Pair) -> bool:
         return pair.related >= self._settings.min_relatedness
 
-    async def _judge(self, pairs: list[_Pair], *, select: bool, owner: Sequence[int] = ()) -> list[Judgement]:
-        """All stages after the scan. ``select``: leave out what is not worth reading (``owner``: whose pair each is)."""
+    async def _judge(self, pairs: list[_Pair], *, select: bool, owner: Sequence[int] = ()) -> None:
+        """Rules and verifier on the pairs. ``select``: leave out what is not worth reading (``owner``: whose each is)."""
         readable = [pair for pair in pairs if pair.has_texts]
         await self._compare(readable)
         if self._verifier is not None and self._stages.verify:
             chosen = self._prefilter(pairs, owner) if select and self._stages.prefilter else readable
             await self._verify(self._verifier, chosen)
-        with self._seconds.labels("scope").time():
-            return [self._judgement(pair) for pair in pairs]
 
     async def _compare(self, pairs: list[_Pair]) -> None:
         if not pairs:
             return
-        triples = [
-            (pair.older.geoid.text or "", pair.newer.geoid.text or "", cosine(pair.older, pair.newer) or 0.0)
-            for pair in pairs
-        ]
+        triples = [(pair.older.geoid.text or "", pair.newer.geoid.text or "", pair.cosine or 0.0) for pair in pairs]
         with self._seconds.labels("rules").time():
             if len(triples) <= INLINE_PAIRS:
                 found = self._rules.judge(triples)
@@ -270,60 +290,83 @@ class CascadeEngine:
 
     # -- the word on a pair ------------------------------------------------------------------------------------------
 
+    def _symbolic(self, pair: _Pair) -> float:
+        """Score of the symbolic layer alone."""
+        if not pair.verdict.conflicts:
+            return 0.0
+        if pair.verdict.same_subject:
+            return EXACT
+        return RELATED_SYMBOLS if self._is_related(pair) else 0.0
+
+    def _score(self, pair: _Pair) -> float:
+        if pair.verdict.apart:
+            return 0.0
+        return round(max(self._textual(pair), self._symbolic(pair)), 4)
+
     def _judgement(self, pair: _Pair) -> Judgement:
-        textual, why = self._textual(pair)
-        verdict = pair.verdict
-        symbolic = 0.0
-        if verdict.conflicts:
-            if verdict.same_subject:
-                symbolic = EXACT
-            elif self._is_related(pair):
-                symbolic = RELATED_SYMBOLS
-        score = 0.0 if verdict.apart else max(textual, symbolic)
-        reasons = (
-            [f"symbolic: {key}: {one!r} vs {other!r}" for key, one, other in verdict.conflicts[:4]] if symbolic else []
-        )
-        if verdict.apart:
-            reasons.append(f"not compared: {verdict.apart}")
+        verdict, textual, symbolic, score = pair.verdict, self._textual(pair), self._symbolic(pair), self._score(pair)
         gradient: Literal["semantic", "symbolic", "composite"] = "semantic"
         if symbolic:
             gradient = "composite" if textual >= self.threshold else "symbolic"
         return Judgement(
-            score=round(score, 4),
+            score=score,
             result=ScoreResult(
-                score=round(score, 4),
-                components=components(pair.older, pair.newer, verdict, textual),
-                why=reasons + (why if not verdict.apart else []),
+                score=score,
+                components=components(pair.older, pair.newer, verdict, related=pair.related, semantic=textual),
+                why=self._why(pair, textual, symbolic),
             ),
             gradient_type=gradient,
             model=self._model_of(pair),
             provisional=pair.fallen_back and symbolic < self.threshold,
         )
 
+    def _why(self, pair: _Pair, textual: float, symbolic: float) -> list[str]:
+        if pair.verdict.apart:
+            return [f"not compared: {pair.verdict.apart}"]
+        why: list[str] = []
+        if symbolic:
+            why += [f"symbolic: {key}: {one!r} vs {other!r}" for key, one, other in pair.verdict.conflicts[:4]]
+        words = pair.evidence.why if pair.evidence is not None else ()
+        why += words
+        if pair.verified is not None and textual >= self.threshold and not words:
+            why.append("meaning: read side by side, the two cannot both hold")
+        return why
+
     def _model_of(self, pair: _Pair) -> str:
         return self._rules.name if pair.verified is None or self._verifier is None else self._verifier.name
 
-    def _textual(self, pair: _Pair) -> tuple[float, list[str]]:
-        """Probability of contradiction by the texts alone, and what speaks for it in words."""
+    def _textual(self, pair: _Pair) -> float:
+        """Probability of contradiction by the texts alone."""
         evidence = pair.evidence
         if evidence is None:
-            return 0.0, []
+            return 0.0
         by_verifier = self._verifier is not None and self._stages.verify and not pair.fallen_back
         if by_verifier and pair.verified is None:
-            return 0.0, []  # the prefilter left it out
+            return 0.0  # the prefilter left it out
         probability = evidence.probability if pair.verified is None else pair.verified
-        if self._stages.scope:
-            probability = self._scoped(pair, evidence, probability)
-        why = list(evidence.why)
-        if pair.verified is not None and probability >= self.threshold and not why:
-            why.append("meaning: read side by side, the two cannot both hold")
-        return probability, why
+        return self._scoped(pair, evidence, probability) if self._stages.scope else probability
 
     def _scoped(self, pair: _Pair, evidence: Evidence, probability: float) -> float:
         """Less where the two are not about the same thing: unrelated by the vectors, or one of them a question."""
-        value = cosine(pair.older, pair.newer)
+        value = pair.cosine
         if value is not None and value < self._settings.min_relatedness:
             return min(probability, max(0.0, value))
         if any("question" in each for each in evidence.apart):
             return min(probability, ASKS)
         return probability
+
+
+def _pair(older: StoredGeoid, newer: StoredGeoid, known: float | None) -> _Pair:
+    verdict = compare_states(older.geoid.symbolic_state, newer.geoid.symbolic_state)
+    return _Pair(older, newer, verdict, known, relatedness(known, verdict))
+
+
+def _cosines(fresh: Sequence[StoredGeoid]) -> npt.NDArray[np.float32]:
+    """Cosines of the statements of a batch among each other, shape (n, n); 0 where one has no vector."""
+    dimension = next((each.vector.shape[0] for each in fresh if each.vector is not None), 1)
+    rows = np.zeros((len(fresh), dimension), dtype=np.float32)
+    for row, each in zip(rows, fresh, strict=True):
+        if each.vector is not None:
+            row[:] = each.vector
+    cosines: npt.NDArray[np.float32] = np.clip(rows @ rows.T, -1.0, 1.0)
+    return cosines

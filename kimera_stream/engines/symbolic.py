@@ -43,6 +43,8 @@ def same_value(one: Scalar, other: Scalar) -> bool:
 
 def compare_states(a: Mapping[str, Scalar], b: Mapping[str, Scalar]) -> SymbolicVerdict:
     """The verdict on a pair of symbolic states."""
+    if not a and not b:  # most statements are text alone
+        return _SILENT
     keys_a, keys_b = a.keys() - RESERVED_SYMBOLS, b.keys() - RESERVED_SYMBOLS
     shared = sorted(keys_a & keys_b)
     differing = tuple((key, a[key], b[key]) for key in shared if not same_value(a[key], b[key]))
@@ -86,3 +88,7 @@ def _period(state: Mapping[str, Scalar]) -> tuple[float, float]:
         float(start) if isinstance(start, int | float) else float("-inf"),
         float(end) if isinstance(end, int | float) else float("inf"),
     )
+
+
+_SILENT = SymbolicVerdict(conflicts=(), shared=0, union=0, differing=0, same_subject=False, apart="")
+"""Two states that say nothing."""

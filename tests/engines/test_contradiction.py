@@ -98,6 +98,11 @@ async def test_pairs_inside_a_batch_are_found_once_older_first() -> None:
     assert await World().hits(geoid("a", "db-1 is up"), geoid("b", "db-1 is down")) == [[], ["a"]]
 
 
+async def test_symbolic_pairs_inside_a_batch_need_neither_text_nor_vector() -> None:
+    fresh = [geoid("a", subject="db-1", status="up"), geoid("b", "A text."), geoid("c", subject="db-1", status="down")]
+    assert await World().hits(*fresh) == [[], [], ["a"]]
+
+
 async def test_an_earlier_update_in_the_batch_replaces_the_stored_version() -> None:
     world = World()
     world.put(geoid("a", "db-1 is up"))
