@@ -72,6 +72,7 @@ _THEIR_LEVELS: Final = {
     "uvicorn.access": logging.WARNING,  # the request middleware writes what it would, with the request id
     "httpx": logging.WARNING,
     "sqlalchemy.engine": logging.WARNING,  # its info level holds statements with their parameters
+    "alembic": logging.WARNING,  # its info level tells of every plug-in
     "aiosqlite": logging.INFO,
     "asyncio": logging.WARNING,
 }

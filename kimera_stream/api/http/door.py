@@ -4,7 +4,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import anyio
 
@@ -22,6 +22,8 @@ from kimera_stream.protocol.errors import OverloadedError, UnavailableError
 from kimera_stream.protocol.filters import Filter
 from kimera_stream.protocol.messages import CursorRef, Encoding, HistoryPage
 from kimera_stream.protocol.objects import Position
+
+StreamKind = Literal["ndjson", "sse"]
 
 
 class ReaderStart(Protocol):
@@ -98,41 +100,55 @@ class Check(Protocol):
 
 
 class OpenStreams:
-    """The streaming requests under way. A stop tells them to end, and waits for them."""
+    """The streaming requests under way, by direction. A stop tells them to end, and waits for them.
+
+    A server that stops calls ``drain_lines`` first (no more lines are read; those read are answered), finishes its work, and
+    then calls ``drain`` (event streams end).
+    """
 
     def __init__(self) -> None:
-        self.stopping = anyio.Event()
-        self._open = 0
-        self._none_open = anyio.Event()
+        self.lines_stopping = anyio.Event()
+        self.events_stopping = anyio.Event()
+        self._open = {"ndjson": 0, "sse": 0}
+        self._ended = anyio.Event()
 
     @property
     def open(self) -> int:
-        return self._open
+        return sum(self._open.values())
 
     @contextmanager
-    def one(self, limit: int) -> Iterator[None]:
+    def one(self, kind: StreamKind, limit: int) -> Iterator[None]:
         """Around the life of one stream.
 
         Raises:
             OverloadedError: ``limit`` are open.
         """
-        if self._open >= limit:
+        if self.open >= limit:
             raise OverloadedError(f"the server has its {limit} streams open; try again later", retry_after=5.0)
-        self._open += 1
+        self._open[kind] += 1
         try:
             yield
         finally:
-            self._open -= 1
-            if not self._open:
-                self._none_open.set()
+            self._open[kind] -= 1
+            self._ended.set()
+
+    async def drain_lines(self, seconds: float) -> None:
+        """Read no more lines, and wait until those read are answered, ``seconds`` at most."""
+        self.lines_stopping.set()
+        await self._wait(("ndjson",), seconds)
 
     async def drain(self, seconds: float) -> None:
         """Tell every stream to end at its next whole result, and wait until all have, ``seconds`` at most."""
-        self.stopping.set()
+        self.lines_stopping.set()
+        self.events_stopping.set()
+        await self._wait(("ndjson", "sse"), seconds)
+
+    async def _wait(self, kinds: tuple[StreamKind, ...], seconds: float) -> None:
         with anyio.move_on_after(seconds):
-            while self._open:
-                self._none_open = anyio.Event()
-                await self._none_open.wait()
+            while any(self._open[kind] for kind in kinds):
+                if self._ended.is_set():  # else somebody waits for it already
+                    self._ended = anyio.Event()
+                await self._ended.wait()
 
 
 class HistoryPages(Protocol):
@@ -196,7 +212,7 @@ class HttpDoor:
             UnavailableError: the server has not loaded yet, or is stopping.
         """
         state = self.readiness()
-        if state.draining or self.streams.stopping.is_set():
+        if state.draining or self.streams.lines_stopping.is_set():
             raise UnavailableError("the server is stopping", retry_after=1.0)
         if self.services is None:
             waiting = ", ".join(f"{name}: {how}" for name, how in state.services.items() if how != "ready")

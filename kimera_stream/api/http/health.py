@@ -57,7 +57,7 @@ async def livez(call: Call) -> ASGIApp:
 
 async def readyz(call: Call) -> ASGIApp:
     state = call.door.readiness()
-    stopping = state.draining or call.door.streams.stopping.is_set()
+    stopping = state.draining or call.door.streams.lines_stopping.is_set()
     report = ReadyReport(ready=state.ready and not stopping, draining=stopping, services=dict(state.services))
     if report.ready:
         return call.answer(report)
@@ -70,7 +70,7 @@ async def health(call: Call) -> ASGIApp:
     checks = {name: _service_report(found) for name, found in (await door.health()).items()}
     healthy = all(check.ok for check in checks.values())
     status: Literal["ok", "degraded", "starting", "stopping"]
-    if state.draining or door.streams.stopping.is_set():
+    if state.draining or door.streams.lines_stopping.is_set():
         status = "stopping"
     elif door.services is None:
         status = "starting"

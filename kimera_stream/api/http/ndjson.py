@@ -7,8 +7,9 @@ while it writes once its answers fill the outflow (``KIMERA_API__MAX_BODY_BYTES`
 ``KIMERA_STREAM__OUTBOX_AGE`` seconds is given up.
 """
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 
 import anyio
@@ -96,7 +97,7 @@ class NdjsonExchange:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         gauge = self._door.metrics.http_streams.labels("ndjson")
-        with self._door.streams.one(self._door.settings.api.max_connections), gauge.track_inprogress():
+        with self._door.streams.one("ndjson", self._door.settings.api.max_connections), gauge.track_inprogress():
             try:
                 await self._exchange(receive, send)
             except* ClientGone:
@@ -108,7 +109,7 @@ class NdjsonExchange:
     async def _exchange(self, receive: Receive, send: Send) -> None:
         settings = self._door.settings
         outflow = Outflow(send, max_bytes=settings.api.max_body_bytes, patience=settings.stream.outbox_age)
-        stopping = self._door.streams.stopping
+        stopping = self._door.streams.lines_stopping
         began = anyio.Event()
         waiting = anyio.CancelScope()
 
@@ -131,21 +132,8 @@ class NdjsonExchange:
 
         async def feed() -> None:
             async with OrderedPublisher(self._knowledge, self._principal, emit) as publisher:
-                more = True
-                while more:
-                    message = await next_message()
-                    if message is None:
-                        await self._say_stopping(publisher)
-                        break
-                    if message["type"] != "http.request":
-                        raise ClientGone  # what it left unfinished in its last line is not published
-                    for line in self._splitter.feed(message.get("body", b"")):
-                        await self._submit(publisher, line)
-                    more = message.get("more_body", False)
-                else:
-                    for line in self._splitter.finish():
-                        await self._submit(publisher, line)
-                    group.start_soon(watch_client, name="ndjson:client")
+                await self._take_lines(publisher, next_message, stopping)
+                group.start_soon(watch_client, name="ndjson:client")
             outflow.close(within=STOP_PATIENCE if stopping.is_set() else None)
 
         async def watch_client() -> None:
@@ -165,8 +153,30 @@ class NdjsonExchange:
             await outflow.write_out({"type": "http.response.start", "status": 200, "headers": HEADERS})
             group.cancel_scope.cancel()
 
-    async def _say_stopping(self, publisher: OrderedPublisher) -> None:
-        number = self._splitter.number + 1
+    async def _take_lines(
+        self,
+        publisher: OrderedPublisher,
+        next_message: Callable[[], Awaitable[Message | None]],
+        stopping: anyio.Event,
+    ) -> None:
+        """Submit every line of the body, or those that were submitted when the server began to stop."""
+        more = True
+        while more:
+            message = await next_message()
+            if message is None:
+                await self._say_stopping(publisher, self._splitter.number + 1)
+                return
+            if message["type"] != "http.request":
+                raise ClientGone  # what it left unfinished in its last line is not published
+            more = message.get("more_body", False)
+            lines = self._splitter.feed(message.get("body", b""))
+            for line in lines if more else chain(lines, self._splitter.finish()):
+                if stopping.is_set():
+                    await self._say_stopping(publisher, line.number)
+                    return
+                await self._submit(publisher, line)
+
+    async def _say_stopping(self, publisher: OrderedPublisher, number: int) -> None:
         words = f"line {number}: the server is stopping; send again from this line on"
         await publisher.refuse(UnavailableError(words, retry_after=1.0), line=number)
 

@@ -80,6 +80,7 @@ class Outflow:
         await self._send(start)
         while self._chunks or not self._closed:
             if self._chunks:
+                await anyio.lowlevel.checkpoint()  # what is ready in this turn of the loop goes out in one write
                 await self._pass_on({"type": "http.response.body", "body": self._take(), "more_body": True})
             else:
                 self._news = anyio.Event()

@@ -106,7 +106,7 @@ class EventStream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         gauge = self._door.metrics.http_streams.labels("sse")
-        with self._door.streams.one(self._door.settings.api.max_connections), gauge.track_inprogress():
+        with self._door.streams.one("sse", self._door.settings.api.max_connections), gauge.track_inprogress():
             reader = self._hub.reader(
                 self._channel,
                 since=self._since,
@@ -139,7 +139,7 @@ class EventStream:
                 except Disconnect as end:
                     # The log no longer holds what comes next. The client asks again and is told `recovered: false`.
                     log.info("an event stream lost its position", channel=self._channel, reason=end.reason)
-            outflow.close(within=STOP_PATIENCE if self._door.streams.stopping.is_set() else None)
+            outflow.close(within=STOP_PATIENCE if self._door.streams.events_stopping.is_set() else None)
 
         async def watch_client() -> None:
             while (await receive())["type"] != "http.disconnect":
@@ -147,7 +147,7 @@ class EventStream:
             group.cancel_scope.cancel()
 
         async def end_at_stop() -> None:
-            await self._door.streams.stopping.wait()
+            await self._door.streams.events_stopping.wait()
             pumping.cancel()
 
         async def end_at_expiry(expires: int) -> None:

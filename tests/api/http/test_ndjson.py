@@ -301,7 +301,7 @@ async def test_a_stopping_server_answers_what_it_has_read_and_says_where_to_go_o
         await http.start()
         await http.send(b'{"text": "a"}\n{"text": "b"}\n{"text": "unfini')
         await eventually(lambda: world.knowledge.under_way == 2)
-        group.start_soon(world.door.streams.drain, 10)
+        group.start_soon(world.door.streams.drain_lines, 10)
         await anyio.wait_all_tasks_blocked()
         world.knowledge.gate.set()
         await http.event()
@@ -311,6 +311,28 @@ async def test_a_stopping_server_answers_what_it_has_read_and_says_where_to_go_o
     assert answers[2]["temporary"] is True
     assert answers[3] is None
     assert [call["body"].text for call in world.knowledge.calls] == ["a", "b"]
+
+
+@pytest.mark.anyio
+async def test_a_stop_submits_no_further_line_of_what_it_has_read(world, eventually):
+    world.knowledge.gate = anyio.Event()
+    lines = b"".join(b'{"text": "%d"}\n' % number for number in range(1000))
+    async with world.serving(), exchange(world) as http, anyio.create_task_group() as group:
+        await http.start()
+        await http.send(lines)
+        await eventually(lambda: world.knowledge.under_way == 256)
+        group.start_soon(world.door.streams.drain_lines, 10)
+        await anyio.wait_all_tasks_blocked()
+        world.knowledge.gate.set()
+        await http.event()
+        answers = []
+        while (answer := await http.line()) is not None:
+            answers.append(answer)
+    *published, last = answers
+    assert all("geoid" in answer for answer in published)
+    assert 256 <= len(published) < 1000
+    assert (last["code"], last["line"]) == ("unavailable", len(published) + 1)
+    assert len(world.knowledge.calls) == len(published)
 
 
 @pytest.mark.anyio
