@@ -18,6 +18,7 @@ cdef extern from "kimera.h" nogil:
         const uint64_t *pool
         int64_t base
         int64_t rows
+        int apart
 
     ctypedef struct km_query:
         const float *vector
@@ -217,6 +218,7 @@ cdef class Backend:
         int64_t stride,
         float margin,
         bint rescore,
+        const uint8_t[::1] select,
         int64_t[:, ::1] slots,
         float[:, ::1] fused,
         float[:, ::1] cosine,
@@ -230,12 +232,21 @@ cdef class Backend:
         cdef int8_t *codes = <int8_t *>malloc(m * stride + 1)
         cdef km_hit *hits = <km_hit *>malloc((m * k + 1) * sizeof(km_hit))
         cdef uint8_t *graded = NULL
+        cdef km_segment *chosen = NULL
+        cdef int64_t s
+        cdef bint selective = select is not None
         cdef bint wants_l1 = weights.l1 != 0
         cdef int failed = 0
         cdef float lost = 0, worst = 0
         if wants_l1:
             graded = <uint8_t *>malloc(m * 256 * stride + 1)
-        if queries == NULL or codes == NULL or hits == NULL or (wants_l1 and graded == NULL):
+        if selective:
+            chosen = <km_segment *>malloc((view.count + 1) * sizeof(km_segment))
+        if (
+            queries == NULL or codes == NULL or hits == NULL or (wants_l1 and graded == NULL)
+            or (selective and chosen == NULL)
+        ):
+            free(chosen)
             free(queries)
             free(codes)
             free(hits)
@@ -269,6 +280,14 @@ cdef class Backend:
             scan.pool = self.pool
             scan.segments = view.segments
             scan.segment_count = view.count
+            if selective:
+                scan.segments = chosen
+                scan.segment_count = 0
+                for s in range(view.count):
+                    if select[s] != 0:
+                        chosen[scan.segment_count] = view.segments[s]
+                        chosen[scan.segment_count].apart = select[s] == 2
+                        scan.segment_count += 1
             scan.live = &live[0] if live.shape[0] > 0 else NULL
             scan.dim = dim
             scan.stride = stride
@@ -286,6 +305,7 @@ cdef class Backend:
                         fused[i, j] = hits[i * k + j].fused
                         cosine[i, j] = hits[i * k + j].cosine
                         opposed[i, j] = hits[i * k + j].opposed
+            free(chosen)
             free(queries)
             free(codes)
             free(hits)

@@ -52,7 +52,8 @@ static void consider(const km_scan *scan, const km_query *query, const km_segmen
     if (overlaps) {
         uint64_t word = segment->keys[row];
         int anonymous = query->subject == 0 || (word >> KM_KEY_BITS) == 0;
-        if ((word & query->subject) != 0 || (anonymous && (related || !has_vectors))) {
+        int unknown = !has_vectors && !segment->apart;
+        if ((word & query->subject) != 0 || (anonymous && (related || unknown))) {
             int same;
             int opposed = km_opposed(query->record, segment->pool + segment->record[row], &same);
             if (opposed > 0 && (same || related)) {
@@ -60,7 +61,7 @@ static void consider(const km_scan *scan, const km_query *query, const km_segmen
                 hit.conditional = !same;
                 hit.fused = (related ? fused : cosine) + KM_SYMBOLIC + lift(opposed);
                 passing = 1;
-            } else if (opposed > 0 && !has_vectors) {
+            } else if (opposed > 0 && unknown) {
                 hit.opposed = opposed; /* nothing says whether they are related: last in line */
                 hit.conditional = 0;
                 hit.fused = lift(opposed) - 1.0f;
@@ -88,7 +89,8 @@ static void block_single(const km_scan *scan, const km_query *query, const km_se
     float cosine[KM_BLOCK], fused[KM_BLOCK], l1[KM_BLOCK];
     int32_t acc[KM_BLOCK], sad[KM_BLOCK];
     km_masks masks = {0, 0};
-    const int has_vectors = query->vector != NULL && (segment->codes != NULL || segment->exact != NULL);
+    const int has_vectors =
+        query->vector != NULL && !segment->apart && (segment->codes != NULL || segment->exact != NULL);
     if (has_vectors) {
         km_weights weights = scan->weights;
         const float *difference = weights.l1 != 0.0f ? l1 : NULL;
@@ -153,7 +155,8 @@ static void block_multi(const km_scan *scan, const pass *p, const km_segment *se
     } out;
     float lanes[KM_MULTI], floors[KM_MULTI];
     const int width = p->groups * KM_LANES;
-    const int coded = segment->codes != NULL, has_vectors = coded || segment->exact != NULL;
+    const int coded = segment->codes != NULL && !segment->apart;
+    const int has_vectors = coded || (segment->exact != NULL && !segment->apart);
     const float *minimum = coded ? p->related_codes : p->related_exact;
     uint64_t overlaps = 0;
     if (p->any_keys != 0 && segment->keys != NULL)
@@ -364,7 +367,7 @@ void km_rescore(const km_scan *scan, km_hit *hits, int64_t *counts)
         for (int64_t i = 0; i < counts[q]; i++) {
             km_hit hit = hits[q * scan->k + i];
             const km_segment *segment = segment_of(scan, hit.slot);
-            if (query->vector != NULL && segment->codes != NULL && segment->exact != NULL) {
+            if (query->vector != NULL && segment->exact != NULL && (segment->codes != NULL || segment->apart)) {
                 float exact;
                 scan->isa->dots_f32(query->vector, segment->exact + (hit.slot - segment->base) * scan->dim, 1,
                                     scan->dim, &exact);

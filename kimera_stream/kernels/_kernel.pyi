@@ -38,6 +38,7 @@ class Backend:
         stride: int,
         margin: float,
         rescore: bool,
+        select: U8 | None,
         slots: I64,
         fused: F32,
         cosine: F32,

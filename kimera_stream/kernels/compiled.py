@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kimera_stream.kernels import _kernel
-from kimera_stream.kernels.layout import F32, I64, U64, Hits, Queries, Segment, Weights, stride_of
+from kimera_stream.kernels.layout import F32, I64, U8, U64, Hits, Queries, Segment, Weights, stride_of
 
 
 class Compiled:
@@ -20,7 +20,16 @@ class Compiled:
         return _kernel.View(segments)
 
     def scan(
-        self, view: _kernel.View, live: U64, queries: Queries, weights: Weights, *, k: int, margin: float, rescore: bool
+        self,
+        view: _kernel.View,
+        live: U64,
+        queries: Queries,
+        weights: Weights,
+        *,
+        k: int,
+        margin: float,
+        rescore: bool,
+        select: U8 | None,
     ) -> Hits:
         hits = Hits.empty(len(queries), k)
         self._backend.scan(
@@ -39,6 +48,7 @@ class Compiled:
             stride_of(queries.dim),
             margin,
             rescore,
+            select,
             hits.slots,
             hits.fused,
             hits.cosine,

@@ -38,7 +38,16 @@ class Backend(Protocol):
     def view(self, segments: Sequence[Segment]) -> Any: ...
 
     def scan(
-        self, view: Any, live: U64, queries: Queries, weights: Weights, *, k: int, margin: float, rescore: bool
+        self,
+        view: Any,
+        live: U64,
+        queries: Queries,
+        weights: Weights,
+        *,
+        k: int,
+        margin: float,
+        rescore: bool,
+        select: U8 | None,
     ) -> Hits: ...
 
     def pair_head(self, query: F32, rows: F32, extra: F32, w1: F32, b1: F32, w2: F32, b2: float) -> F32: ...
@@ -54,6 +63,7 @@ class View:
         for before, after in pairwise(ordered):
             if after.base < before.end:
                 raise ValueError("segments: expected them in order of their slots, without overlap")
+        self.count = len(ordered)
         self.end = ordered[-1].end if ordered else 0
         self.dims = {s.dim for s in ordered if s.dim is not None}
         self.strides = {s.codes.shape[1] for s in ordered if s.codes is not None}
@@ -94,6 +104,7 @@ class Kernel:
         k: int,
         margin: float = 0.0,
         rescore: bool = False,
+        select: U8 | None = None,
     ) -> Hits:
         """The k best rows per query by fused score, in one pass over the rows for up to 32 queries.
 
@@ -113,9 +124,14 @@ class Kernel:
                 queries lost) below ``min_related``, so that none is missed; with ``rescore`` the exact cosine decides.
             rescore: Replace the cosines of the k hits by those of the float32 rows where a segment has them.
 
+            select: uint8 per segment of the view: 0 leaves it out; 1 scans it; 2 takes its rows for unrelated and looks
+                only for oppositions about the same subject. None scans them all.
+
         Raises:
             TypeError, ValueError: a wrong dtype, shape or value; the message names the argument.
         """
+        if select is not None:
+            check("select", select, np.uint8, (view.count,))
         check("live", live, np.uint64, (None,))
         if len(live) * 64 < view.end:
             raise ValueError(f"live: expected a bit for each of {view.end} slots, got {len(live) * 64}")
@@ -129,7 +145,9 @@ class Kernel:
         if not margin >= 0:
             raise ValueError(f"margin: expected a number >= 0, got {margin}")
         k = min(k, max(1, view.end))
-        return self._backend.scan(view.handle, live, queries, weights, k=k, margin=margin, rescore=rescore)
+        return self._backend.scan(
+            view.handle, live, queries, weights, k=k, margin=margin, rescore=rescore, select=select
+        )
 
     def pair_head(self, query: F32, rows: F32, extra: F32, w1: F32, b1: F32, w2: F32, b2: float) -> F32:
         """Logits (n,) of the pairs (query, row i) by a two-layer network.

@@ -132,10 +132,13 @@ class _Found:
         return _Found(*(getattr(self, name)[order] for name in self.__slots__))
 
 
-def _scan_segment(segment: Segment, live: U64, queries: Queries, i: int, weights: Weights, margin: float) -> _Found:
+def _scan_segment(
+    segment: Segment, live: U64, queries: Queries, i: int, weights: Weights, margin: float, *, apart: bool
+) -> _Found:
     n, dim = segment.rows, queries.dim
     vector = queries.vectors[i]
-    has = bool(queries.has_vector[i]) and (segment.codes is not None or segment.exact is not None)
+    has = bool(queries.has_vector[i]) and not apart and (segment.codes is not None or segment.exact is not None)
+    unknown = not has and not apart
     cosine, fused = np.zeros(n, np.float32), np.zeros(n, np.float32)
     related = np.zeros(n, bool)
     if has:
@@ -168,14 +171,14 @@ def _scan_segment(segment: Segment, live: U64, queries: Queries, i: int, weights
         for row in np.flatnonzero(rows & ((segment.keys & np.uint64(keys)) != 0)).tolist():
             word = int(segment.keys[row])
             anonymous = subject == 0 or word >> KEY_BITS == 0
-            if not (word & subject or (anonymous and (related[row] or not has))):
+            if not (word & subject or (anonymous and (related[row] or unknown))):
                 continue
             count, same = opposed(mine, _Parsed(segment.pool, int(segment.record[row])))
             if count and (same or related[row]):
                 counts[row], conditional[row], passing[row] = count, not same, True
                 base = fused[row] if related[row] else cosine[row]
                 fused[row] = base + np.float32(SYMBOLIC_BONUS) + np.float32(min(count, 63) / 64)
-            elif count and not has:
+            elif count and unknown:
                 counts[row], conditional[row], passing[row] = count, False, True
                 fused[row] = np.float32(min(count, 63) / 64 - 1)
         if weights.layer and layers:
@@ -189,10 +192,15 @@ def _scan_segment(segment: Segment, live: U64, queries: Queries, i: int, weights
     return _Found(slots, fused[at], cosine[at], counts[at], conditional[at])
 
 
-def _rescored(found: _Found, view: Sequence[Segment], vector: F32, weights: Weights) -> _Found:
+_NOTHING = _Found(
+    np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
+)
+
+
+def _rescored(found: _Found, view: Sequence[Segment], how: Sequence[int], vector: F32, weights: Weights) -> _Found:
     exact, keep = found.cosine.copy(), np.ones(len(found.slots), bool)
-    for segment in view:
-        if segment.codes is None or segment.exact is None:
+    for segment, mode in zip(view, how, strict=True):
+        if segment.exact is None or (segment.codes is None and mode != 2):
             continue
         here = (found.slots >= segment.base) & (found.slots < segment.end)
         exact[here] = segment.exact[found.slots[here] - segment.base] @ vector
@@ -222,6 +230,7 @@ class Reference:
         k: int,
         margin: float,
         rescore: bool,
+        select: U8 | None,
     ) -> Hits:
         """Top k per query; see ``Kernel.scan``."""
         hits = Hits.empty(len(queries), k)
@@ -229,10 +238,16 @@ class Reference:
         if margin > 0 and has:
             margin += 1.01 * max(quantize_query(queries.vectors[i])[2] for i in has)
         for i in range(len(queries) if view else 0):
-            found = _Found.join([_scan_segment(segment, live, queries, i, weights, margin) for segment in view])
+            chosen = [1] * len(view) if select is None else select.tolist()
+            parts = [
+                _scan_segment(segment, live, queries, i, weights, margin, apart=how == 2)
+                for segment, how in zip(view, chosen, strict=True)
+                if how
+            ]
+            found = _Found.join(parts) if parts else _NOTHING
             found = found.best(k, np.ones(len(found.slots), bool))
             if rescore and queries.has_vector[i]:
-                found = _rescored(found, view, queries.vectors[i], weights)
+                found = _rescored(found, view, chosen, queries.vectors[i], weights)
             n = len(found.slots)
             hits.slots[i, :n], hits.fused[i, :n], hits.cosine[i, :n] = found.slots, found.fused, found.cosine
             hits.opposed[i, :n], hits.counts[i] = found.opposed, n

@@ -98,10 +98,12 @@ def assert_same(found: Hits, expected: Hits, slack: float = 2e-5) -> None:
     min_related=st.sampled_from([-2.0, 0.0, 0.2]),
     threshold=st.sampled_from([float("-inf"), 0.1]),
     alive=st.sampled_from([0.0, 0.5, 1.0]),
+    select=st.booleans(),
+    rescore=st.booleans(),
 )
 def test_every_variant_finds_what_the_reference_finds(
     variant: str, seed: int, dim: int, sizes: list[int], form: str, m: int, k: int, symbols: bool, l1: float,
-    layer: float, min_related: float, threshold: float, alive: float,
+    layer: float, min_related: float, threshold: float, alive: float, select: bool, rescore: bool,
 ) -> None:  # fmt: skip
     rng = np.random.default_rng(seed)
     segments, base = [], 0
@@ -118,7 +120,10 @@ def test_every_variant_finds_what_the_reference_finds(
     )
     live = bitmap(rng.random(base) < alive)
     weights = Weights(min_related=min_related, threshold=threshold, flag=0.5, layer=layer, l1=l1)
-    arguments = {"k": k, "margin": 0.0, "rescore": False}
+    arguments = {
+        "k": k, "margin": 0.0, "rescore": rescore and (l1 == 0.0),
+        "select": rng.integers(0, 3, len(segments)).astype(np.uint8) if select else None,
+    }  # fmt: skip
     kernel, oracle = load(variant), load("numpy")
     assert_same(
         kernel.scan(kernel.view(segments), live, queries, weights, **arguments),

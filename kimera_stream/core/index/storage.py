@@ -22,7 +22,7 @@ _FIRST_POOL = 256
 
 def anonymous(rows: int, row_bytes: int) -> U8:
     """uint8 (rows, row_bytes) of fresh memory: page-aligned, zero, not resident until touched, huge pages if possible."""
-    memory = mmap.mmap(-1, rows * row_bytes)
+    memory = mmap.mmap(-1, rows * row_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a system without huge pages: the memory is as good, only slower to walk
             memory.madvise(mmap.MADV_HUGEPAGE)
