@@ -302,7 +302,7 @@ async def test_a_stopping_server_answers_what_it_has_read_and_says_where_to_go_o
         await http.send(b'{"text": "a"}\n{"text": "b"}\n{"text": "unfini')
         await eventually(lambda: world.knowledge.under_way == 2)
         group.start_soon(world.door.streams.drain_lines, 10)
-        await anyio.wait_all_tasks_blocked()
+        await eventually(world.door.streams.lines_stopping.is_set)
         world.knowledge.gate.set()
         await http.event()
         answers = [await http.line() for _ in range(4)]
@@ -322,7 +322,7 @@ async def test_a_stop_submits_no_further_line_of_what_it_has_read(world, eventua
         await http.send(lines)
         await eventually(lambda: world.knowledge.under_way == 256)
         group.start_soon(world.door.streams.drain_lines, 10)
-        await anyio.wait_all_tasks_blocked()
+        await eventually(world.door.streams.lines_stopping.is_set)
         world.knowledge.gate.set()
         await http.event()
         answers = []
