@@ -126,7 +126,7 @@ def _packed(weight: torch.Tensor) -> torch.Tensor | None:
         torch.ops.mkldnn._linear_pointwise(  # noqa: SLF001 - as above
             torch.zeros(1, weight.shape[1], dtype=weight.dtype), packed, None, "none", [], ""
         )
-    except (AttributeError, RuntimeError, NotImplementedError) as error:
+    except (AttributeError, RuntimeError) as error:  # no such operator, or not for this processor
         log.debug("weights not packed", error=repr(error))
         return None
     return packed
