@@ -312,3 +312,17 @@ def test_the_blocking_client(server: Server) -> None:
             client.geoid(published.geoid.id)
         with pytest.raises(BadRequestError, match="text"):
             client.publish(GeoidBody())
+
+
+def test_the_example_publishes(server: Server) -> None:
+    example = Path(__file__).parents[2] / "examples" / "publish.py"
+    done = subprocess.run(
+        [sys.executable, str(example), server.url],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "The maintenance window starts on Saturday at 22:00." in done.stdout
