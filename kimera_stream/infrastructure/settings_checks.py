@@ -205,6 +205,12 @@ def _parts(settings: Settings) -> Iterator[Problem]:
     url = settings.bus.url.get_secret_value()
     if url and not url.startswith(("redis://", "rediss://", "unix://")):
         yield Problem("KIMERA_BUS__URL", f"'{mask_url(url)}' is not allowed; expected redis://HOST or rediss://HOST")
+    elif url:
+        yield Problem(
+            "KIMERA_BUS__URL",
+            "is not served by this version, which runs as one node",
+            "leave it empty: the bus is in-process",
+        )
     embedding = settings.embedding
     if embedding.provider == "http" and not embedding.url.startswith(("http://", "https://")):
         yield Problem(

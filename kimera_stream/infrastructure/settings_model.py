@@ -41,7 +41,7 @@ class DatabaseSettings(Group):
 
 
 class BusSettings(Group):
-    url: SecretStr = Field(SecretStr(""), description="redis://... for several nodes; empty: in-process.")
+    url: SecretStr = Field(SecretStr(""), description="Bus between nodes. This version runs as one node: only empty, in-process, is accepted.")
 
 
 class ApiSettings(Group):

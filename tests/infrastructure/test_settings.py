@@ -363,7 +363,6 @@ def test_nothing_secret_is_shown() -> None:
         "KIMERA_EMBEDDING__API_KEY": SECRET,
         "KIMERA_EMBEDDING__URL": f"https://u:{SECRET}@e.example/v1",
         "KIMERA_DATABASE__URL": f"postgresql+asyncpg://u:{SECRET}@db:5432/kimera?password={SECRET}&ssl=require",
-        "KIMERA_BUS__URL": f"redis://:{SECRET}@cache/0",
     }
     settings = load(**environ)
     shown = masked(settings)
@@ -371,10 +370,15 @@ def test_nothing_secret_is_shown() -> None:
     assert SECRET not in repr(settings)
     assert shown["security"]["jwt_secret"] == MASK
     assert shown["database"]["url"] == f"postgresql+asyncpg://u:{MASK}@db:5432/kimera?password={MASK}&ssl=require"
-    assert shown["bus"]["url"] == f"redis://:{MASK}@cache/0"
     lines = config_show(environ, None)
     assert SECRET not in "\n".join(lines)
     assert [f"KIMERA_SECURITY__JWT_SECRET={MASK}", "#", "environment"] in [line.split() for line in lines]
+
+
+def test_a_bus_between_nodes_is_refused_until_there_is_one() -> None:
+    with pytest.raises(SettingsError, match=r"KIMERA_BUS__URL: .*one node") as refused:
+        load(KIMERA_BUS__URL=f"redis://:{SECRET}@cache/0")
+    assert SECRET not in str(refused.value)
 
 
 def test_config_show_has_a_line_for_every_setting_and_its_origin() -> None:
