@@ -1,11 +1,13 @@
 """The process: socket, signals, uvicorn around the application, and an end that always comes."""
 
 import faulthandler
+import math
 import os
 import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import IO
@@ -34,6 +36,10 @@ EXIT_STUCK = 3
 
 WATCHDOG_GRACE = 5.0
 """Seconds beyond the shutdown deadline after which the process ends itself."""
+
+
+HURRY = 2.0
+"""Seconds that a stop has left when a second signal comes."""
 
 
 class BindError(KimeraError):
@@ -83,16 +89,21 @@ async def _serve(settings: Settings, sock: socket.socket, out: IO[str]) -> int:
     runtime = await build_runtime(settings)
     server = KimeraServer(_config(settings, runtime), runtime)
     code = EXIT_OK
-    watchdog = Watchdog(settings.api.shutdown_deadline + WATCHDOG_GRACE, runtime)
+    watchdog = Watchdog(runtime)
 
     async def receive_signals() -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for number in signals:
+                name = signal.Signals(number).name
                 if server.should_exit:
+                    log.warning("stopping at once", signal=name)
                     server.force_exit = True
+                    runtime.hurry()
+                    watchdog.arm(HURRY)
+                    continue
                 server.should_exit = True
-                log.info("stopping", signal=signal.Signals(number).name, deadline=settings.api.shutdown_deadline)
-                watchdog.arm()
+                log.info("stopping", signal=name, deadline=settings.api.shutdown_deadline)
+                watchdog.arm(settings.api.shutdown_deadline + WATCHDOG_GRACE)
 
     async def announce() -> None:
         try:
@@ -108,7 +119,7 @@ async def _serve(settings: Settings, sock: socket.socket, out: IO[str]) -> int:
         code = EXIT_FAILED
         print(f"kimera-stream: {error}", file=sys.stderr, flush=True)  # noqa: T201 - for the person who started it
         server.should_exit = True
-        watchdog.arm()
+        watchdog.arm(settings.api.shutdown_deadline + WATCHDOG_GRACE)
 
     with StartProgress(out) as progress:
         runtime.observe(progress)
@@ -184,25 +195,29 @@ def address(sock: socket.socket) -> str:
 class Watchdog:
     """Ends the process when its stop takes too long: a thread, because the event loop may be what is stuck."""
 
-    def __init__(self, seconds: float, runtime: Runtime) -> None:
-        self._seconds = seconds
+    def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._timer: threading.Timer | None = None
+        self._due = math.inf
 
-    def arm(self) -> None:
-        """Start counting; later calls change nothing."""
-        if self._timer is None:
-            self._timer = threading.Timer(self._seconds, self._end)
-            self._timer.daemon = True
-            self._timer.start()
+    def arm(self, seconds: float) -> None:
+        """End the process in ``seconds``, unless an earlier call said sooner."""
+        due = time.monotonic() + seconds
+        if due >= self._due:
+            return
+        self.disarm()
+        self._due = due
+        self._timer = threading.Timer(seconds, self._end, (seconds,))
+        self._timer.daemon = True
+        self._timer.start()
 
     def disarm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
 
-    def _end(self) -> None:
+    def _end(self, seconds: float) -> None:
         running = ", ".join(self._runtime.running()) or "none of ours"
-        sys.stderr.write(f"kimera-stream: the stop did not end within {self._seconds:g} s; still running: {running}\n")
+        sys.stderr.write(f"kimera-stream: the stop did not end within {seconds:g} s; still running: {running}\n")
         faulthandler.dump_traceback(file=sys.stderr)
         sys.stderr.flush()
         os._exit(EXIT_STUCK)

@@ -22,8 +22,8 @@ from kimera_stream.engines.watches import WatchRegistry
 from kimera_stream.infrastructure.container import Container, MissingServiceError
 from kimera_stream.infrastructure.resources import Resources
 from kimera_stream.infrastructure.settings import Settings
-from kimera_stream.infrastructure.tasks import Backoff, Budget, Service, ServiceSpec
-from kimera_stream.protocol.errors import KimeraError, UnavailableError
+from kimera_stream.infrastructure.tasks import Backoff, Budget, Service, ServiceSpec, Unrecoverable
+from kimera_stream.protocol.errors import UnavailableError
 from kimera_stream.streaming.hub import Hub
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ PATIENT = Backoff(base=0.25, factor=2.0, maximum=5.0, floor=0.1)
 START_BUDGET = Budget(restarts=8, window=120.0)
 
 
-class EncoderMismatchError(KimeraError):
+class EncoderMismatchError(Unrecoverable):
     """The stored vectors were made by another encoder; vectors of different models cannot be compared."""
 
 

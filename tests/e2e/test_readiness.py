@@ -20,7 +20,7 @@ async def test_doors_before_ready(start_server: StartServer, tmp_path: Path) -> 
     first = start_server(data)
     first.terminate()
     assert first.wait() == 0
-    (file,) = data.glob("*.db")
+    (file,) = data.glob("*.sqlite3")
     holder = sqlite3.connect(file, isolation_level=None)
     holder.execute("PRAGMA locking_mode=EXCLUSIVE")
     holder.execute("BEGIN EXCLUSIVE")

@@ -14,6 +14,7 @@ from kimera_stream.infrastructure.tasks import (
     ServiceSpec,
     ServiceState,
     Supervisor,
+    Unrecoverable,
 )
 from kimera_stream.protocol.errors import UnavailableError
 
@@ -264,3 +265,20 @@ def test_budget_forgets_what_left_its_window() -> None:
     assert [budget.spend(t) for t in (0, 1, 2)] == [True, True, False]
     assert budget.spend(10.5)
     assert not budget.spend(10.6)
+
+
+async def test_what_another_start_would_not_help_ends_at_once() -> None:
+    starts = 0
+
+    async def hopeless(_service: Service) -> None:
+        nonlocal starts
+        starts += 1
+        raise Unrecoverable("the database is another one's; name yours")
+
+    with capture_logs() as logs, anyio.fail_after(5):
+        async with Supervisor([ServiceSpec("db", hopeless, backoff=QUICK)]) as supervisor:
+            supervisor.begin()
+            with pytest.raises(ServiceFailed, match="name yours"):
+                await supervisor.ready()
+    assert starts == 1
+    assert not any("exc_info" in entry for entry in logs), "a message for a person needs no traceback"

@@ -10,6 +10,7 @@ from kimera_stream.infrastructure.tasks.service import (
     ServiceSpec,
     ServiceState,
     ServiceStatistics,
+    Unrecoverable,
 )
 from kimera_stream.infrastructure.tasks.supervisor import StopReport, Supervisor
 
@@ -25,4 +26,5 @@ __all__ = [
     "ServiceStatistics",
     "StopReport",
     "Supervisor",
+    "Unrecoverable",
 ]

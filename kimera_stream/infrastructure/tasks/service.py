@@ -24,6 +24,10 @@ class ServiceFailed(KimeraError):  # noqa: N818 - reads as the event it reports
         self.reason = reason
 
 
+class Unrecoverable(KimeraError):  # noqa: N818 - says what a failure is
+    """Raised by a service that another start would not help: it is not restarted, and the process ends with this message."""
+
+
 class ServiceState(Enum):
     WAITING = "waiting"  # for the services it comes after
     STARTING = "starting"

@@ -2,7 +2,8 @@
 
 A crash (anything that is not an ``OperationalError`` or an ``OSError``) is logged once with its traceback and counted; an
 operational failure that a service lets through is logged as one line. Both lead to a restart within the budget. A service
-whose budget is used up, or that escalates, sets ``fatal``: readiness goes off and the process is expected to end non-zero.
+whose budget is used up, that escalates or raises ``Unrecoverable``, sets ``fatal``: readiness goes off and the process is
+expected to end non-zero.
 """
 
 import random
@@ -16,7 +17,7 @@ import anyio.abc
 import structlog
 
 from kimera_stream.infrastructure.tasks.native import NativeTask, abort_task, current_native_task
-from kimera_stream.infrastructure.tasks.service import Service, ServiceFailed, ServiceSpec, ServiceState
+from kimera_stream.infrastructure.tasks.service import Service, ServiceFailed, ServiceSpec, ServiceState, Unrecoverable
 from kimera_stream.protocol.errors import OperationalError
 
 log = structlog.get_logger(__name__)
@@ -196,6 +197,9 @@ class Supervisor:
                 service.became_ready.set()
                 service.enter(ServiceState.ENDED)
                 return
+            if isinstance(failure, Unrecoverable):
+                self._fail(service, str(failure))
+                return
             reason = repr(failure) if failure is not None else "it ended although it should run until stopped"
             if (spec.on_failure if failure is not None else spec.on_end) == "escalate":
                 self._fail(service, reason)
@@ -210,7 +214,7 @@ class Supervisor:
 
     def _report(self, service: Service, error: Exception) -> None:
         service.statistics.last_error = repr(error)
-        if isinstance(error, OperationalError | OSError):
+        if isinstance(error, OperationalError | OSError | Unrecoverable):
             service.statistics.operational_failures += 1
             log.warning("service failed", service=service.name, error=repr(error))
         else:
