@@ -72,6 +72,16 @@ async def test_operators_pages_need_a_token_from_elsewhere_only(world, path):
         assert (await http.get("/readyz")).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/v1/stats", "/v1/geoids/x", "/v1/contradictions/c", "/v1/watches"])
+async def test_unknown_parameters_are_refused_everywhere(world, path):
+    async with world.client() as http:
+        answer = await http.get(path, params={"colour": "red"})
+        probe = await http.get("/livez", params={"colour": "red"})
+    assert (answer.status_code, answer.json()["field"]) == (400, "colour")
+    assert "unknown parameter" in answer.json()["detail"]
+    assert probe.status_code == 200
+
+
 # -- wrong paths, methods and defects ----------------------------------------------------------------------------------
 
 
