@@ -109,7 +109,7 @@ def _migrate_locked(connection: Connection, scripts: "ScriptDirectory", revision
             f"the database is at schema revision {before}, this version of Kimera Stream knows up to {known[0]}: "
             "upgrade Kimera Stream, or restore a backup made before the database was upgraded"
         )
-    down = revision == "base" or revision.startswith("-") or (before is not None and revision < before)
+    down = revision == "base" or revision.startswith("-") or (revision in known and (before or "") > revision)
     steps = scripts._downgrade_revs if down else scripts._upgrade_revs  # noqa: SLF001 - as Alembic's own cookbook does
     try:
         context = MigrationContext.configure(

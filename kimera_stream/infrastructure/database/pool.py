@@ -34,6 +34,8 @@ class Connections:
     @contextlib.asynccontextmanager
     async def borrow(self) -> AsyncIterator[Session]:
         """A connection for a while; it is closed, not kept, if the block ends in a way that may have broken it."""
+        if self._closed:
+            raise UnavailableError("the database is closed")
         try:
             self._slots.acquire_nowait()
         except anyio.WouldBlock:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from kimera_stream.core.interfaces import StoredGeoid, WriteBatch
+from kimera_stream.core.vault import schema
 from kimera_stream.core.vault.migrate import migrate
 from kimera_stream.core.vault.vault import SqlVault
 from kimera_stream.infrastructure.settings import DatabaseSettings
@@ -185,10 +186,40 @@ def sqlite_url(sqlite_template: Path, tmp_path: Path) -> str:
     return f"sqlite+aiosqlite:///{path}"
 
 
+@pytest.fixture(scope="session")
+def shared_postgres(postgres_template: str) -> Iterator[str]:
+    yield from _copied(postgres_template)
+
+
 @pytest.fixture
-def postgres_url(postgres_template: str) -> Iterator[str]:
+def postgres_url(shared_postgres: str) -> str:
+    """The one database of this session, emptied: making one takes a second."""
+    run_apart(_empty, shared_postgres)
+    return shared_postgres
+
+
+async def _empty(url: str) -> None:
+    connection = await asyncpg.connect(url.replace("+asyncpg", ""), timeout=5)
+    try:
+        for table in reversed(schema.metadata.sorted_tables):
+            if table is not schema.log_state:
+                await connection.execute(f"DELETE FROM {table.name}")
+        await connection.execute(
+            "UPDATE log_state SET epoch = $1, head = 0, trimmed = 0, payload_bytes = 0, encoder = NULL", uuid4().hex
+        )
+    finally:
+        await connection.close()
+
+
+@pytest.fixture
+def own_postgres_url(postgres_template: str) -> Iterator[str]:
+    """A migrated database of the test's own."""
+    yield from _copied(postgres_template)
+
+
+def _copied(template: str) -> Iterator[str]:
     name = f"kimera_test_{uuid4().hex}"
-    run_apart(administer, f"CREATE DATABASE {name} TEMPLATE {postgres_template}")
+    run_apart(administer, f"CREATE DATABASE {name} TEMPLATE {template}")
     yield f"{POSTGRES.rpartition('/')[0]}/{name}"
     run_apart(administer, f"DROP DATABASE {name} WITH (FORCE)")
 
@@ -200,13 +231,6 @@ BOTH = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
 def url(request: pytest.FixtureRequest) -> str:
     """A migrated, empty database, of each kind in turn."""
     return str(request.getfixturevalue(f"{request.param}_url"))
-
-
-@pytest.fixture
-def empty_url(url: str) -> str:
-    """The same before its first migration."""
-    run_apart(migrate, url, "base")
-    return url
 
 
 class Clock:
@@ -251,3 +275,13 @@ async def postgres_vault(postgres_url: str) -> AsyncIterator[SqlVault]:
 @pytest.fixture
 def make_settings() -> Callable[..., DatabaseSettings]:
     return database_settings
+
+
+@pytest.fixture
+def alter_postgres(own_postgres_url: str) -> Callable[[str], Awaitable[None]]:
+    """Changes a setting of the test's own database, for sessions from then on."""
+
+    async def alter(change: str) -> None:
+        await administer(f"ALTER DATABASE {own_postgres_url.rpartition('/')[2]} {change}")
+
+    return alter

@@ -1,0 +1,152 @@
+"""The schema, up and down, with data in place."""
+
+from importlib.resources import files
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from kimera_stream.core.vault import migrate as migration
+from kimera_stream.core.vault.errors import VaultSchemaError
+from kimera_stream.core.vault.migrate import HEAD, current_revision, migrate
+from kimera_stream.core.vault.records import CheckpointRequest
+from kimera_stream.core.vault.schema import metadata
+from kimera_stream.core.vault.vault import SqlVault
+from kimera_stream.infrastructure.database import async_url
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=["sqlite", pytest.param("own_postgres", marks=pytest.mark.postgres)])
+def url(request):
+    """A database of the test's own, migrated."""
+    return request.getfixturevalue(f"{request.param}_url")
+
+
+@pytest.fixture
+async def empty_url(url):
+    """The same before its first migration."""
+    await migrate(url, "base")
+    return url
+
+
+def scripts() -> ScriptDirectory:
+    return ScriptDirectory(str(files("kimera_stream.core.vault") / "migrations"))
+
+
+def test_the_named_head_is_the_newest_revision():
+    assert scripts().get_heads() == [HEAD]
+
+
+@pytest.mark.allow_blocking
+async def test_the_migrated_schema_is_the_declared_one(url):
+    engine = create_async_engine(async_url(url))
+
+    def differences(connection):
+        return compare_metadata(MigrationContext.configure(connection), metadata)
+
+    try:
+        async with engine.connect() as connection:
+            assert await connection.run_sync(differences) == []
+    finally:
+        await engine.dispose()
+
+
+async def test_down_and_up_again_keeps_log_and_entities(url, samples, make_settings, clock):
+    vault = SqlVault(url, make_settings(), clock=clock)
+    await vault.start()
+    try:
+        await vault.commit(samples.publish(0, "a", "b", session_id="s1", semantic_state={"x": 1.0}))
+        await vault.commit(samples.publish(2, "c"))
+        await vault.save_checkpoint([CheckpointRequest("ann", b"{}")])
+    finally:
+        await vault.close()
+    before = vault.epoch
+
+    assert await migrate(url, "-1") == "0001"
+    assert await current_revision(url) == "0001"
+    assert await migrate(url) == HEAD
+
+    vault = SqlVault(url, make_settings(), clock=clock)
+    await vault.start()
+    try:
+        assert (vault.epoch, vault.head) == (before, 3)
+        assert [e.offset for e in (await vault.read("session:s1", after=0, limit=9)).entries] == [1, 2]
+        assert (await vault.geoid("b")).geoid.semantic_state == {"x": 1.0}
+        session = await vault.session("s1")  # made again from the geoids
+        assert (session.principal, session.statements, session.created_at, session.updated_at) == ("ann", 2, 1001, 1002)
+        assert await vault.take_checkpoint() == []
+        await vault.commit(samples.publish(3, "d", session_id="s1"))
+        assert (await vault.session("s1")).statements == 3
+    finally:
+        await vault.close()
+
+
+async def test_all_the_way_down_and_up_is_a_new_log(url, samples, make_settings):
+    vault = SqlVault(url, make_settings())
+    await vault.start()
+    try:
+        await vault.commit(samples.publish(0, "a"))
+    finally:
+        await vault.close()
+    assert await migrate(url, "base") == "base"
+    again = SqlVault(url, make_settings())
+    await again.start()
+    try:
+        assert again.head == 0
+        assert again.epoch != vault.epoch
+        assert await again.geoid("a") is None
+    finally:
+        await again.close()
+
+
+async def test_step_by_step(empty_url):
+    assert await migrate(empty_url, "0001") == "0001"
+    assert await migrate(empty_url, "+1") == HEAD
+    assert await migrate(empty_url, HEAD) == HEAD
+
+
+@pytest.mark.allow_blocking
+async def test_a_newer_schema_is_refused_with_the_next_step(url, make_settings):
+    engine = create_async_engine(async_url(url))
+    async with engine.begin() as connection:
+        await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    await engine.dispose()
+    vault = SqlVault(url, make_settings())
+    with pytest.raises(VaultSchemaError, match=r"9999.*upgrade Kimera Stream"):
+        await vault.start()
+    await vault.close()
+
+
+async def test_an_unknown_revision_is_refused_and_changes_nothing(url):
+    with pytest.raises(VaultSchemaError, match="expected head, base or one of 0001, 0002"):
+        await migrate(url, "0777")
+    assert await current_revision(url) == HEAD
+
+
+async def test_a_migration_that_fails_leaves_the_schema_as_it_was(empty_url, monkeypatch):
+    loaded = scripts()
+    monkeypatch.setattr(migration, "_load_scripts", lambda: loaded)
+    broken = loaded.get_revision("0002").module
+
+    def upgrade() -> None:
+        original()
+        raise RuntimeError("half way")
+
+    original = broken.upgrade
+    monkeypatch.setattr(broken, "upgrade", upgrade)
+    with pytest.raises(RuntimeError, match="half way"):
+        await migrate(empty_url)
+    monkeypatch.setattr(broken, "upgrade", original)
+    assert await current_revision(empty_url) is None
+    assert await migrate(empty_url) == HEAD
+
+
+async def test_a_directory_that_is_missing_is_made(tmp_path, make_settings):
+    vault = SqlVault(f"sqlite:///{tmp_path / 'a' / 'b' / 'vault.sqlite3'}", make_settings())
+    await vault.start()
+    assert vault.head == 0
+    await vault.close()

@@ -1,0 +1,173 @@
+"""Watches, cursors, idempotency keys, sessions, usage, audit, checkpoints."""
+
+import numpy as np
+import pytest
+
+from kimera_stream.core.interfaces import IdempotencyRecord, WriteBatch
+from kimera_stream.core.vault.records import CheckpointRequest, SessionRecord, UsageRecord
+from kimera_stream.core.vault.retention import Retention
+from kimera_stream.core.vault.tools import export, import_
+from kimera_stream.core.vault.vault import SqlVault
+from kimera_stream.protocol.objects import Watch
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def restart(vault, url, make_settings):
+    """Another vault on the same database."""
+
+    async def open_again() -> SqlVault:
+        again = SqlVault(url, make_settings())
+        await again.start()
+        return again
+
+    return open_again
+
+
+async def test_a_key_gives_its_first_result_within_the_window_and_over_a_restart(vault, samples, restart):
+    record = IdempotencyRecord("ann", "k", b'{"offset":1}', 5_000)
+    batch = samples.publish(0, "a")
+    batch.idempotency.append(record)
+    await vault.commit(batch)
+    again = await restart()
+    try:
+        assert await again.idempotent("ann", "k", not_before=5_000) == record
+        assert await again.idempotent("ann", "k", not_before=5_001) is None
+        assert await again.idempotent("bob", "k", not_before=0) is None
+        assert await again.idempotent("ann", "other", not_before=0) is None
+    finally:
+        await again.close()
+
+
+async def test_an_expired_key_can_be_used_again(vault, samples):
+    for at, head in ((1_000, 0), (9_000, 1)):
+        batch = samples.publish(head, f"g{head}")
+        batch.idempotency.append(IdempotencyRecord("ann", "k", b"%d" % head, at))
+        await vault.commit(batch)
+    assert (await vault.idempotent("ann", "k", not_before=0)).result == b"1"
+
+
+async def test_expired_keys_are_purged_in_steps(vault, samples, clock, make_settings):
+    batch = samples.publish(0, "a")
+    batch.idempotency += [IdempotencyRecord("ann", f"k{i}", b"{}", clock.now - 400_000 + i) for i in range(10)]
+    batch.idempotency.append(IdempotencyRecord("ann", "fresh", b"{}", clock.now))
+    await vault.commit(batch)
+    assert await vault.purge_idempotency(clock.now - 300_000, limit=4) == 4
+    await Retention(vault, make_settings(), idempotency_window=300, clock=clock).run_once()
+    assert await vault.idempotent("ann", "k9", not_before=0) is None
+    assert await vault.idempotent("ann", "fresh", not_before=0) is not None
+
+
+def _watch(**changes) -> Watch:
+    fields = {"id": "w1", "watch": "door", "principal": "ann", "kinds": ["contradicts"], "created_at": 7}
+    return Watch(**{**fields, **changes})
+
+
+async def test_watches_survive_a_restart_exactly(vault, restart, samples):
+    full = _watch(
+        text="the door is open",
+        kinds=["contradicts", "related"],
+        min_score=0.5,
+        filter={"all": [{"field": "data.score", "op": "gte", "value": 0.8}]},
+    )
+    bare = _watch(id="w2", watch="by vector", kinds=["related"], created_at=8)
+    await vault.save_watch(full, None)
+    await vault.save_watch(bare, samples.vector(3))
+    again = await restart()
+    try:
+        (first, none), (second, vector) = await again.watches()
+    finally:
+        await again.close()
+    assert (first, none, second) == (full, None, bare)
+    np.testing.assert_array_equal(vector, samples.vector(3))
+
+
+async def test_a_watch_is_unique_per_principal_and_name(vault):
+    await vault.save_watch(_watch(), None)
+    await vault.save_watch(_watch(id="w9", text="new"), None)
+    await vault.save_watch(_watch(id="w3", principal="bob"), None)
+    assert {watch.id for watch, _ in await vault.watches()} == {"w9", "w3"}
+    assert await vault.delete_watch("ann", "door") is True
+    assert await vault.delete_watch("ann", "door") is False
+    assert [watch.id for watch, _ in await vault.watches()] == ["w3"]
+
+
+async def test_cursors_are_per_principal_name_and_channel(vault, restart):
+    assert await vault.cursor("ann", "c", "geoids") is None
+    await vault.save_cursor("ann", "c", "geoids", 4)
+    await vault.save_cursor("ann", "c", "geoids", 9)
+    await vault.save_cursor("ann", "c", "scars", 2)
+    again = await restart()
+    try:
+        assert await again.cursor("ann", "c", "geoids") == 9
+        assert await again.cursor("ann", "c", "scars") == 2
+        assert await again.cursor("bob", "c", "geoids") is None
+    finally:
+        await again.close()
+
+
+async def test_a_cursor_means_nothing_in_another_epoch(vault, url, samples, tmp_path, make_settings):
+    await vault.commit(samples.publish(0, "a"))
+    await vault.save_cursor("ann", "c", "geoids", 1)
+    target = f"sqlite:///{tmp_path / 'other.sqlite3'}"
+    await export(url, tmp_path / "dump.gz")
+    await import_(tmp_path / "dump.gz", target)
+    other = SqlVault(target, make_settings())
+    await other.start()
+    try:
+        assert other.epoch != vault.epoch
+        assert await other.cursor("ann", "c", "geoids") is None
+    finally:
+        await other.close()
+
+
+async def test_a_checkpoint_gives_back_what_was_accepted_once_and_in_order(vault, restart):
+    items = [
+        CheckpointRequest("ann", b'{"text":"one"}', session_id="s", key="k", priority=9, accepted_at=5),
+        CheckpointRequest("bob", b'{"text":"two"}', merge=True, must_exist=True, attempts=3),
+    ]
+    await vault.save_checkpoint(items, node="n1")
+    await vault.save_checkpoint([], node="n2")
+    again = await restart()
+    try:
+        assert await again.take_checkpoint() == items
+        assert await again.take_checkpoint() == []
+        assert await vault.take_checkpoint() == []
+    finally:
+        await again.close()
+
+
+async def test_sessions_and_usage_are_counted_by_commits(vault, samples, clock):
+    await vault.commit(samples.publish(0, "a", "b", session_id="s1", text="ü"))
+    clock.now += 86_400_000
+    await vault.commit(samples.publish(2, "c", session_id="s1", text="xyz"))
+    await vault.commit(samples.publish(3, "d", session_id="s2", principal="bob", text=None))
+    day = clock.now // 86_400_000
+    assert await vault.session("s1") == SessionRecord("s1", "ann", 3, clock.now - 86_400_000, clock.now)
+    assert await vault.session("unknown") is None
+    assert {s.id for s in await vault.recent_sessions(since=clock.now, limit=9)} == {"s1", "s2"}
+    assert await vault.usage() == [
+        UsageRecord("ann", day - 1, 2, 4),
+        UsageRecord("ann", day, 1, 3),
+        UsageRecord("bob", day, 1, 0),
+    ]
+    assert await vault.purge_sessions(clock.now, limit=10) == 0
+    assert await vault.purge_sessions(clock.now + 1, limit=1) == 1
+
+
+async def test_audit_entries_are_kept_in_order(vault):
+    await vault.commit(WriteBatch(audit=[(10, "ann", "resolve", "c1"), (11, "bob", "delete", "g1")]))
+    assert vault.head == 0
+    assert await vault.audit() == [(10, "ann", "resolve", "c1"), (11, "bob", "delete", "g1")]
+    assert await vault.audit(since=11) == [(11, "bob", "delete", "g1")]
+
+
+async def test_the_encoder_of_the_vectors_is_remembered(vault, restart):
+    assert vault.encoder is None
+    await vault.record_encoder("minilm/1")
+    again = await restart()
+    try:
+        assert (vault.encoder, again.encoder) == ("minilm/1", "minilm/1")
+    finally:
+        await again.close()
