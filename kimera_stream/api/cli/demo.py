@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from kimera_stream.api.cli.console import first_error
 from kimera_stream.api.cli.options import Token
 
 
@@ -24,7 +25,7 @@ def demo(
     """Open a labelled feed to a real server, watch the contradictions come out, see the score at the end."""
     import anyio
 
-    from kimera_stream.api.demo.runner import DemoOptions, run_demo
+    from kimera_stream.api.demo.runner import DemoOptions, run_until_told
 
     options = DemoOptions(
         url=url,
@@ -35,6 +36,8 @@ def demo(
         statements=not quiet,
     )
     try:
-        anyio.run(run_demo, options)
-    except KeyboardInterrupt:
+        finished = anyio.run(run_until_told, options)
+    except BaseExceptionGroup as errors:
+        raise first_error(errors) from None
+    if not finished:
         typer.echo("stopped", err=True)

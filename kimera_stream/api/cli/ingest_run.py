@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.text import Text
 
 from kimera_stream.api.cli import ingest_state
-from kimera_stream.api.cli.console import clean, err, out, print_json
+from kimera_stream.api.cli.console import clean, err, first_error, out, print_json
 from kimera_stream.api.cli.ingest_source import Format, LineReader, Parser, feed, head_digest
 from kimera_stream.api.cli.ingest_state import IngestState
 from kimera_stream.api.cli.render import contradiction_text
@@ -91,7 +91,7 @@ async def _send(
     job: Ingest, reader: LineReader, parser: Parser, skip: int, path: Path | None, state: IngestState, look_first: bool
 ) -> None:
     send, receive = anyio.create_memory_object_stream[list[Statement]](2)
-    failure: OperationalError | None = None
+    failure: BaseException | None = None
     try:
         async with anyio.create_task_group() as group:
             group.start_soon(partial(feed, reader, parser, send, skip=skip, on_error=job.progress.reject))
@@ -104,7 +104,7 @@ async def _send(
         operational, other = errors.split(OperationalError)
         if other is not None or operational is None:
             raise
-        failure = _first(operational)
+        failure = first_error(operational)
     finally:
         receive.close()
         if path is not None:
@@ -159,15 +159,6 @@ async def _epoch(options: IngestOptions) -> str:
 
 def _absolute(file: str) -> str:
     return file if file == "-" else str(Path(file).absolute())
-
-
-def _first(group: BaseExceptionGroup[OperationalError]) -> OperationalError:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    if not isinstance(error, OperationalError):
-        raise error
-    return error
 
 
 class _Rate(ProgressColumn):

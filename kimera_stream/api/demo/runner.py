@@ -1,6 +1,7 @@
 """Opens the feed to a server through its public doors and prints what comes back."""
 
 import secrets
+import signal
 import statistics
 import sys
 import tempfile
@@ -102,6 +103,26 @@ async def run_demo(options: DemoOptions, console: Console | None = None) -> Scor
             out.print(f"\nthe dashboard stays up at {url}/ until Ctrl-C", style="bold")
             await anyio.sleep_forever()
     return card
+
+
+async def run_until_told(options: DemoOptions) -> bool:
+    """Play the demo until it ends, or until Ctrl-C or SIGTERM; the server it started is stopped either way.
+
+    Returns whether it came to its end.
+    """
+    finished = False
+    async with anyio.create_task_group() as group:
+
+        async def receive_signals() -> None:
+            with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+                async for _ in signals:
+                    group.cancel_scope.cancel()
+
+        group.start_soon(receive_signals)
+        await run_demo(options)
+        finished = True
+        group.cancel_scope.cancel()
+    return finished
 
 
 async def _play(feed: Sequence[FeedItem], url: str, options: DemoOptions, out: Console) -> Scorecard:

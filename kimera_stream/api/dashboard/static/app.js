@@ -116,7 +116,7 @@ const began = Date.now();
 const stream = new Stream(
   `${scheme}://${location.host}/v1/stream`,
   [
-    { channel: "geoids", rewind: 60 },
+    { channel: "geoids", rewind: 400 },
     { channel: "contradictions", rewind: 100 },
     { channel: "field", latest: true },
     { channel: "stats", latest: true },
