@@ -20,8 +20,10 @@ import uvicorn
 from kimera_stream.api.app import create_app
 from kimera_stream.api.composition import build_runtime
 from kimera_stream.api.egress import EgressProtocol
+from kimera_stream.api.http.protocol import KimeraHttpProtocol
 from kimera_stream.api.progress import StartProgress
 from kimera_stream.api.runtime import Runtime
+from kimera_stream.infrastructure.container import Services
 from kimera_stream.infrastructure.settings import Settings
 from kimera_stream.infrastructure.tasks import ServiceFailed
 from kimera_stream.infrastructure.telemetry import configure_logging
@@ -63,12 +65,19 @@ class KimeraServer(uvicorn.Server):
             server.close()
         await self._runtime.drain()
         await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()  # which uvicorn leaves out then: our services still end in order, at once
 
 
-def serve(settings: Settings, *, console: IO[str] | None = None) -> int:
+def serve(settings: Settings, *, services: Services | None = None, console: IO[str] | None = None) -> int:
     """Run the server until it is told to stop; returns the exit code of the process.
 
     Prints ``listening on http://HOST:PORT`` when ready. SIGTERM and SIGINT stop it cleanly; a second one at once.
+
+    Args:
+        settings: Checked settings.
+        services: Registrations with parts of their own (``composition.build_services``), for tests.
+        console: Where the start is told; standard output by default.
     """
     out = console or sys.stdout
     configure_logging(settings.telemetry)
@@ -79,14 +88,20 @@ def serve(settings: Settings, *, console: IO[str] | None = None) -> int:
         return EXIT_FAILED
     try:
         return anyio.run(
-            _serve, settings, sock, out, backend="asyncio", backend_options={"use_uvloop": sys.platform != "win32"}
+            _serve,
+            settings,
+            services,
+            sock,
+            out,
+            backend="asyncio",
+            backend_options={"use_uvloop": sys.platform != "win32"},
         )
     finally:
         sock.close()
 
 
-async def _serve(settings: Settings, sock: socket.socket, out: IO[str]) -> int:
-    runtime = await build_runtime(settings)
+async def _serve(settings: Settings, services: Services | None, sock: socket.socket, out: IO[str]) -> int:
+    runtime = await build_runtime(settings, services)
     server = KimeraServer(_config(settings, runtime), runtime)
     code = EXIT_OK
     watchdog = Watchdog(runtime)
@@ -129,7 +144,6 @@ async def _serve(settings: Settings, sock: socket.socket, out: IO[str]) -> int:
             group.start_soon(watch_for_failure, name="server:failure")
             await server.serve(sockets=[sock])
             group.cancel_scope.cancel()
-    watchdog.disarm()
     report = runtime.stop_report
     if report is not None and not report.clean:
         log.warning("stopped, but not cleanly", aborted=report.aborted, undrained=report.undrained)
@@ -141,7 +155,7 @@ def _config(settings: Settings, runtime: Runtime) -> uvicorn.Config:
     return uvicorn.Config(
         create_app(runtime),
         ws=EgressProtocol,
-        http="httptools",
+        http=KimeraHttpProtocol,
         lifespan="on",
         log_config=None,
         access_log=False,
@@ -193,7 +207,10 @@ def address(sock: socket.socket) -> str:
 
 
 class Watchdog:
-    """Ends the process when its stop takes too long: a thread, because the event loop may be what is stuck."""
+    """Ends the process when its stop takes too long: a thread, because the event loop may be what is stuck.
+
+    It stays armed when the event loop has ended: the interpreter waits for threads, and one of them may be stuck.
+    """
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -205,15 +222,12 @@ class Watchdog:
         due = time.monotonic() + seconds
         if due >= self._due:
             return
-        self.disarm()
+        if self._timer is not None:
+            self._timer.cancel()
         self._due = due
         self._timer = threading.Timer(seconds, self._end, (seconds,))
         self._timer.daemon = True
         self._timer.start()
-
-    def disarm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
 
     def _end(self, seconds: float) -> None:
         running = ", ".join(self._runtime.running()) or "none of ours"

@@ -159,7 +159,14 @@ def service_specs(
         if parts.stream is not None:
             await container.get(Hub).shutdown(seconds)
 
-    return parts, specs, [("pipeline", drain_pipeline), ("streams", parts.door.streams.drain), ("hub", drain_hub)]
+    streams = parts.door.streams
+    drains = [
+        ("lines", streams.drain_lines),  # read no more of them; those that were read are answered by the pipeline
+        ("pipeline", drain_pipeline),
+        ("streams", streams.drain),
+        ("hub", drain_hub),
+    ]
+    return parts, specs, drains
 
 
 async def load_index(parts: Parts, service: Service) -> None:
