@@ -1,14 +1,13 @@
 """The supervised services: in which order they start, how each begins, and what a stop has to finish."""
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import anyio
 import structlog
 
 from kimera_stream.api.auth import TokenAuthenticator
 from kimera_stream.api.http.door import DoorServices, HttpDoor
+from kimera_stream.api.runtime import Drain, Runtime
 from kimera_stream.api.stats import StatsService
 from kimera_stream.api.websocket import StreamEndpoint
 from kimera_stream.core.embedding import BatchingEmbedder
@@ -25,9 +24,6 @@ from kimera_stream.infrastructure.settings import Settings
 from kimera_stream.infrastructure.tasks import Backoff, Budget, Service, ServiceSpec, Unrecoverable
 from kimera_stream.protocol.errors import UnavailableError
 from kimera_stream.streaming.hub import Hub
-
-if TYPE_CHECKING:
-    from kimera_stream.api.runtime import Runtime
 
 log = structlog.get_logger(__name__)
 
@@ -47,14 +43,14 @@ class Parts:
 
     settings: Settings
     container: Container
-    runtime: "Runtime"
+    runtime: Runtime
     door: HttpDoor
     stream: StreamEndpoint | None = None
 
 
 def service_specs(
     parts: Parts,
-) -> tuple[Parts, list[ServiceSpec], list[tuple[str, Callable[[float], Awaitable[object]]]]]:
+) -> tuple[Parts, list[ServiceSpec], list[Drain]]:
     """The parts, the services of a server, and what a stop drains, in order."""
     container = parts.container
     assembling = anyio.Lock()
@@ -160,7 +156,7 @@ def service_specs(
             await container.get(Hub).shutdown(seconds)
 
     streams = parts.door.streams
-    drains = [
+    drains: list[Drain] = [
         ("lines", streams.drain_lines),  # read no more of them; those that were read are answered by the pipeline
         ("pipeline", drain_pipeline),
         ("streams", streams.drain),
