@@ -77,7 +77,7 @@ class Rig:
                 filter = ',"filter":{"field":"data.k","op":"eq","value":%d}}]'
                 text = text.replace("}]", filter)
             hello = text
-        self.rss_before = self.rss() if name in ("kimera", "starlette", "websockets") else 0
+        self.before = self.usage()
         begun = time.monotonic()
         self.client = Process(
             [str(tools / "fanout_client"), self.port, str(subscribers), str(filters), hello], CLIENT_CORE
@@ -85,9 +85,14 @@ class Rig:
         assert self.client.hear() == "ready"
         self.handshakes = subscribers / (time.monotonic() - begun)
 
-    def rss(self) -> int:
-        self.server.say("rss")
-        return int(json.loads(self.server.hear())["rss"])
+    def usage(self) -> dict[str, float]:
+        """Resident bytes and processor seconds of the server so far."""
+        fields = Path(f"/proc/{self.server.child.pid}/stat").read_text().rpartition(")")[2].split()
+        ticks = os.sysconf("SC_CLK_TCK")
+        return {
+            "rss": int(fields[21]) * os.sysconf("SC_PAGESIZE"),
+            "cpu": (int(fields[11]) + int(fields[12])) / ticks,
+        }
 
     def push(self, batch: int, seconds: float, rate: float = 0) -> dict[str, float]:
         """One run; the figures of server and client together."""
@@ -176,10 +181,13 @@ def idle(tools: Path, names: list[str], subscribers: int) -> dict[str, Any]:
     for name in names:
         rig = Rig(name, tools, subscribers)
         try:
+            after = rig.usage()
+            out[name] = {
+                "handshakes_per_second": round(rig.handshakes),
+                "handshakes_per_cpu_second": round(subscribers / max(0.01, after["cpu"] - rig.before["cpu"])),
+                "kib_per_connection": round((after["rss"] - rig.before["rss"]) / subscribers / 1024, 2),
+            }
             runs = [rig.push(1, 0.0001)["max_ms"] for _ in range(5)] if name in ("c", "kimera") else []
-            out[name] = {"handshakes_per_second": round(rig.handshakes)}
-            if name != "c":
-                out[name]["kib_per_connection"] = round((rig.rss() - rig.rss_before) / subscribers / 1024, 2)
             if runs:
                 last[name] = statistics.median(runs)
                 out[name]["last_of_one_event_ms"] = round(last[name], 2)

@@ -4,6 +4,7 @@ Each prints its port, then answers ``push B SECONDS RATE OFFSET FILTERS`` on std
 """
 
 import asyncio
+import gc
 import json
 import os
 import resource
@@ -39,10 +40,8 @@ def data_of(offset: int, filters: int) -> bytes:
 
 
 def event_text(offset: int, filters: int) -> str:
-    return (
-        '{"op":"event","channel":"geoids","epoch":"bench","offset":%d,"type":"geoid.created","ts":1700000000000,"data":%s}'
-        % (offset, data_of(offset, filters).decode())
-    )
+    head = f'{{"op":"event","channel":"geoids","epoch":"bench","offset":{offset},"type":"geoid.created","ts":1700000000000,'
+    return f'{head}"data":{data_of(offset, filters).decode()}}}'
 
 
 async def drive(push: Push) -> None:
@@ -51,11 +50,6 @@ async def drive(push: Push) -> None:
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     while line := (await reader.readline()).decode().split():
-        if line[0] == "rss":
-            with open("/proc/self/statm") as statm:  # noqa: ASYNC230, PTH123
-                pages = int(statm.read().split()[1])
-            print(json.dumps({"rss": pages * os.sysconf("SC_PAGESIZE")}), flush=True)
-            continue
         batch, seconds, rate, offset, filters = int(line[1]), float(line[2]), float(line[3]), int(line[4]), int(line[5])
         begun, used, events = time.monotonic(), cpu(), 0
         while time.monotonic() - begun < seconds:
@@ -215,5 +209,8 @@ async def websockets() -> None:
 SERVERS = {"kimera": kimera, "starlette": starlette, "websockets": websockets}
 
 if __name__ == "__main__":
+    # As the product's server does once it has started: what was imported is not looked through for garbage again and again.
+    gc.collect()
+    gc.freeze()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(SERVERS[sys.argv[1]]())

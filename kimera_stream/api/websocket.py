@@ -152,7 +152,15 @@ class StreamEndpoint:
                     egress.close(refusal, refusal.reason)
                     await _until_disconnected(receive)
                 else:
-                    await self._serve(receive, egress, handshake, group)
+                    connection = self._connection(egress, handshake, group)
+                    del handshake
+                    try:
+                        while (message := await receive())["type"] != "websocket.disconnect":
+                            text = message.get("text")
+                            connection.receive(message["bytes"] if text is None else text)
+                            del message, text
+                    finally:
+                        connection.lost()
                 group.cancel_scope.cancel()
         except Exception:
             # The root of this connection: a defect ends it visibly, and nobody else.
@@ -161,8 +169,8 @@ class StreamEndpoint:
             if egress is not None:
                 egress.close(CloseCode.INTERNAL, CloseCode.INTERNAL.reason)
 
-    async def _serve(self, receive: Receive, egress: Egress, handshake: Handshake, group: anyio.abc.TaskGroup) -> None:
-        connection = Connection(
+    def _connection(self, egress: Egress, handshake: Handshake, group: anyio.abc.TaskGroup) -> Connection:
+        return Connection(
             self._hub,
             self._commands,
             self._authenticator,
@@ -174,15 +182,6 @@ class StreamEndpoint:
             welcome=self._welcome,
             handshake_token=handshake.token,
         )
-        try:
-            while True:
-                message = await receive()
-                if message["type"] == "websocket.disconnect":
-                    return
-                text = message.get("text")
-                connection.receive(message["bytes"] if text is None else text)
-        finally:
-            connection.lost()
 
 
 def read_handshake(scope: Message) -> Handshake | None:

@@ -48,6 +48,11 @@ class Connection:
         handshake_token: A token that came with the handshake.
     """
 
+    __slots__ = (
+        "_authenticator", "_commands", "_deadline", "_deadline_at", "_encoding", "_hub", "_outlet", "_server", "_session", "_spawn",
+        "_welcome", "id",
+    )  # fmt: skip
+
     def __init__(
         self,
         hub: Hub,
@@ -72,9 +77,7 @@ class Connection:
         self._welcome = welcome
         self._encoding = codec.encoding
         self._session = Session(codec, limits, now=hub.clock(), unix=unix, handshake_token=handshake_token)
-        self._outlet = hub.connect(
-            egress, codec, spawn=spawn, on_end=lambda _: self._session.closed(), on_drain=self._drain
-        )
+        self._outlet = hub.connect(egress, codec, spawn=spawn, owner=self)
         self._deadline: Deadline | None = None
         self._deadline_at: float | None = None
         self._keep_time()
@@ -95,7 +98,12 @@ class Connection:
         if self._deadline is not None:
             self._deadline.cancel()
 
-    def _drain(self) -> None:
+    def outlet_ended(self) -> None:
+        """The server's side was closed, here or by the hub."""
+        self._session.closed()
+
+    def outlet_draining(self) -> None:
+        """The server stops: finish what is in flight, then close."""
         self._apply(self._session.drain())
 
     def _timer(self) -> None:
@@ -128,15 +136,21 @@ class Connection:
                 self._outlet.end(code, reason)
             case Leave(id, channel):
                 self._leave(id, channel)
-            case Open(id, wanted) if wanted.since is None and not wanted.rewind:
+            case Open(id, wanted) if _at_live_edge(wanted):
                 # Nothing to look up: begun before the next command of the same connection is looked at.
                 self._open(id, wanted, self._start_now(wanted))
             case Open():
                 self._spawn(self._open_later, effect, name="subscribe")
             case Authenticate():
                 self._spawn(self._authenticate, effect, name="authenticate")
-            case Begin():
-                self._spawn(self._begin, effect, name="connect")
+            case Begin(_, _, subs):
+                self._outlet.principal = effect.principal.id
+                if all(isinstance(sub, Error) or _at_live_edge(sub) for sub in subs or ()):
+                    self._begin(
+                        effect, [self._start_now(sub) if isinstance(sub, Wanted) else None for sub in subs or ()]
+                    )
+                else:
+                    self._spawn(self._begin_later, effect, name="connect")
             case Execute(command):
                 self._spawn(self._execute, command, name=op_of(command))
 
@@ -210,11 +224,12 @@ class Connection:
         self._hub.close(self._outlet, channel)
         self._apply(self._session.done(id, Unsubscribed(id=id, channel=channel)))
 
-    async def _begin(self, effect: Begin) -> None:
-        self._outlet.principal = effect.principal.id
+    async def _begin_later(self, effect: Begin) -> None:
         starts = [await self._look_up(sub) if isinstance(sub, Wanted) else None for sub in effect.subs or ()]
-        if self.ended:
-            return
+        if not self.ended:
+            self._begin(effect, starts)
+
+    def _begin(self, effect: Begin, starts: list[Start | OperationalError | None]) -> None:
         # From here to the reply nothing is awaited: positions, reply and first events belong together.
         failed: list[str] = []
         begun: list[Subscription] = []
@@ -250,3 +265,8 @@ class Connection:
             limits=self._welcome,
             subs=subs,
         )
+
+
+def _at_live_edge(wanted: Wanted) -> bool:
+    """Whether the subscription starts with the next event, so that nothing has to be looked up."""
+    return wanted.since is None and not wanted.rewind

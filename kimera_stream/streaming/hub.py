@@ -33,7 +33,7 @@ from kimera_stream.streaming.catchup import CatchUp
 from kimera_stream.streaming.deadlines import Deadlines
 from kimera_stream.streaming.egress import Egress, FanOut
 from kimera_stream.streaming.metrics import HubMetrics
-from kimera_stream.streaming.outlet import Outlet, Spawn, Subscription
+from kimera_stream.streaming.outlet import Outlet, OutletOwner, Spawn, Subscription
 from kimera_stream.streaming.reader import ReaderEvent, read
 from kimera_stream.streaming.records import Record, Tail
 from kimera_stream.streaming.selections import Channel, Selection, Value, Waiter
@@ -234,17 +234,15 @@ class Hub:
         codec: Codec,
         *,
         spawn: Spawn,
-        on_end: Callable[[CloseCode], None] | None = None,
-        on_drain: Callable[[], None] | None = None,
+        owner: OutletOwner | None = None,
     ) -> Outlet:
         """A new connection.
 
         Args:
             spawn: Starts children of its task group.
-            on_end: Hears of a close, whoever decided it.
-            on_drain: Hears that the server stops, and ends the outlet when what is in flight is done.
+            owner: Hears of its end, and that the server stops.
         """
-        outlet = Outlet(self, egress, codec, spawn=spawn, on_end=on_end, on_drain=on_drain)
+        outlet = Outlet(self, egress, codec, spawn=spawn, owner=owner)
         egress.listen(outlet)
         self._outlets[outlet] = None
         self.metrics.connections.set(len(self._outlets))

@@ -29,6 +29,16 @@ class Spawn(Protocol):
     def __call__(self, func: Callable[[], Coroutine[Any, Any, None]], /, *, name: str) -> object: ...
 
 
+class OutletOwner(Protocol):
+    """The connection behind an outlet."""
+
+    def outlet_ended(self) -> None:
+        """The outlet was closed, whoever decided it."""
+
+    def outlet_draining(self) -> None:
+        """The server stops: end the outlet when what is in flight is done."""
+
+
 class Subscription:
     """One connection on one channel.
 
@@ -55,7 +65,7 @@ class Outlet:
     """
 
     __slots__ = (
-        "_ended", "_heartbeat", "_hub", "_on_drain", "_on_end", "_pumping", "_spawn", "_stall", "backlog_mark", "codec", "egress", "live",
+        "_ended", "_heartbeat", "_hub", "_owner", "_pumping", "_spawn", "_stall", "backlog_mark", "codec", "egress", "live",
         "principal", "subscriptions", "touched",
     )  # fmt: skip
 
@@ -66,13 +76,11 @@ class Outlet:
         codec: Codec,
         *,
         spawn: Spawn,
-        on_end: Callable[[CloseCode], None] | None = None,
-        on_drain: Callable[[], None] | None = None,
+        owner: "OutletOwner | None" = None,
     ) -> None:
         self._hub = hub
         self._spawn = spawn
-        self._on_end = on_end
-        self._on_drain = on_drain
+        self._owner = owner
         self._pumping = False
         self._ended = False
         self._stall: Deadline | None = None
@@ -110,8 +118,8 @@ class Outlet:
         self.detach()
         self._hub.metrics.closed(code)
         self.egress.close(code, code.reason if reason is None else reason)
-        if self._on_end is not None:
-            self._on_end(code)
+        if self._owner is not None:
+            self._owner.outlet_ended()
 
     def detach(self) -> None:
         """Leave the hub: the connection is gone, or about to be."""
@@ -164,10 +172,10 @@ class Outlet:
     def egress_draining(self) -> None:
         if self._ended:
             return
-        if self._on_drain is None:
+        if self._owner is None:
             self.end(CloseCode.SHUTDOWN)
         else:
-            self._on_drain()
+            self._owner.outlet_draining()
 
     def _give_up(self) -> None:
         self._stall = None

@@ -108,6 +108,11 @@ class Session:
         unix: Wall clock, unix seconds, to place token expiries.
     """
 
+    __slots__ = (
+        "_bucket", "_codec", "_connect_by", "_draining", "_early", "_expires_at", "_expiring_at", "_handshake_token", "_in_flight",
+        "_in_flight_bytes", "_limits", "_opening", "_refreshing", "_subs", "_unix", "channels", "principal", "state",
+    )  # fmt: skip
+
     def __init__(
         self,
         codec: Codec,
@@ -126,13 +131,13 @@ class Session:
         self._expiring_at: float | None = None
         self._expires_at: float | None = None
         self._subs: list[SubscribeBody] | None = None
-        self._early: deque[tuple[AnyCommand, int]] = deque()
+        self._early: list[tuple[AnyCommand, int]] = []
         self._in_flight: dict[int, int] = {}
         self._in_flight_bytes = 0
-        self._refreshing: set[int] = set()
+        self._refreshing: dict[int, None] = {}
         self._opening: dict[str, deque[Subscribe | Unsubscribe]] = {}
         self._draining = False
-        self.channels: set[str] = set()
+        self.channels: dict[str, None] = {}
         """Channels that are open or being opened."""
         self.principal: Principal | None = None
         self.state = State.WAITING
@@ -222,10 +227,10 @@ class Session:
             if command.channel not in self.channels:
                 error = NotSubscribedError("channel: not subscribed to that channel", field="channel")
                 return self.done(command.id, error)
-            self.channels.discard(command.channel)
+            self.channels.pop(command.channel, None)
             return [Leave(command.id, command.channel)]
         if isinstance(command, Refresh):
-            self._refreshing.add(command.id)
+            self._refreshing[command.id] = None
             return [Authenticate(command.id, command.token)]
         return [Execute(command)]
 
@@ -245,7 +250,7 @@ class Session:
             return BadRequestError(
                 f'since{inner}: expected {{"epoch", "offset"}} or {{"cursor"}}', field=f"since{inner}"
             )
-        self.channels.add(body.channel)
+        self.channels[body.channel] = None
         return Wanted(body.channel, since, body.rewind, body.filter)
 
     # -- in: results
@@ -255,7 +260,7 @@ class Session:
         if self.state is State.CLOSING:
             return []
         if id in self._refreshing:
-            self._refreshing.discard(id)
+            self._refreshing.pop(id, None)
             return self._refreshed(id, result, now)
         if isinstance(result, OperationalError):
             effects = self.done(id, result)
@@ -266,7 +271,7 @@ class Session:
                 return [*effects, *self._close(refused)]
             # Temporary: the client may try again within the connect timeout.
             self.state = State.WAITING
-            early, self._early = self._early, deque()
+            early, self._early = self._early, []
             for command, size in early:
                 self._in_flight_bytes -= size
                 effects.extend(self._refuse(command.id, UnavailableError("not connected", retry_after=1.0)))
@@ -299,26 +304,24 @@ class Session:
         if self.state is State.CLOSING:
             return []
         self.state = State.CONNECTED
-        self.channels.difference_update(failed)
+        for channel in failed:
+            self.channels.pop(channel, None)
         effects = self._settle(id)
-        while self._early and self._is_connected():
-            command, size = self._early.popleft()
-            self._in_flight[command.id] = size
+        early, self._early = self._early, []
+        self._in_flight.update({command.id: size for command, size in early})
+        for command, _ in early:
             effects.extend(self._dispatch(command))
         return effects
 
     def _is_open(self) -> bool:
         return self.state is not State.CLOSING
 
-    def _is_connected(self) -> bool:
-        return self.state is State.CONNECTED
-
     def opened(self, id: int, channel: str, error: OperationalError | None = None) -> list[Effect]:
         """What became of ``Open``. Without an error the reply has been sent with the opening."""
         if self.state is State.CLOSING:
             return []
         if error is not None:
-            self.channels.discard(channel)
+            self.channels.pop(channel, None)
         effects = self._settle(id) if error is None else self.done(id, error)
         waiting = self._opening.pop(channel, deque())
         while waiting:

@@ -15,6 +15,7 @@ from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
 from kimera_stream.api.egress import EXTENSION, EgressProtocol, TransportEgress, uvicorn_options
+from kimera_stream.api.slim import SlimEvent, SlimQueue
 from kimera_stream.streaming.egress import Egress
 from tests.streaming.fakes import FakeEgress, settings_with
 from tests.streaming.rawws import build
@@ -150,6 +151,47 @@ async def test_pauses_reach_uvicorn_and_the_listener() -> None:
     protocol.shutdown()
     assert heard == ["paused", "resumed", "draining"]
     gone(protocol)
+
+
+async def test_a_connection_in_use_lets_go_of_its_opening_request() -> None:
+    protocol, _, calls = await accepted()
+    request = protocol.request
+    assert len(list(request.headers.raw_items())) > 3
+    protocol.egress.listen(FakeEgress())  # type: ignore[arg-type]
+    assert list(request.headers.raw_items()) == []
+    assert calls[0][0]["headers"] == []
+    assert vars(protocol) == {}, "an attribute of the base class has no slot"
+    gone(protocol)
+
+
+async def test_the_slim_queue_and_event_do_what_uvicorn_asks_of_them() -> None:
+    queue: SlimQueue[int] = SlimQueue()
+    assert queue.empty()
+    getter = asyncio.ensure_future(queue.get())  # noqa: TID251
+    await asyncio.sleep(0)
+    queue.put_nowait(1)
+    queue.put_nowait(2)
+    assert await getter == 1
+    assert not queue.empty()
+    assert await queue.get() == 2
+    assert queue.empty()
+    cancelled = asyncio.ensure_future(queue.get())  # noqa: TID251
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    queue.put_nowait(3)
+    assert await queue.get() == 3
+
+    event = SlimEvent()
+    assert event.is_set()
+    await event.wait()
+    event.clear()
+    waiters = [asyncio.ensure_future(event.wait()) for _ in range(3)]  # noqa: TID251
+    await asyncio.sleep(0)
+    waiters[0].cancel()
+    await asyncio.sleep(0)
+    assert not waiters[1].done()
+    event.set()
+    await asyncio.gather(*waiters[1:])
 
 
 async def test_an_asgi_send_waits_while_paused_but_the_handle_does_not() -> None:

@@ -516,7 +516,13 @@ async def test_shutdown_flushes_closes_and_aborts_who_stays() -> None:
         outlet, egress = b.connect()
         await b.subscribe(outlet)
         kept = FakeEgress()
-        b.hub.connect(kept, CODECS["json"], spawn=b.group.start_soon, on_drain=lambda: None)
+
+        class Owner:
+            def outlet_ended(self) -> None: ...
+
+            def outlet_draining(self) -> None: ...
+
+        b.hub.connect(kept, CODECS["json"], spawn=b.group.start_soon, owner=Owner())
         b.commit(1)
         assert await b.hub.shutdown(0.05) == 1
         assert egress.offsets() == [1]

@@ -161,7 +161,7 @@ class Conversation(RuleBasedStateMachine):
         assert self.session.in_flight == sum(self.unanswered.values())
         assert self.session.in_flight <= LIMITS.in_flight
         assert len(self.session.channels) <= LIMITS.subscriptions
-        assert self.open <= self.session.channels
+        assert self.open <= set(self.session.channels)
         assert self.session._in_flight_bytes >= 0
         if not self.session.in_flight:
             assert self.session._in_flight_bytes == 0
