@@ -31,7 +31,7 @@ typedef struct {
     const uint64_t *pool;   /* records */
     int64_t base;           /* slot of the first row, a multiple of KM_BLOCK */
     int64_t rows;
-    int apart;              /* rows taken for unrelated: only oppositions about the same subject count */
+    int apart;              /* only oppositions count: vectors are read of rows that share a key with the query */
 } km_segment;
 
 typedef struct {

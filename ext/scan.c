@@ -52,8 +52,7 @@ static void consider(const km_scan *scan, const km_query *query, const km_segmen
     if (overlaps) {
         uint64_t word = segment->keys[row];
         int anonymous = query->subject == 0 || (word >> KM_KEY_BITS) == 0;
-        int unknown = !has_vectors && !segment->apart;
-        if ((word & query->subject) != 0 || (anonymous && (related || unknown))) {
+        if ((word & query->subject) != 0 || (anonymous && (related || !has_vectors))) {
             int same;
             int opposed = km_opposed(query->record, segment->pool + segment->record[row], &same);
             if (opposed > 0 && (same || related)) {
@@ -61,7 +60,7 @@ static void consider(const km_scan *scan, const km_query *query, const km_segmen
                 hit.conditional = !same;
                 hit.fused = (related ? fused : cosine) + KM_SYMBOLIC + lift(opposed);
                 passing = 1;
-            } else if (opposed > 0 && unknown) {
+            } else if (opposed > 0 && !has_vectors) {
                 hit.opposed = opposed; /* nothing says whether they are related: last in line */
                 hit.conditional = 0;
                 hit.fused = lift(opposed) - 1.0f;
@@ -82,15 +81,26 @@ static void consider(const km_scan *scan, const km_query *query, const km_segmen
         km_heap_push(heap, hit);
 }
 
+static inline float flag_of(const km_scan *scan, const km_segment *segment, int64_t row, uint32_t text)
+{
+    if (segment->text == NULL)
+        return 0.0f;
+    uint32_t other = segment->text[row], numbers = 0x3fffffffu;
+    if (!(other & text & 0x80000000u))
+        return 0.0f;
+    int differs = ((other ^ text) & 0x40000000u) != 0 ||
+                  ((other & numbers) && (text & numbers) && (other & numbers) != (text & numbers));
+    return differs ? scan->weights.flag : 0.0f;
+}
+
 static void block_single(const km_scan *scan, const km_query *query, const km_segment *segment, int64_t row, int64_t n,
-                         uint64_t live, km_heap *heap)
+                         uint64_t live, int only_opposed, km_heap *heap)
 {
     const km_isa *isa = scan->isa;
     float cosine[KM_BLOCK], fused[KM_BLOCK], l1[KM_BLOCK];
     int32_t acc[KM_BLOCK], sad[KM_BLOCK];
     km_masks masks = {0, 0};
-    const int has_vectors =
-        query->vector != NULL && !segment->apart && (segment->codes != NULL || segment->exact != NULL);
+    const int has_vectors = query->vector != NULL && (segment->codes != NULL || segment->exact != NULL);
     if (has_vectors) {
         km_weights weights = scan->weights;
         const float *difference = weights.l1 != 0.0f ? l1 : NULL;
@@ -120,6 +130,8 @@ static void block_single(const km_scan *scan, const km_query *query, const km_se
         masks = isa->admit(cosine, segment->text == NULL ? NULL : segment->text + row, difference, n, query->text,
                            &weights, floor_of(heap, weights.threshold), fused);
     }
+    if (only_opposed)
+        masks.passing = 0;
     uint64_t overlaps = 0;
     if (query->keys != 0 && segment->keys != NULL)
         overlaps = isa->overlap(segment->keys + row, n, query->keys) & live;
@@ -133,16 +145,15 @@ static void block_single(const km_scan *scan, const km_query *query, const km_se
     }
 }
 
-static inline float flag_of(const km_scan *scan, const km_segment *segment, int64_t row, uint32_t text)
+/* A block of which only oppositions count: the vectors of the other rows are not read. */
+static void block_apart(const km_scan *scan, const km_query *query, const km_segment *segment, int64_t row, int64_t n,
+                        uint64_t live, km_heap *heap)
 {
-    if (segment->text == NULL)
-        return 0.0f;
-    uint32_t other = segment->text[row], numbers = 0x3fffffffu;
-    if (!(other & text & 0x80000000u))
-        return 0.0f;
-    int differs = ((other ^ text) & 0x40000000u) != 0 ||
-                  ((other & numbers) && (text & numbers) && (other & numbers) != (text & numbers));
-    return differs ? scan->weights.flag : 0.0f;
+    if (query->keys == 0 || segment->keys == NULL)
+        return;
+    uint64_t overlaps = scan->isa->overlap(segment->keys + row, n, query->keys) & live;
+    for (; overlaps != 0; overlaps &= overlaps - 1)
+        block_single(scan, query, segment, row + __builtin_ctzll(overlaps), 1, 1, 1, heap);
 }
 
 static void block_multi(const km_scan *scan, const pass *p, const km_segment *segment, int64_t row, int64_t n,
@@ -155,8 +166,7 @@ static void block_multi(const km_scan *scan, const pass *p, const km_segment *se
     } out;
     float lanes[KM_MULTI], floors[KM_MULTI];
     const int width = p->groups * KM_LANES;
-    const int coded = segment->codes != NULL && !segment->apart;
-    const int has_vectors = coded || (segment->exact != NULL && !segment->apart);
+    const int coded = segment->codes != NULL, has_vectors = coded || segment->exact != NULL;
     const float *minimum = coded ? p->related_codes : p->related_exact;
     uint64_t overlaps = 0;
     if (p->any_keys != 0 && segment->keys != NULL)
@@ -224,10 +234,15 @@ static void work(void *context, int worker)
                     word &= (UINT64_C(1) << n) - 1;
                 if (word == 0)
                     continue;
-                if (j->pass_count > 0)
+                if (segment->apart)
+                    for (int64_t q = 0; q < (j->pass_count > 0 ? j->passes[p].count : 1); q++) {
+                        int64_t at = j->pass_count > 0 ? j->passes[p].first + q : p;
+                        block_apart(scan, &scan->queries[at], segment, row, n, word, &heaps[at]);
+                    }
+                else if (j->pass_count > 0)
                     block_multi(scan, &j->passes[p], segment, row, n, word, heaps);
                 else
-                    block_single(scan, &scan->queries[p], segment, row, n, word, &heaps[p]);
+                    block_single(scan, &scan->queries[p], segment, row, n, word, 0, &heaps[p]);
             }
     }
 }
@@ -367,7 +382,7 @@ void km_rescore(const km_scan *scan, km_hit *hits, int64_t *counts)
         for (int64_t i = 0; i < counts[q]; i++) {
             km_hit hit = hits[q * scan->k + i];
             const km_segment *segment = segment_of(scan, hit.slot);
-            if (query->vector != NULL && segment->exact != NULL && (segment->codes != NULL || segment->apart)) {
+            if (query->vector != NULL && segment->codes != NULL && segment->exact != NULL) {
                 float exact;
                 scan->isa->dots_f32(query->vector, segment->exact + (hit.slot - segment->base) * scan->dim, 1,
                                     scan->dim, &exact);

@@ -124,8 +124,8 @@ class Kernel:
                 queries lost) below ``min_related``, so that none is missed; with ``rescore`` the exact cosine decides.
             rescore: Replace the cosines of the k hits by those of the float32 rows where a segment has them.
 
-            select: uint8 per segment of the view: 0 leaves it out; 1 scans it; 2 takes its rows for unrelated and looks
-                only for oppositions about the same subject. None scans them all.
+            select: uint8 per segment of the view: 0 leaves it out; 1 scans it; 2 looks only for oppositions in it, and
+                reads the vectors only of rows that share a key with the query. None scans them all.
 
         Raises:
             TypeError, ValueError: a wrong dtype, shape or value; the message names the argument.

@@ -137,8 +137,7 @@ def _scan_segment(
 ) -> _Found:
     n, dim = segment.rows, queries.dim
     vector = queries.vectors[i]
-    has = bool(queries.has_vector[i]) and not apart and (segment.codes is not None or segment.exact is not None)
-    unknown = not has and not apart
+    has = bool(queries.has_vector[i]) and (segment.codes is not None or segment.exact is not None)
     cosine, fused = np.zeros(n, np.float32), np.zeros(n, np.float32)
     related = np.zeros(n, bool)
     if has:
@@ -159,7 +158,7 @@ def _scan_segment(
         if segment.text is not None:
             fused = fused + np.float32(weights.flag) * flags(int(queries.text[i]), segment.text)
         related = cosine >= minimum
-    passing = related.copy()
+    passing = related & (not apart)
     counts, conditional = np.zeros(n, np.int64), np.ones(n, bool)
     keys, subject, layers = (int(x[i]) for x in (queries.keys, queries.subjects, queries.layers))
     record = int(queries.record[i])
@@ -171,14 +170,14 @@ def _scan_segment(
         for row in np.flatnonzero(rows & ((segment.keys & np.uint64(keys)) != 0)).tolist():
             word = int(segment.keys[row])
             anonymous = subject == 0 or word >> KEY_BITS == 0
-            if not (word & subject or (anonymous and (related[row] or unknown))):
+            if not (word & subject or (anonymous and (related[row] or not has))):
                 continue
             count, same = opposed(mine, _Parsed(segment.pool, int(segment.record[row])))
             if count and (same or related[row]):
                 counts[row], conditional[row], passing[row] = count, not same, True
                 base = fused[row] if related[row] else cosine[row]
                 fused[row] = base + np.float32(SYMBOLIC_BONUS) + np.float32(min(count, 63) / 64)
-            elif count and unknown:
+            elif count and not has:
                 counts[row], conditional[row], passing[row] = count, False, True
                 fused[row] = np.float32(min(count, 63) / 64 - 1)
         if weights.layer and layers:
@@ -197,10 +196,10 @@ _NOTHING = _Found(
 )
 
 
-def _rescored(found: _Found, view: Sequence[Segment], how: Sequence[int], vector: F32, weights: Weights) -> _Found:
+def _rescored(found: _Found, view: Sequence[Segment], vector: F32, weights: Weights) -> _Found:
     exact, keep = found.cosine.copy(), np.ones(len(found.slots), bool)
-    for segment, mode in zip(view, how, strict=True):
-        if segment.exact is None or (segment.codes is None and mode != 2):
+    for segment in view:
+        if segment.codes is None or segment.exact is None:
             continue
         here = (found.slots >= segment.base) & (found.slots < segment.end)
         exact[here] = segment.exact[found.slots[here] - segment.base] @ vector
@@ -247,7 +246,7 @@ class Reference:
             found = _Found.join(parts) if parts else _NOTHING
             found = found.best(k, np.ones(len(found.slots), bool))
             if rescore and queries.has_vector[i]:
-                found = _rescored(found, view, chosen, queries.vectors[i], weights)
+                found = _rescored(found, view, queries.vectors[i], weights)
             n = len(found.slots)
             hits.slots[i, :n], hits.fused[i, :n], hits.cosine[i, :n] = found.slots, found.fused, found.cosine
             hits.opposed[i, :n], hits.counts[i] = found.opposed, n

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from kimera_stream import kernels
 from kimera_stream.core.index import FlatIndex, SnapshotError
+from kimera_stream.core.index.cells import Cells, train
 from kimera_stream.core.interfaces import IndexService, StoredGeoid
 from kimera_stream.infrastructure.settings import PerformanceSettings, ScoringSettings
 from kimera_stream.protocol.errors import BadRequestError, LimitExceededError
@@ -483,3 +485,141 @@ async def test_memory_is_bounded_as_documented(tmp_path: Path) -> None:
     assert await index.rebuild(batches()) == n
     assert index.bytes / n < 1.5 * 385
     assert index.mapped_bytes == n * 384 * 4
+
+
+class TestCells:
+    """The coarse partition: the same answers, from fewer rows."""
+
+    N = 6000
+
+    @classmethod
+    def fill(cls, index: FlatIndex) -> np.ndarray:
+        rng = np.random.default_rng(11)
+        centres = rng.standard_normal((40, DIM)).astype(np.float32)
+        vectors = centres[rng.integers(0, 40, cls.N)] + 0.5 * rng.standard_normal((cls.N, DIM)).astype(np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        for i in range(cls.N):
+            symbols: dict[str, Scalar] = {}
+            if i % 10 == 0:
+                symbols = {"state": f"a long value {i % 7}"} | ({"subject": f"s{i % 300}"} if i % 20 else {})
+            index.put(stored(f"g{i}", vectors[i], text=f"{'not ' if i % 3 else ''}{i % 5} of them", symbols=symbols))
+        index.put(stored("bare", None, symbols={"subject": "s10", "state": "nothing like it"}))
+        return vectors
+
+    @pytest.mark.anyio
+    @pytest.mark.parametrize("kernel", ["auto", "reference"])
+    async def test_recall_is_measured_and_symbols_are_never_missed(self, kernel: str) -> None:
+        index, plain = make(kernel, max_geoids=10_000), make(kernel)
+        vectors = self.fill(index)
+        self.fill(plain)
+        statistics = await index.partition(cells=32)
+        assert statistics.cells == 32
+        assert 1 <= statistics.probes < 32
+        assert index.size == plain.size
+        found_share, proved = [], 0
+        for i in range(0, 300, 3):
+            query = stored(
+                f"g{i}", vectors[i], text="4 of them", symbols={"subject": f"s{i}", "state": "a long value 3"}
+            )
+            (exact,) = await plain.scan([query], k=20, min_relatedness=0.3)
+            (found,) = await index.scan([query], k=20, min_relatedness=0.3)
+            opposed = {c.geoid_id for c in exact if c.symbolic}
+            assert {c.geoid_id for c in found if c.symbolic} >= opposed
+            names = {c.geoid_id for c in exact}
+            found_share.append(len(names & {c.geoid_id for c in found}) / len(names))
+            proved += len(names) == 20
+        assert sum(found_share) / len(found_share) >= 0.98
+        assert proved > 50
+
+    @pytest.mark.anyio
+    async def test_all_cells_probed_is_the_exact_scan(self) -> None:
+        index, plain = make(), make()
+        vectors = self.fill(index)
+        self.fill(plain)
+        await index.partition(cells=8)
+        cells = index._cells
+        assert cells is not None
+        cells.probes = 8
+        for i in range(20):
+            expected = await plain.related(vectors[i][None], k=30)
+            assert await index.related(vectors[i][None], k=30) == expected
+
+    @pytest.mark.anyio
+    async def test_what_changes_while_rows_move_is_kept(self) -> None:
+        index = make(index_full="evict_oldest")
+        vectors = self.fill(index)
+
+        async def change() -> None:
+            for i in range(200):
+                index.put(stored(f"new-{i}", vectors[i]))
+                index.remove(f"g{5000 + i}")
+                index.put(stored(f"g{4000 + i}", vectors[0]))
+                await anyio.lowlevel.checkpoint()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(partial(index.partition, cells=16))
+            group.start_soon(change)
+        assert "g5100" not in index
+        assert "new-150" in index
+        (found,) = await index.related(vectors[0][None], k=250)
+        assert {f"g{4000 + i}" for i in range(200)} <= {c.geoid_id for c in found}
+        assert len({c.geoid_id for c in found}) == len(found)
+        order = [index._ids[slot] for slot in index._age or ()]
+        assert len(order) == index.size
+        assert order[:3] == ["g0", "g1", "g2"], "moving does not make a geoid younger"
+
+    @pytest.mark.anyio
+    async def test_cells_survive_a_snapshot(self, tmp_path: Path) -> None:
+        index, again = make(), make()
+        vectors = self.fill(index)
+        await index.partition(cells=16)
+        await index.save(tmp_path / "s", model="m", epoch="e", offset=1)
+        await again.load(tmp_path / "s", model="m", epoch="e")
+        assert again.statistics.cells == 16
+        assert again.statistics.probes == index.statistics.probes
+        again.put(stored("new", vectors[3]))
+        index.put(stored("new", vectors[3]))
+        for i in range(20):
+            assert {c.geoid_id for c in (await again.related(vectors[i][None], k=9))[0]} == {
+                c.geoid_id for c in (await index.related(vectors[i][None], k=9))[0]
+            }
+
+    @pytest.mark.anyio
+    async def test_recall_that_falls_short_makes_it_probe_more(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("kimera_stream.core.index.cells.CHECK_EVERY", 1)
+        index = make()
+        self.fill(index)
+        await index.partition(cells=32)
+        cells = index._cells
+        assert cells is not None
+        cells.probes = 1
+        rng = np.random.default_rng(0)
+        for _ in range(60):
+            vector = rng.standard_normal(DIM).astype(np.float32)
+            await index.related(vector[None] / np.linalg.norm(vector), k=50)
+        assert index.statistics.probes > 4
+        assert index.statistics.recall is not None
+
+    @settings(max_examples=40, deadline=None)
+    @given(st.integers(0, 2**32))
+    def test_no_row_is_closer_than_its_cells_bound(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        rows = rng.standard_normal((60, 6)).astype(np.float32)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        cells = Cells.around(train(rows, 5, seed=seed))
+        member = [cells.add(row) for row in rows]
+        queries = rng.standard_normal((10, 6)).astype(np.float32)
+        queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+        for query in queries:
+            bounds = cells.bounds(cells.centroids @ query)
+            assert (rows @ query <= bounds[member] + 1e-6).all()
+
+    @pytest.mark.anyio
+    async def test_too_few_vectors_or_a_second_time_is_refused(self) -> None:
+        index = make()
+        with pytest.raises(RuntimeError, match="expected at least"):
+            await index.partition()
+        self.fill(index)
+        await index.partition(cells=8)
+        with pytest.raises(RuntimeError, match="has cells already"):
+            await index.partition(cells=8)

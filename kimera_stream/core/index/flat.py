@@ -10,23 +10,26 @@ from pathlib import Path
 
 import anyio.lowlevel
 import numpy as np
+import numpy.typing as npt
 import structlog
 
 from kimera_stream import kernels
+from kimera_stream.core.index.cells import Cells, cell_count, is_enough, train
+from kimera_stream.core.index.probe import Scope, probing_pays, recall_of, scan_cells, scan_rows
 from kimera_stream.core.index.signature import build_geoid_record, text_signature
-from kimera_stream.core.index.slots import Age, Slots
+from kimera_stream.core.index.slots import BARE, HOLE, LOOSE, Age, Slots
 from kimera_stream.core.index.snapshot import IndexState, SnapshotInfo, read_snapshot, write_snapshot
 from kimera_stream.core.index.storage import CHUNK_BITS, CHUNK_ROWS, Chunk, RowFiles
 from kimera_stream.core.index.values import ValueCodes
 from kimera_stream.core.interfaces import Candidate, Matrix, StoredGeoid, Threads, Vector
 from kimera_stream.infrastructure.settings import PerformanceSettings, ScoringSettings
-from kimera_stream.kernels.layout import U64
+from kimera_stream.kernels.layout import F32
 from kimera_stream.protocol.errors import BadRequestError, LimitExceededError, UnavailableError
 
 FLAG_WEIGHT = 0.5
 """Lift of a candidate whose negations or numbers differ: measured to beat every learned scan score on negation."""
-_SLACK = 32
-"""Further hits taken from the 8-bit scan before the exact cosines decide, besides a quarter of k."""
+_SLICE = 256
+"""Rows moved into cells before other work on the event loop gets a turn."""
 _ID_BYTES = 49 + 42 + 32 + 8
 """Per id besides its characters: the string's head, its dictionary entry, the slot's integer, the list entry."""
 
@@ -47,6 +50,13 @@ class IndexStatistics:
     policy: str
     kernel: str
     threads: int
+    cells: int = 0
+    """Cells of the partition; 0: every scan is over all rows."""
+    probes: int = 0
+    recall: float | None = None
+    """Of the exact result, over the queries last measured; None without cells or before the first."""
+    proved: float | None = None
+    """Share of the queries whose result the bounds prove exact."""
 
 
 class FlatIndex:
@@ -96,7 +106,8 @@ class FlatIndex:
         self._slots = Slots()
         self._age = Age() if self._policy == "evict_oldest" else None
         self._chunks: list[Chunk] = []
-        self._fresh: list[tuple[int, int]] = [(0, 0), (0, 0)]
+        self._cells: Cells | None = None
+        self._fresh: dict[int, tuple[int, int]] = {}
         """Per kind, the slots of the newest chunk that were never used: from, to."""
         self._by_id: dict[str, int] = {}
         self._ids: list[str | None] = []
@@ -133,6 +144,7 @@ class FlatIndex:
 
     @property
     def statistics(self) -> IndexStatistics:
+        cells = self._cells
         return IndexStatistics(
             geoids=self.size,
             capacity=self._capacity,
@@ -144,6 +156,10 @@ class FlatIndex:
             policy=self._policy,
             kernel=self._kernel.variant,
             threads=self._kernel.threads,
+            cells=0 if cells is None else len(cells),
+            probes=0 if cells is None else cells.probes,
+            recall=None if cells is None else cells.recall,
+            proved=cells.proved / cells.queries if cells is not None and cells.queries else None,
         )
 
     # -- writing ---------------------------------------------------------------------------------------------------
@@ -161,7 +177,7 @@ class FlatIndex:
         old = self._by_id.get(geoid.id)
         if old is None and len(self._by_id) >= self._capacity:
             self._make_room()
-        slot = self._take(0 if vector is None else 1)
+        slot = self._take(self._kind_for(vector))
         chunk, row = self._chunks[slot >> CHUNK_BITS], slot & (CHUNK_ROWS - 1)
         record = build_geoid_record(geoid, self._codes, store=True)
         lost, replaced = chunk.write(row, vector, text_signature(geoid.text), record)
@@ -235,13 +251,18 @@ class FlatIndex:
         if self._on_evict is not None:
             self._on_evict(oldest)
 
+    def _kind_for(self, vector: Vector | None) -> int:
+        if vector is None:
+            return BARE
+        return LOOSE if self._cells is None else LOOSE + 1 + self._cells.add(vector)
+
     def _take(self, kind: int) -> int:
         slot = self._slots.reuse(kind)
         if slot is not None:
             return slot
-        start, end = self._fresh[kind]
+        start, end = self._fresh.get(kind, (0, 0))
         if start == end:
-            exact, mapped = self._files.take() if kind else (None, False)
+            exact, mapped = (None, False) if kind == BARE else self._files.take()
             start = self._slots.add_chunk(kind)
             end = start + CHUNK_ROWS
             self._chunks.append(Chunk(start, self.dimension, exact, mapped=mapped))
@@ -267,10 +288,9 @@ class FlatIndex:
     def _used(self) -> list[int]:
         """Rows of each chunk that were ever used."""
         used = [CHUNK_ROWS] * len(self._chunks)
-        for start, end in self._fresh:
-            if end:
-                used[end - 1 >> CHUNK_BITS] -= end - start
-        return used
+        for start, end in self._fresh.values():
+            used[end - 1 >> CHUNK_BITS] -= end - start
+        return [0 if kind == HOLE else rows for kind, rows in zip(self._slots.kinds, used, strict=True)]
 
     # -- snapshots -------------------------------------------------------------------------------------------------
 
@@ -294,6 +314,8 @@ class FlatIndex:
                 order=None if self._age is None else list(self._age),
                 chunks=[copy.copy(chunk) for chunk in self._chunks],
                 used=self._used(),
+                kinds=list(self._slots.kinds),
+                cells=None if self._cells is None else copy.deepcopy(self._cells),
             )
             write = partial(write_snapshot, dimension=self.dimension, model=model, epoch=epoch, offset=offset)
             try:
@@ -327,21 +349,118 @@ class FlatIndex:
         return info
 
     def _adopt(self, state: IndexState, by_id: dict[str, int]) -> None:
-        kinds = [int(chunk.exact is not None) for chunk in state.chunks]
-        self._slots = Slots.restored(kinds, state.bits, state.used)
+        self._slots = Slots.restored(state.kinds, state.bits, state.used)
+        self._cells = state.cells
         self._chunks = state.chunks
         self._ids = state.ids
         self._by_id = by_id
         self._id_chars = sum(map(len, by_id))
         self._margin = state.margin
         self._codes.restore(state.values)
-        for i, (kind, used) in enumerate(zip(kinds, state.used, strict=True)):
-            if used < CHUNK_ROWS:
+        for i, (kind, used) in enumerate(zip(state.kinds, state.used, strict=True)):
+            if kind != HOLE and used < CHUNK_ROWS:
                 self._fresh[kind] = (i * CHUNK_ROWS + used, (i + 1) * CHUNK_ROWS)
         if self._age is not None:
             for slot in state.live_slots().tolist() if state.order is None else state.order:
                 self._age.append(slot)
         self._view = None
+
+    # -- cells -----------------------------------------------------------------------------------------------------
+
+    async def partition(self, *, cells: int | None = None, check: int = 64, k: int = 64) -> IndexStatistics:
+        """Sort the vectors into cells, so that scans read a part of them, while scans and puts go on.
+
+        Worth it when one scan reads for longer than it may take; below some million rows the exact scan wins. New rows
+        go into their cell at once; the others move in slices between other work. Then as many cells are probed as
+        ``check`` stored statements need to find what the exact scan finds; from there on the recall is watched.
+
+        Args:
+            cells: How many; None: by size.
+            check: Stored statements to measure with.
+            k: Hits to measure with.
+
+        Raises:
+            RuntimeError: there are cells already, or fewer than two vectors a cell.
+        """
+        if self._cells is not None:
+            raise RuntimeError("partition: the index has cells already")
+        rng = np.random.default_rng(0)
+        vectors = self._slots_with_vectors()
+        count = cell_count(len(vectors), CHUNK_ROWS // 2) if cells is None else cells
+        if len(vectors) < 2 * count:
+            raise RuntimeError(f"partition: expected at least {2 * count} vectors for {count} cells")
+        sample = self._exact(rng.choice(vectors, min(len(vectors), 64 * count), replace=False))
+        self._cells = Cells.around(await self._threads.run("score", train, sample, count), probes=count)
+        for i, chunk in enumerate(self._chunks[:]):
+            if self._slots.kinds[i] == LOOSE:
+                await self._empty(i, chunk)
+        await self._calibrate(self._cells, check, k)
+        log.info("index partitioned", cells=count, probes=self._cells.probes)
+        return self.statistics
+
+    def _slots_with_vectors(self) -> npt.NDArray[np.int64]:
+        live = [np.flatnonzero(self._slots.chunk_live(c.base)) + c.base for c in self._chunks if c.exact is not None]
+        return np.concatenate(live) if live else np.zeros(0, np.int64)
+
+    def _exact(self, slots: npt.NDArray[np.int64]) -> F32:
+        rows = [self._chunks[slot >> CHUNK_BITS].exact_row(slot & (CHUNK_ROWS - 1)) for slot in slots.tolist()]
+        return np.stack(rows) if rows else np.zeros((0, self.dimension), np.float32)
+
+    async def _empty(self, i: int, chunk: Chunk) -> None:
+        """Move the rows of a chunk into their cells, and give it up."""
+        while True:
+            rows = np.flatnonzero(self._slots.chunk_live(chunk.base))[:_SLICE].tolist()
+            if not rows:
+                break
+            await self._prepare(4)
+            for row in rows:
+                if self._slots.is_live(chunk.base + row):  # else deleted or updated meanwhile
+                    self._move(chunk, row)
+            await anyio.lowlevel.checkpoint()
+        self._slots.retire(i)
+        self._fresh.pop(LOOSE, None)
+        self._chunks[i] = Chunk(chunk.base, self.dimension, None)
+        self._view = None
+
+    def _move(self, chunk: Chunk, row: int) -> None:
+        old = chunk.base + row
+        vector = chunk.exact_row(row)
+        slot = self._take(self._kind_for(vector))
+        to = self._chunks[slot >> CHUNK_BITS]
+        lost, replaced = to.write(slot & (CHUNK_ROWS - 1), vector, int(chunk.text[row]), chunk.record_of(row))
+        self._margin = max(self._margin, lost)
+        name = self._ids[old]
+        assert name is not None
+        self._ids[slot] = name
+        self._by_id[name] = slot
+        self._slots.publish(slot)
+        self._slots.release(old)
+        if self._age is not None:
+            self._age.replace(old, slot)
+        if replaced:
+            self._view = None
+
+    async def _calibrate(self, cells: Cells, check: int, k: int) -> None:
+        """Find how many cells to probe: doubling until the recall of stored statements is well above the target."""
+        rng = np.random.default_rng(1)
+        live = self._slots_with_vectors()
+        slots = rng.choice(live, min(check, len(live)), replace=False)
+        block = kernels.Queries.build(
+            self._exact(slots),
+            text=[int(self._chunks[s >> CHUNK_BITS].text[s & (CHUNK_ROWS - 1)]) for s in slots.tolist()],
+            exclude=slots.tolist(),
+        )
+        weights = kernels.Weights(min_related=0.35, flag=FLAG_WEIGHT)
+        tried: dict[int, float] = {}
+        probes = 1
+        with self._pinned() as scope:
+            exact = await self._threads.run("score", scan_rows, scope, block, weights, k)
+            while not is_enough(tried) and probes not in tried:
+                tried[probes] = await self._threads.run(
+                    "score", _mean_recall, scope, cells, block, weights, k, probes, exact
+                )
+                probes = min(len(cells), probes * 2 if probes < 8 else probes + probes // 4)
+        cells.probes = max(tried)
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -385,23 +504,27 @@ class FlatIndex:
         return await self._run(kernels.Queries.build(rows), kernels.Weights(), k)
 
     @contextmanager
-    def _pinned(self) -> Iterator[tuple[kernels.View, U64]]:
+    def _pinned(self) -> Iterator[Scope]:
         with self._slots.pin() as live:
             if self._view is None:
                 self._view = self._kernel.view([chunk.segment() for chunk in self._chunks])
-            yield self._view, live
+            yield Scope(self._kernel, self._view, live, np.array(self._slots.kinds, np.int64), self._margin)
 
     async def _run(self, block: kernels.Queries, weights: kernels.Weights, k: int) -> list[list[Candidate]]:
-        with self._pinned() as (view, live):
-            hits = await self._threads.run("score", self._scan, view, live, block, weights, k, self._margin)
-            return [self._candidates(hits, i, k) for i in range(len(block))]
+        cells = self._cells
+        with self._pinned() as scope:
+            if cells is None or not probing_pays(cells, len(block)):
+                hits = await self._threads.run("score", scan_rows, scope, block, weights, k)
+            else:
+                due = [i for i in range(len(block)) if cells.is_due()]
+                hits, proofs, recalls = await self._threads.run("score", _probe, scope, cells, block, weights, k, due)
+                cells.proved += sum(proofs)
+                for recall in recalls:
+                    if cells.measured(recall):
+                        log.warning("more cells are probed: recall fell short", probes=cells.probes)
+            return [self._candidates(hits, i) for i in range(len(block))]
 
-    def _scan(
-        self, view: kernels.View, live: U64, block: kernels.Queries, weights: kernels.Weights, k: int, margin: float
-    ) -> kernels.Hits:
-        return self._kernel.scan(view, live, block, weights, k=k + max(_SLACK, k // 4), margin=margin, rescore=True)
-
-    def _candidates(self, hits: kernels.Hits, query: int, k: int) -> list[Candidate]:
+    def _candidates(self, hits: kernels.Hits, query: int) -> list[Candidate]:
         """Names for slots. Slots keep their id until they are written again, which the pin holds off."""
         n = int(hits.counts[query])
         candidates = []
@@ -411,8 +534,33 @@ class FlatIndex:
             geoid_id = self._ids[slot]
             if geoid_id is not None and geoid_id in self._by_id:  # else deleted since the scan began
                 candidates.append(Candidate(geoid_id, max(-1.0, min(1.0, cosine)), opposed, fused))
-        return candidates[:k]
+        return candidates
 
 
 def _slots_by_id(state: IndexState) -> dict[str, int]:
     return {name: slot for slot, name in enumerate(state.ids) if name is not None}
+
+
+def _probe(
+    scope: Scope, cells: Cells, block: kernels.Queries, weights: kernels.Weights, k: int, due: list[int]
+) -> tuple[kernels.Hits, list[bool], list[float]]:
+    """Probe for every query; the due ones are scanned exactly besides, to measure."""
+    hits, proofs = scan_cells(scope, cells, block, weights, k)
+    recalls = []
+    if due:
+        exact = scan_rows(scope, block, weights, k)
+        recalls = [recall_of(hits, exact, i) for i in due]
+    return hits, proofs, recalls
+
+
+def _mean_recall(
+    scope: Scope,
+    cells: Cells,
+    block: kernels.Queries,
+    weights: kernels.Weights,
+    k: int,
+    probes: int,
+    exact: kernels.Hits,
+) -> float:
+    hits, _ = scan_cells(scope, cells, block, weights, k, probes=probes)
+    return sum(recall_of(hits, exact, i) for i in range(len(block))) / len(block)

@@ -41,7 +41,22 @@ _NUMBER_WORDS = {
 """Without "one", which is a pronoun more often than a number."""
 
 _NEGATIONS = frozenset(
-    "no not never none nobody nothing nowhere neither nor cannot without hardly barely scarcely".split()
+    [
+        "no",
+        "not",
+        "never",
+        "none",
+        "nobody",
+        "nothing",
+        "nowhere",
+        "neither",
+        "nor",
+        "cannot",
+        "without",
+        "hardly",
+        "barely",
+        "scarcely",
+    ]
 )
 _TOKEN = re.compile(r"\d[\d,]*(?:\.\d+)?|[^\W\d_]+(?:['’]t\b)?")
 _CONTRACTED = ("n't", "n’t")

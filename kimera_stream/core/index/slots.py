@@ -12,6 +12,12 @@ from kimera_stream.kernels.layout import U8, U64
 
 _WORDS = CHUNK_ROWS // 64
 _NONE = -1
+HOLE = -1
+"""Kind of a chunk that is given up."""
+BARE = 0
+"""Kind of a chunk of rows without vectors."""
+LOOSE = 1
+"""Kind of a chunk of rows with vectors that are in no cell; the cells follow."""
 
 
 class Slots:
@@ -27,7 +33,7 @@ class Slots:
         self._clock = 0
         self._pins: set[int] = set()
         self._quarantine: deque[tuple[int, int]] = deque()
-        self._free: tuple[list[int], list[int]] = ([], [])
+        self._free: dict[int, list[int]] = {}
         self._kind: list[int] = []
         self.live = 0
 
@@ -39,14 +45,14 @@ class Slots:
     @property
     def tombstones(self) -> int:
         """Freed slots that wait for reuse or for the end of a scan."""
-        return len(self._free[0]) + len(self._free[1]) + len(self._quarantine)
+        return sum(map(len, self._free.values())) + len(self._quarantine)
 
     @property
     def bytes(self) -> int:
         return self._bits.nbytes + 8 * self.tombstones
 
     def add_chunk(self, kind: int) -> int:
-        """Bits for one more chunk, all dead; returns its first slot. ``kind``: 1 with vectors, 0 without."""
+        """Bits for one more chunk, all dead; returns its first slot. Slots are reused for their own kind only."""
         base = self.capacity
         self._bits = np.concatenate([self._bits, np.zeros(_WORDS, np.uint64)])
         self._words = self._bits.data
@@ -55,12 +61,26 @@ class Slots:
 
     def reuse(self, kind: int) -> int | None:
         """A freed slot of this kind, taken off the list."""
-        free = self._free[kind]
+        free = self._free.get(kind)
         return free.pop() if free else None
 
     def give_back(self, slot: int) -> None:
         """A slot that was taken but not published."""
-        self._free[self._kind[slot // CHUNK_ROWS]].append(slot)
+        kind = self._kind[slot // CHUNK_ROWS]
+        if kind != HOLE:
+            self._free.setdefault(kind, []).append(slot)
+
+    @property
+    def kinds(self) -> list[int]:
+        """Kind of each chunk."""
+        return self._kind
+
+    def retire(self, chunk: int) -> None:
+        """The slots of a chunk without live rows are not handed out any more."""
+        start, end = chunk * CHUNK_ROWS, (chunk + 1) * CHUNK_ROWS
+        kind = self._kind[chunk]
+        self._free[kind] = [slot for slot in self._free.get(kind, []) if not start <= slot < end]
+        self._kind[chunk] = HOLE
 
     def publish(self, slot: int) -> None:
         """From now on scans see the row."""
@@ -75,6 +95,9 @@ class Slots:
             self._quarantine.append((self._clock, slot))
         else:
             self.give_back(slot)
+
+    def is_live(self, slot: int) -> bool:
+        return bool(self._words[slot >> 6] >> (slot & 63) & 1)
 
     def chunk_live(self, base: int) -> U8:
         """0 or 1 per row of the chunk at ``base``."""
@@ -91,7 +114,8 @@ class Slots:
         slots.live = int(np.bitwise_count(bits).sum())
         for i, rows in enumerate(used):
             dead = np.flatnonzero(slots.chunk_live(i * CHUNK_ROWS)[:rows] == 0) + i * CHUNK_ROWS
-            slots._free[kinds[i]].extend(dead.tolist())
+            if kinds[i] != HOLE:
+                slots._free.setdefault(kinds[i], []).extend(dead.tolist())
         return slots
 
     @contextmanager
@@ -143,6 +167,21 @@ class Age:
         else:
             self._after[self._last] = slot
         self._last = slot
+
+    def replace(self, old: int, new: int) -> None:
+        """The row at ``old`` lives at ``new``, as old as it was."""
+        before, after = self._before[old], self._after[old]
+        self.append(new)
+        self.remove(new)
+        self._before[new], self._after[new] = before, after
+        if before == _NONE:
+            self._first = new
+        else:
+            self._after[before] = new
+        if after == _NONE:
+            self._last = new
+        else:
+            self._before[after] = new
 
     def remove(self, slot: int) -> None:
         """The slot is not in the order any more."""

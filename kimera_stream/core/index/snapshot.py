@@ -20,6 +20,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from kimera_stream.core.index.cells import Cells
+from kimera_stream.core.index.slots import LOOSE
 from kimera_stream.core.index.storage import CHUNK_ROWS, Chunk
 from kimera_stream.kernels import stride_of
 from kimera_stream.kernels.layout import U64
@@ -73,7 +75,9 @@ class _Header(msgspec.Struct, frozen=True):
     used: list[int]
     """Rows of each chunk that were ever used."""
     kinds: list[int]
-    """1: the chunk holds vectors."""
+    """Kind of each chunk, see ``slots.py``."""
+    probes: int
+    """Cells that a query probes; 0 without cells."""
     sections: list[_Section]
 
 
@@ -89,6 +93,8 @@ class IndexState:
     """Slots, oldest first; None where the policy needs no order."""
     chunks: list[Chunk]
     used: list[int]
+    kinds: list[int]
+    cells: Cells | None
 
     def live_slots(self) -> npt.NDArray[np.int64]:
         return np.flatnonzero(np.unpackbits(self.bits.view(np.uint8), bitorder="little")).astype(np.int64)
@@ -104,6 +110,9 @@ def _columns(state: IndexState) -> Iterator[tuple[str, int, npt.NDArray[Any], in
     yield "values", -1, np.frombuffer(msgspec.json.encode(state.values), np.uint8), 0
     if state.order is not None:
         yield "order", -1, np.array(state.order, np.int64), 0
+    if state.cells is not None:
+        yield "centroids", -1, state.cells.centroids, 0
+        yield "closest", -1, state.cells.closest, 0
     for i, (chunk, used) in enumerate(zip(state.chunks, state.used, strict=True)):
         for name in _SMALL:
             column = getattr(chunk, name)
@@ -146,7 +155,8 @@ def write_snapshot(
             chunk_rows=CHUNK_ROWS,
             margin=state.margin,
             used=state.used,
-            kinds=[int(chunk.exact is not None) for chunk in state.chunks],
+            kinds=state.kinds,
+            probes=0 if state.cells is None else state.cells.probes,
             sections=sections,
         )
     )
@@ -249,7 +259,7 @@ def _assemble(
     dim = header.dimension
     for i, (used, kind) in enumerate(zip(header.used, header.kinds, strict=True)):
         exact = None
-        if kind:
+        if kind >= LOOSE:
             mapped = np.frombuffer(memory, np.float32, CHUNK_ROWS * dim, starts[i]).reshape(CHUNK_ROWS, dim)
             exact = mapped.copy() if resident else mapped
         chunk = Chunk(i * CHUNK_ROWS, dim, exact, mapped=not resident)
@@ -271,6 +281,8 @@ def _assemble(
         order=arrays["order", -1].tolist() if ("order", -1) in arrays else None,
         chunks=chunks,
         used=header.used,
+        kinds=header.kinds,
+        cells=_cells(header, arrays),
     )
     slots = state.live_slots()
     lengths = arrays["id_lengths", -1]
@@ -279,6 +291,13 @@ def _assemble(
     text = arrays["ids", -1].tobytes().decode()
     _name(state.ids, slots.tolist(), lengths, text)
     return state
+
+
+def _cells(header: _Header, arrays: dict[tuple[str, int], npt.NDArray[Any]]) -> Cells | None:
+    if not header.probes:
+        return None
+    centroids = arrays["centroids", -1].reshape(-1, header.dimension).copy()
+    return Cells(centroids, arrays["closest", -1].copy(), header.probes)
 
 
 def _name(ids: list[str | None], slots: Sequence[int], lengths: npt.NDArray[np.uint16], text: str) -> None:

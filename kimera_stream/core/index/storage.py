@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kimera_stream.kernels import Record, Segment, record_length, stride_of, write_row
-from kimera_stream.kernels.layout import F32, U8, U32, U64
+from kimera_stream.kernels import EMPTY_RECORD, Record, Segment, record_length, stride_of, write_row
+from kimera_stream.kernels.layout import F32, KEY_BITS, U8, U32, U64
 from kimera_stream.protocol.errors import UnavailableError
 
 CHUNK_BITS = 14
@@ -141,6 +141,22 @@ class Chunk:
         else:
             self.record[row] = 0
         return lost, replaced
+
+    def exact_row(self, row: int) -> F32:
+        """The float32 vector of a row, a view."""
+        assert self.exact is not None
+        vector: F32 = self.exact[row]
+        return vector
+
+    def record_of(self, row: int) -> Record:
+        """The record of a row, to be written elsewhere."""
+        at = int(self.record[row])
+        if at == 0:
+            return EMPTY_RECORD
+        words = self.pool[at : at + record_length(int(self.pool[at]))].tolist()
+        word = int(self.keys[row])
+        keys = word & (1 << KEY_BITS) - 1
+        return Record(tuple(words), keys, word - keys, int(self.layers[row]))
 
     def forget(self, row: int) -> None:
         """The row's record is garbage from now on. The row itself stays readable for running scans."""
