@@ -1,7 +1,8 @@
 """Fit the evidence rules' weights: ``python -m bench.fit_rules --data ../shared/data [--write]``.
 
 Features of pairs (``engines/evidence``) and the encoder's cosine go into a logistic regression over the features, their
-squares where it helps, and a two-layer network; whichever is better on clusters kept aside is exported. Split by cluster.
+squares where it helps, and a two-layer network; whichever is better on clusters kept aside is exported. Split by cluster, as the
+verifier's training splits them, so that one set is unseen by both.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from kimera_stream.core.embedding.minilm_encoder import MiniLmEncoder
 from kimera_stream.engines.evidence.findings import FEATURES, compare
 from kimera_stream.engines.evidence.reading import read
 from kimera_stream.infrastructure.compute import plan_compute
+from training.verifier.examples import split_of
 
 CORPUS = ("ops", "policy", "memory", "news", "products", "science", "business", "language")
 PAIRS = {"snli_dev": 3000, "mnli_train": 3000, "cad_train": 3000, "conjnli_train": 1500, "breaking_nli_part": 1500}
@@ -37,7 +39,7 @@ def load(data: Path) -> list[tuple[str, str, int, str, str, bool]]:
     pairs = []
     for name in CORPUS:
         for cluster in rows(data / "corpus" / f"{name}.jsonl.gz"):
-            held = bucket(cluster["anchor"]) < 0.2
+            held = split_of(cluster["anchor"]) != "train"
             for item in cluster["items"]:
                 label = int(item["label"] == "contradiction")
                 one, other = cluster["anchor"], item["text"]

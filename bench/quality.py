@@ -2,7 +2,8 @@
 
 Pairs: ROC-AUC, and precision, recall and F1 at each operating point, per labelled set. Pool: whether the scan hands on
 the contradicted statement, and false alarms per statement published, on the corpus' clusters beside other statements.
-Only parts that the rules were not fitted on: a fifth of the corpus' clusters, and the sets marked for measuring.
+Only what neither the rules nor the verifier were fitted on: the test part of the corpus' clusters, by the split of the
+verifier's training, and the sets marked for measuring.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from kimera_stream.engines.verifier import CrossEncoderVerifier, Verifier, weigh
 from kimera_stream.infrastructure.compute import plan_compute
 from kimera_stream.infrastructure.settings import PerformanceSettings, ScoringSettings
 from kimera_stream.protocol.objects import GeoidBody
+from training.verifier.examples import split_of
 
 T = TypeVar("T")
 MEASURED = ("mnli_dev_part", "cad_dev", "conjnli_dev", "sick_trial_eval_only")
@@ -156,7 +158,7 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         cluster
         for name in CORPUS
         for cluster in rows(arguments.data / "corpus" / f"{name}.jsonl.gz")
-        if bucket(cluster["anchor"]) < 0.2
+        if split_of(cluster["anchor"]) == "test"
     ]
     clusters = sorted(clusters, key=lambda cluster: bucket("order" + cluster["anchor"]))[: arguments.clusters]
     labelled: dict[str, list[tuple[str, str, str, str]]] = {
