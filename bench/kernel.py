@@ -310,6 +310,63 @@ def index_figures(n: int) -> dict[str, Any]:
     return asyncio.run(measure())
 
 
+def cells_figures(sizes: list[int], vectors: np.ndarray | None) -> list[dict[str, Any]]:
+    """The coarse partition at growing sizes: rows read, time, recall and what the bounds prove."""
+    from bench.kernel_support import InlineThreads, plain_geoid
+    from kimera_stream.core.index import FlatIndex
+    from kimera_stream.core.interfaces import StoredGeoid
+    from kimera_stream.infrastructure.settings import PerformanceSettings, ScoringSettings
+
+    async def measure(n: int) -> dict[str, Any]:
+        rng = np.random.default_rng(3)
+        rows = clustered(rng, n) if vectors is None else _varied(rng, vectors, n)
+        index = FlatIndex(
+            DIM, threads=InlineThreads(), performance=PerformanceSettings(scan_threads=1), scoring=ScoringSettings()
+        )
+        for i, row in enumerate(rows):
+            index.put(StoredGeoid(plain_geoid(f"{i:026d}"), row, "p"))
+        queries = [
+            StoredGeoid(plain_geoid(f"{i:026d}"), rows[i], "p") for i in rng.choice(n, 100, replace=False).tolist()
+        ]
+
+        async def ask() -> tuple[list[set[str]], float]:
+            found, best = [], []
+            for query in queries:
+                began = time.perf_counter()
+                (candidates,) = await index.scan([query], k=64, min_relatedness=0.35)
+                best.append(time.perf_counter() - began)
+                found.append({candidate.geoid_id for candidate in candidates})
+            return found, float(np.median(best))
+
+        exact, slow = await ask()
+        began = time.perf_counter()
+        statistics = await index.partition()
+        spent = time.perf_counter() - began
+        found, fast = await ask()
+        proved = index.statistics.proved
+        shares = [len(a & b) / len(b) for a, b in zip(found, exact, strict=True) if b]
+        return {
+            "rows": n,
+            "cells": statistics.cells,
+            "probes": index.statistics.probes,
+            "rows read": round(index.statistics.probes / statistics.cells, 3),
+            "exact ms": round(1e3 * slow, 2),
+            "probing ms": round(1e3 * fast, 2),
+            "recall of the top 64": round(sum(shares) / len(shares), 4),
+            "proved exact": proved,
+            "partition s": round(spent, 1),
+        }
+
+    return [asyncio.run(measure(n)) for n in sizes]
+
+
+def _varied(rng: np.random.Generator, vectors: np.ndarray, n: int) -> np.ndarray:
+    """Real statements, and others near them, until there are n: as restatements lie around a statement."""
+    rows = vectors[np.arange(n) % len(vectors)].copy()
+    rows[len(vectors) :] += 0.025 * rng.standard_normal((max(0, n - len(vectors)), DIM), np.float32)
+    return unit(rows)
+
+
 def _resident() -> int:
     """Bytes of anonymous memory of this process, with what the allocator merely keeps given back first."""
     gc.collect()
@@ -327,11 +384,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--vectors", type=Path, help="unit vectors of real statements, float32 .npy")
-    parser.add_argument("--only", choices=("speed", "recall", "index"), action="append")
+    parser.add_argument("--only", choices=("speed", "recall", "index", "cells"), action="append")
+    parser.add_argument("--cell-rows", type=int, nargs="+", default=[100_000, 400_000])
     options = parser.parse_args()
     if kernels.IMPLEMENTATION != "compiled":
         sys.exit("bench.kernel: the compiled kernel was not built")
-    only = options.only or ["speed", "recall", "index"]
+    only = options.only or ["speed", "recall", "index", "cells"]
     result: dict[str, Any] = {}
     if "speed" in only:
         result["speed"] = speed(options.rows, options.rounds, options.threads)
@@ -341,6 +399,9 @@ def main() -> None:
             result["recall"]["statements"] = recall(unit(np.load(options.vectors).astype(np.float32)), 500)
     if "index" in only:
         result["index"] = index_figures(options.rows)
+    if "cells" in only:
+        real = unit(np.load(options.vectors).astype(np.float32)) if options.vectors else None
+        result["cells"] = cells_figures(options.cell_rows, real)
     if not options.json:
         print(json.dumps(result, indent=2))
     else:

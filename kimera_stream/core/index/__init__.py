@@ -3,10 +3,11 @@
     put ──> signature.py (text, symbols) ──> slot in a chunk (storage.py) ──> live bit
     scan ─> pin (private copy of the live bits, slots freed meanwhile are not reused) ──> kernel in a worker thread
 
-``FlatIndex`` is the service; ``SnapshotError`` is what ``load`` raises when the caller has to rebuild.
+``FlatIndex`` is the service; ``restore_index`` fills it at start, from a snapshot and the tail of the log where it can.
 """
 
 from kimera_stream.core.index.flat import FlatIndex, IndexStatistics
+from kimera_stream.core.index.restore import Restored, restore_index
 from kimera_stream.core.index.snapshot import SnapshotError, SnapshotInfo
 
-__all__ = ["FlatIndex", "IndexStatistics", "SnapshotError", "SnapshotInfo"]
+__all__ = ["FlatIndex", "IndexStatistics", "Restored", "SnapshotError", "SnapshotInfo", "restore_index"]

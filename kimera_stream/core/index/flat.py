@@ -208,16 +208,24 @@ class FlatIndex:
         """
         count = 0
         async for batch in batches:
-            await self._prepare(1 + len(batch) // CHUNK_ROWS)
+            await self.reserve(len(batch))
             for stored in batch:
                 self.put(stored)
             count += len(batch)
             await anyio.lowlevel.checkpoint()
         return count
 
-    async def _prepare(self, chunks: int = 1) -> None:
-        """Have files for the next chunks at hand. Without them, rows go into memory: slower to lose than to serve."""
-        for _ in range(self._files.missing(chunks)):
+    def clear(self) -> None:
+        """Forget everything. No scan or snapshot may be running."""
+        self._codes = ValueCodes()
+        self._reset()
+
+    async def reserve(self, geoids: int = 1) -> None:
+        """Have files for the vectors of so many further geoids at hand; scans do this for the next ones by themselves.
+
+        Without a file at hand a put keeps its vectors in memory instead: it never waits for a disk.
+        """
+        for _ in range(self._files.missing(1 + geoids // CHUNK_ROWS)):
             try:
                 await self._threads.run("io", self._files.make)
             except UnavailableError as error:
@@ -412,7 +420,7 @@ class FlatIndex:
             rows = np.flatnonzero(self._slots.chunk_live(chunk.base))[:_SLICE].tolist()
             if not rows:
                 break
-            await self._prepare(4)
+            await self.reserve(4 * CHUNK_ROWS)
             for row in rows:
                 if self._slots.is_live(chunk.base + row):  # else deleted or updated meanwhile
                     self._move(chunk, row)
@@ -477,7 +485,7 @@ class FlatIndex:
         """
         if not queries:
             return []
-        await self._prepare()  # before codes are looked up: from there to the pin nothing may be put
+        await self.reserve()  # before codes are looked up: from there to the pin nothing may be put
         vectors = np.zeros((len(queries), self.dimension), np.float32)
         for i, query in enumerate(queries):
             if query.vector is not None:
@@ -499,7 +507,7 @@ class FlatIndex:
         """
         if len(vectors) == 0:
             return []
-        await self._prepare()
+        await self.reserve()
         rows = np.stack([self._checked(vector) for vector in vectors])
         return await self._run(kernels.Queries.build(rows), kernels.Weights(), k)
 
