@@ -19,7 +19,7 @@ from kimera_stream.core.index.probe import Scope, probing_pays, recall_of, scan_
 from kimera_stream.core.index.signature import build_geoid_record, text_signature
 from kimera_stream.core.index.slots import BARE, HOLE, LOOSE, Age, Slots
 from kimera_stream.core.index.snapshot import IndexState, SnapshotInfo, read_snapshot, write_snapshot
-from kimera_stream.core.index.storage import CHUNK_BITS, CHUNK_ROWS, Chunk, RowFiles
+from kimera_stream.core.index.storage import CHUNK_BITS, CHUNK_ROWS, Chunk, RowStore
 from kimera_stream.core.index.values import ValueCodes
 from kimera_stream.core.interfaces import Candidate, Matrix, StoredGeoid, Threads, Vector
 from kimera_stream.infrastructure.settings import PerformanceSettings, ScoringSettings
@@ -96,7 +96,7 @@ class FlatIndex:
         self._on_evict = on_evict
         scan_threads = performance.scan_threads or len(os.sched_getaffinity(0))
         self._kernel = kernels.load(scoring.kernel, variant=variant, threads=scan_threads)
-        self._files = RowFiles(directory, dimension)
+        self._rows = RowStore(directory, dimension)
         self._codes = ValueCodes()
         self._reset()
         self._evicted = 0
@@ -225,9 +225,9 @@ class FlatIndex:
 
         Without a file at hand a put keeps its vectors in memory instead: it never waits for a disk.
         """
-        for _ in range(self._files.missing(1 + geoids // CHUNK_ROWS)):
+        for _ in range(self._rows.missing(1 + geoids // CHUNK_ROWS)):
             try:
-                await self._threads.run("io", self._files.make)
+                await self._threads.run("io", self._rows.make)
             except UnavailableError as error:
                 log.warning("vectors go into memory instead of files", reason=error.message)
                 return
@@ -270,10 +270,10 @@ class FlatIndex:
             return slot
         start, end = self._fresh.get(kind, (0, 0))
         if start == end:
-            exact, mapped = (None, False) if kind == BARE else self._files.take()
+            codes, exact, mapped = (None, None, False) if kind == BARE else self._rows.take()
             start = self._slots.add_chunk(kind)
             end = start + CHUNK_ROWS
-            self._chunks.append(Chunk(start, self.dimension, exact, mapped=mapped))
+            self._chunks.append(Chunk(start, codes, exact, mapped=mapped))
             self._ids += [None] * CHUNK_ROWS
             self._view = None
         self._fresh[kind] = (start + 1, end)
@@ -343,9 +343,7 @@ class FlatIndex:
         """
         if self._chunks:
             raise RuntimeError("load: expected an empty index")
-        read = partial(
-            read_snapshot, dimension=self.dimension, model=model, epoch=epoch, resident=self._files.in_memory
-        )
+        read = partial(read_snapshot, rows=self._rows, dimension=self.dimension, model=model, epoch=epoch)
         state, info = await self._threads.run("io", read, path)
         if info.geoids > self._capacity:
             raise LimitExceededError(
@@ -399,6 +397,7 @@ class FlatIndex:
             raise RuntimeError(f"partition: expected at least {2 * count} vectors for {count} cells")
         sample = self._exact(rng.choice(vectors, min(len(vectors), 64 * count), replace=False))
         self._cells = Cells.around(await self._threads.run("score", train, sample, count), probes=count)
+        await self.reserve(count * CHUNK_ROWS)
         for i, chunk in enumerate(self._chunks[:]):
             if self._slots.kinds[i] == LOOSE:
                 await self._empty(i, chunk)
@@ -420,14 +419,14 @@ class FlatIndex:
             rows = np.flatnonzero(self._slots.chunk_live(chunk.base))[:_SLICE].tolist()
             if not rows:
                 break
-            await self.reserve(4 * CHUNK_ROWS)
+            await self.reserve()
             for row in rows:
                 if self._slots.is_live(chunk.base + row):  # else deleted or updated meanwhile
                     self._move(chunk, row)
             await anyio.lowlevel.checkpoint()
         self._slots.retire(i)
         self._fresh.pop(LOOSE, None)
-        self._chunks[i] = Chunk(chunk.base, self.dimension, None)
+        self._chunks[i] = Chunk(chunk.base)
         self._view = None
 
     def _move(self, chunk: Chunk, row: int) -> None:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from kimera_stream.core.index.cells import Cells
 from kimera_stream.core.index.slots import LOOSE
-from kimera_stream.core.index.storage import CHUNK_ROWS, Chunk
+from kimera_stream.core.index.storage import CHUNK_ROWS, Chunk, RowStore
 from kimera_stream.kernels import stride_of
 from kimera_stream.kernels.layout import U64
 from kimera_stream.protocol.errors import KimeraError
@@ -202,14 +202,14 @@ def _header_of(memory: mmap.mmap, path: Path) -> _Header:
 
 
 def read_snapshot(
-    path: Path, *, dimension: int, model: str, epoch: str | None, resident: bool
+    path: Path, *, rows: RowStore, dimension: int, model: str, epoch: str | None
 ) -> tuple[IndexState, SnapshotInfo]:
     """Read and check a snapshot. Blocking: for a worker thread.
 
     Args:
         path: Where ``write_snapshot`` put it.
         dimension, model, epoch: What it must be of; an epoch of None is not checked.
-        resident: Copy the float32 rows into memory instead of mapping them.
+        rows: Gives memory for the codes; where it keeps float32 rows in memory, they are copied, not mapped.
 
     Raises:
         SnapshotError: there is none, or it cannot be used.
@@ -241,7 +241,7 @@ def read_snapshot(
         if section.name == "exact":
             starts[section.chunk] = section.start
     try:
-        state = _assemble(header, arrays, starts, memory, resident=resident)
+        state = _assemble(header, arrays, starts, memory, rows)
     except (KeyError, ValueError, IndexError, msgspec.MsgspecError) as error:
         raise SnapshotError("damaged", f"{path.name}: its parts do not fit together") from error
     return state, SnapshotInfo(header.epoch, header.offset, header.geoids)
@@ -252,17 +252,17 @@ def _assemble(
     arrays: dict[tuple[str, int], npt.NDArray[Any]],
     starts: dict[int, int],
     memory: mmap.mmap,
-    *,
-    resident: bool,
+    rows: RowStore,
 ) -> IndexState:
     chunks = []
     dim = header.dimension
     for i, (used, kind) in enumerate(zip(header.used, header.kinds, strict=True)):
-        exact = None
         if kind >= LOOSE:
             mapped = np.frombuffer(memory, np.float32, CHUNK_ROWS * dim, starts[i]).reshape(CHUNK_ROWS, dim)
-            exact = mapped.copy() if resident else mapped
-        chunk = Chunk(i * CHUNK_ROWS, dim, exact, mapped=not resident)
+            exact = mapped.copy() if rows.in_memory else mapped
+            chunk = Chunk(i * CHUNK_ROWS, rows.take_codes(), exact, mapped=not rows.in_memory)
+        else:
+            chunk = Chunk(i * CHUNK_ROWS)
         for name in _SMALL:
             column = getattr(chunk, name)
             if column is not None:
