@@ -24,7 +24,7 @@ from kimera_stream.engines.sequencer import Sequencer
 from kimera_stream.engines.work import DeleteWork, PublishWork, ResolveWork, Work
 from kimera_stream.infrastructure.settings import Settings
 from kimera_stream.protocol.channels import is_id
-from kimera_stream.protocol.errors import BadRequestError, InternalError, OperationalError
+from kimera_stream.protocol.errors import BadRequestError, InternalError, OperationalError, UnavailableError
 from kimera_stream.protocol.messages import Published
 from kimera_stream.protocol.objects import (
     Decision,
@@ -215,9 +215,18 @@ class Pipeline:
                 self._finish(ticket)
 
     async def drain(self) -> None:
-        """Accept nothing more and wait until everything accepted is answered."""
+        """Accept nothing more and wait until everything accepted is answered. Cancelled, it refuses the rest itself."""
         self._intake.close()
-        await self._intake.idle()
+        try:
+            await self._intake.idle()
+        finally:
+            stopping = UnavailableError(
+                "the server stopped before this was done; repeat the request, with its idempotency key if it had one",
+                retry_after=1.0,
+            )
+            self._intake.abandon(stopping)
+            for ticket in self._under_way:
+                ticket.refuse(stopping)
 
     async def _prepare(self, send: anyio.abc.ObjectSendStream[list[Work]]) -> None:
         while True:

@@ -123,9 +123,9 @@ class Publishing:
             found: list[Contradiction] = []
             for other, judgement in item.hits:
                 sibling = fresh.get(other.geoid.id)
-                if sibling is not None and other.geoid.version != sibling.stored.geoid.version:
-                    continue  # the index still has the version that this very batch replaces
-                older = sibling.stored if sibling is not None else other
+                if sibling is not None and sibling.changed and other.geoid.version != sibling.stored.geoid.version:
+                    continue  # the index still has the statement that this very batch replaces
+                older = sibling.stored if sibling is not None and other.geoid.id in written else other
                 pair = frozenset((older.geoid.id, geoid_id))
                 kept.add(pair)
                 found.append(planner.found(older, item.stored, judgement, known.get(pair)))

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import msgspec
 import structlog
 
 from kimera_stream.core.conversation import ConversationMemory
@@ -22,6 +23,8 @@ from kimera_stream.engines.publishing import Publishing
 from kimera_stream.engines.removals import Removals
 from kimera_stream.engines.work import DeleteWork, PublishWork, ResolveWork, Work
 from kimera_stream.protocol.errors import ConflictError, LimitExceededError, OperationalError, UnavailableError
+from kimera_stream.protocol.log import LogEntry
+from kimera_stream.protocol.objects import Contradiction
 
 log = structlog.get_logger(__name__)
 
@@ -75,19 +78,11 @@ class Sequencer:
         told = 0
         while self.applied < self._vault.head:
             page = await self._vault.read(None, after=self.applied, limit=PAGE)
-            ids = {entry.value()["id"]: entry.type for entry in page.entries if entry.type.startswith("geoid.")}
-            stored = await self._vault.geoids(list(ids))
-            for geoid_id in ids:
-                self._cache.remove(geoid_id)
-                if geoid_id in stored:
-                    self._index.put(stored[geoid_id])
-                else:
-                    self._index.remove(geoid_id)
-            self._sink.deliver(page.entries)
-            self.applied = max(page.scanned, self.applied)
-            told += len(page.entries)
-            if not page.more and page.scanned < self._vault.head:
+            if not page.entries:
                 self.applied = self._vault.head
+                break
+            self._apply(await self._read_back(page.entries))
+            told += len(page.entries)
         if told:
             log.info("told what was committed before", entries=told)
         return told
@@ -159,7 +154,25 @@ class Sequencer:
                 outcomes.append((work, LimitExceededError(message)))
         return admitted
 
+    async def _read_back(self, entries: Sequence[LogEntry]) -> WriteBatch:
+        """What was committed with ``entries``: geoids in their newest version, contradictions as they were told."""
+        touched: dict[str, int] = {}
+        contradictions: list[Contradiction] = []
+        for entry in entries:
+            if entry.type.startswith("geoid."):
+                touched[entry.value()["id"]] = entry.offset
+            elif entry.type.startswith("contradiction."):
+                contradictions.append(msgspec.json.decode(entry.data, type=Contradiction))
+        stored = await self._vault.geoids(list(touched))
+        return WriteBatch(
+            entries=list(entries),
+            geoids=[stored[geoid_id] for geoid_id in touched if geoid_id in stored],
+            deleted=[(geoid_id, offset) for geoid_id, offset in touched.items() if geoid_id not in stored],
+            contradictions=contradictions,
+        )
+
     def _apply(self, batch: WriteBatch) -> None:
+        """Tell what is committed. Doing it again does no harm: a crash in here leads to it."""
         for stored in batch.geoids:
             self._cache.put(stored)
             self._index.put(stored)
@@ -171,8 +184,8 @@ class Sequencer:
             self._cache.remove(geoid_id)
             self._index.remove(geoid_id)
         self._field.observe(batch)
-        self.applied = batch.entries[-1].offset
         self._sink.deliver(batch.entries)
+        self.applied = batch.entries[-1].offset
 
     def _now(self) -> int:
         """Unix ms that never go back, whatever the clock does: the log's times are in its order."""

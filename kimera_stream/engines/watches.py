@@ -118,7 +118,8 @@ class WatchRegistry:
         results: list[tuple[str, WatchMatch]] = []
         close = np.flatnonzero(cosines >= min(self._min_relatedness, RELATED, self._lowest()))
         judged: list[tuple[float, _Standing]] = []
-        event = {"type": "geoid.created", "data": msgspec.to_builtins(fresh.geoid)} if len(close) else {}
+        kind = "geoid.created" if fresh.geoid.version == 1 else "geoid.updated"
+        event = {"type": kind, "data": msgspec.to_builtins(fresh.geoid)} if len(close) else {}
         for place in close.tolist():
             standing, cosine = self._order[place], float(cosines[place])
             watch = standing.watch

@@ -39,7 +39,13 @@ def environment(**changes: str) -> dict[str, str]:
     }
 
 
-def _run_program(arguments: list[str], settings: dict[str, str], output: str, directory: str) -> None:
+def _run_program(
+    arguments: list[str],
+    settings: dict[str, str],
+    output: str,
+    directory: str,
+    tampering: Callable[[Any, Any], Any] | None = None,
+) -> None:
     """``kimera-stream ARGUMENTS`` in this process, which was forked for it."""
     with Path(output).open("wb") as file:
         for descriptor in (1, 2):
@@ -47,22 +53,38 @@ def _run_program(arguments: list[str], settings: dict[str, str], output: str, di
     os.environ.clear()
     os.environ.update(settings)
     os.chdir(directory)
+    if tampering is not None:
+        _serve_tampered(tampering)
     sys.argv = ["kimera-stream", *arguments]
     from kimera_stream.api.cli.main import main
 
     main()
 
 
+def _serve_tampered(tamper: Callable[[Any, Any], Any]) -> None:
+    """The server with registrations that ``tamper(services, settings)`` has changed: how to make a part of it crash."""
+    from kimera_stream.api.composition import build_services
+    from kimera_stream.api.server import serve
+    from kimera_stream.infrastructure.settings import load_settings
+
+    settings = load_settings(os.environ, None)
+    services = build_services(settings)
+    with tamper(services, settings):
+        sys.exit(serve(settings, services=services))
+
+
 class Program:
     """The command line program as a process of its own; its output goes to a file."""
 
-    def __init__(self, *arguments: str, directory: Path, **settings: str) -> None:
+    def __init__(
+        self, *arguments: str, directory: Path, tamper: Callable[[Any, Any], Any] | None = None, **settings: str
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.output = directory / f"output-{next(_numbers)}.txt"
         self.output.touch()
         self.process = _FORKS.Process(
             target=_run_program,
-            args=(list(arguments), environment(**settings), str(self.output), str(directory)),
+            args=(list(arguments), environment(**settings), str(self.output), str(directory), tamper),
             daemon=True,
         )
         self.process.start()
@@ -128,12 +150,23 @@ class Server(Program):
     Args:
         data_dir: Its data; the same one again is a restart.
         wait: Return when it is ready; otherwise at once.
+        tamper: Given the services and the settings, a context in which parts of them are others.
         settings: Further environment.
     """
 
-    def __init__(self, data_dir: Path, *, wait: bool = True, port: int = 0, **settings: str) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        wait: bool = True,
+        port: int = 0,
+        tamper: Callable[[Any, Any], Any] | None = None,
+        **settings: str,
+    ) -> None:
         arguments = ["serve", "--port", str(port), "--data-dir", str(data_dir), "--env-file", ""]
-        super().__init__(*arguments, directory=data_dir.parent, **settings)
+        if tamper is not None:
+            settings |= {"KIMERA_API__PORT": str(port), "KIMERA_PATHS__DATA_DIR": str(data_dir)}
+        super().__init__(*arguments, directory=data_dir.parent, tamper=tamper, **settings)
         self.data_dir = data_dir
         self.address = f"127.0.0.1:{port}"
         if wait:

@@ -175,6 +175,22 @@ async def test_what_was_accepted_is_finished_while_new_work_is_refused(start_ser
     assert await anyio.to_thread.run_sync(server.wait) == 0
 
 
+async def test_what_cannot_be_finished_in_time_is_refused(start_server: StartServer) -> None:
+    server = start_server(KIMERA_API__SHUTDOWN_DEADLINE="2", KIMERA_DATABASE__BUSY_TIMEOUT="60")
+    async with peer(server) as client:
+        await client.publish(text="Something.")
+        with database_held(server):
+            waiting = [await client.send("publish", geoid={"symbolic_state": {f"n{n}": 1}}) for n in range(50)]
+            await client.done("ping")
+            server.terminate()
+            for id in waiting:
+                reply = await client.reply(id)
+                assert (reply["op"], reply["code"], reply["temporary"]) == ("error", "unavailable", True)
+            await client.ws.wait_closed()
+            assert client.ws.close_code == 4000
+            assert await anyio.to_thread.run_sync(server.wait) in (0, 3)
+
+
 async def test_a_second_signal_ends_the_waiting(start_server: StartServer) -> None:
     """The stop would wait for a commit, the commit for the database, and that for a minute."""
     server = start_server(KIMERA_API__SHUTDOWN_DEADLINE="60", KIMERA_DATABASE__BUSY_TIMEOUT="60")

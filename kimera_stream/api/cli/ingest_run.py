@@ -92,6 +92,8 @@ async def _send(
 ) -> None:
     send, receive = anyio.create_memory_object_stream[list[Statement]](2)
     failure: BaseException | None = None
+    if path is not None:
+        await _note(job, path, state, skip)  # killed at any moment from now on, the next run looks what has been sent
     try:
         async with anyio.create_task_group() as group:
             group.start_soon(partial(feed, reader, parser, send, skip=skip, on_error=job.progress.reject))
@@ -135,6 +137,8 @@ async def _note(job: Ingest, path: Path, state: IngestState, skip: int) -> None:
 async def _still_holds(before: IngestState, options: IngestOptions, epoch: str) -> bool:
     if before.epoch != epoch or before.file != _absolute(options.file):
         return False
+    if not before.digest_lines:
+        return True  # nothing had been answered: there is nothing to compare, but something may have been sent
     return before.digest == await anyio.to_thread.run_sync(head_digest, options.file, before.digest_lines)
 
 
