@@ -175,6 +175,48 @@ def steady(tools: Path, rounds: int, seconds: float, subscribers: int) -> dict[s
             rig.end()
 
 
+def reconnect(tools: Path, subscribers: int, behind: int) -> dict[str, Any]:
+    """Everyone comes back at once, each ``behind`` events late, while 200 events a second go on being published."""
+    rig = Rig("kimera", tools, 1, BENCH_TICK="0.001")
+    watcher, others = rig.client, None
+    try:
+        while rig.next <= behind:
+            rig.push(100, 0.005)
+        since = {"epoch": "bench", "offset": rig.next - 1 - behind}
+        hello = json.dumps({"op": "connect", "id": 1, "subs": [{"channel": "geoids", "since": since}]})
+        watcher.say(f"reset {rig.next}")
+        assert watcher.hear() == "reset"
+        others = Process([str(tools / "fanout_client"), rig.port, str(subscribers), "1", hello], CLIENT_CORE)
+        others.say(f"reset {since['offset'] + 1}")
+        rig.server.say(f"push 2 8 200 {rig.next} 1")
+        begun = time.monotonic()
+        heard = sorted([others.hear(), others.hear()])
+        assert heard == ["ready", "reset"], heard
+        caught_up_from = time.monotonic()
+        others.say(f"until {rig.next - 1}")
+        seen = json.loads(others.hear())
+        caught_up = time.monotonic() - begun
+        served = json.loads(rig.server.hear())
+        others.say(f"until {served['last']}")
+        watcher.say(f"until {served['last']}")
+        rest, live = json.loads(others.hear()), json.loads(watcher.hear())
+        if seen["wrong"] or rest["wrong"] or live["wrong"]:
+            raise RuntimeError("an event is missing, repeated or out of order")
+        return {
+            "subscribers": subscribers,
+            "behind": behind,
+            "seconds_until_all_caught_up": round(caught_up, 3),
+            "of_which_handshakes": round(caught_up_from - begun, 3),
+            "live_p50_ms": live["p50_ms"],
+            "live_p99_ms": live["p99_ms"],
+            "deliveries_checked": rest["deliveries"],
+        }
+    finally:
+        if others is not None:
+            others.end()
+        rig.end()
+
+
 def idle(tools: Path, names: list[str], subscribers: int) -> dict[str, Any]:
     out: dict[str, Any] = {}
     last: dict[str, float] = {}
@@ -205,13 +247,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--subscribers", type=int, default=1000)
     parser.add_argument("--idle", type=int, default=10_000)
-    parser.add_argument("--only", nargs="*", choices=["throughput", "filters", "steady", "idle"])
+    parser.add_argument("--only", nargs="*", choices=["throughput", "filters", "steady", "reconnect", "idle"])
     parser.add_argument("--peers", nargs="*", default=["starlette", "websockets"])
     arguments = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     peers = list(arguments.peers) + (["bun"] if shutil.which("bun") else [])
-    wanted = arguments.only or ["throughput", "filters", "steady", "idle"]
+    wanted = arguments.only or ["throughput", "filters", "steady", "reconnect", "idle"]
     result: dict[str, Any] = {"subscribers": arguments.subscribers, "rounds": arguments.rounds}
     with tempfile.TemporaryDirectory() as folder:
         tools = Path(folder)
@@ -223,6 +265,8 @@ def main() -> None:
             result["filters_10"] = filtered(tools, arguments.rounds, arguments.seconds, arguments.subscribers)
         if "steady" in wanted:
             result["steady"] = steady(tools, arguments.rounds, arguments.seconds, arguments.subscribers)
+        if "reconnect" in wanted:
+            result["reconnect"] = reconnect(tools, 2000, 1000)
         if "idle" in wanted:
             result["idle"] = idle(tools, ["c", "kimera", *[p for p in peers if p != "bun"]], arguments.idle)
     print(json.dumps(result, indent=None if arguments.json else 2))

@@ -24,8 +24,8 @@ from kimera_stream.protocol.messages import ServerInfo
 
 EVENT_BYTES = 200
 PAD = "x" * 400
-Push = Callable[[int, int, int], Awaitable[None]]
-"""Sends ``batch`` events from ``offset`` on to everyone, and returns when all of it is on its way."""
+Push = Callable[[int, int, int, bool], Awaitable[None]]
+"""Sends ``batch`` events from ``offset`` on to everyone; unless paced by the clock, returns when all of it is on its way."""
 
 
 def cpu() -> float:
@@ -57,7 +57,7 @@ async def drive(push: Push) -> None:
                 wait = events / rate - (time.monotonic() - begun)
                 if wait > 0:
                     await asyncio.sleep(wait)
-            await push(batch, offset, filters)
+            await push(batch, offset, filters, rate > 0)
             offset += batch
             events += batch
         print(
@@ -120,7 +120,7 @@ async def kimera() -> None:
     nobody: Any = Nobody()
     endpoint = StreamEndpoint(hub, nobody, nobody, nobody, settings, server=ServerInfo("kimera-stream", "0", "bench"))
 
-    async def push(batch: int, offset: int, filters: int) -> None:
+    async def push(batch: int, offset: int, filters: int, paced: bool) -> None:
         entries = [
             LogEntry(
                 offset + i, "geoid.created", 1_700_000_000_000, ("geoids",), msgspec.Raw(data_of(offset + i, filters))
@@ -134,11 +134,11 @@ async def kimera() -> None:
         hub.deliver(entries)
         while hub.flushed < hub.delivered:  # noqa: ASYNC110
             await asyncio.sleep(0)
-        while hub.stalled_connections:  # noqa: ASYNC110
+        while hub.stalled_connections and not paced:  # noqa: ASYNC110
             await asyncio.sleep(0.0002)
 
     config = uvicorn.Config(
-        endpoint, host="0.0.0.0", port=0, lifespan="off", log_level="critical", access_log=False, backlog=4096, http="httptools",
+        endpoint, host="0.0.0.0", port=0, lifespan="off", log_level="critical", access_log=False, backlog=4096,
         **uvicorn_options(settings),
     )  # fmt: skip
     async with anyio.create_task_group() as group:
@@ -166,7 +166,7 @@ async def starlette() -> None:
         except (WebSocketDisconnect, RuntimeError):
             queues.discard(queue)
 
-    async def push(batch: int, offset: int, filters: int) -> None:
+    async def push(batch: int, offset: int, filters: int, paced: bool) -> None:
         for i in range(batch):
             text = event_text(offset + i, filters)
             for queue in queues:
@@ -194,7 +194,7 @@ async def websockets() -> None:
         connections.add(ws)
         await ws.wait_closed()
 
-    async def push(batch: int, offset: int, filters: int) -> None:
+    async def push(batch: int, offset: int, filters: int, paced: bool) -> None:
         for i in range(batch):
             broadcast(connections, event_text(offset + i, filters))
         while any(ws.transport.get_write_buffer_size() for ws in connections):  # noqa: ASYNC110

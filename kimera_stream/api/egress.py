@@ -18,6 +18,7 @@ from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFact
 from websockets.frames import Frame
 from websockets.protocol import OPEN
 
+from kimera_stream.api.http_protocol import BoundedHttpProtocol
 from kimera_stream.api.slim import SlimEvent, SlimQueue
 from kimera_stream.infrastructure.settings import Settings
 from kimera_stream.kernels.egress import Sink
@@ -287,7 +288,7 @@ class EgressProtocol(WebSocketsSansIOProtocol):
 
 
 def uvicorn_options(settings: Settings) -> dict[str, Any]:
-    """Keyword arguments for ``uvicorn.Config`` that the WebSocket side needs."""
+    """Keyword arguments for ``uvicorn.Config``: both protocol classes, limits, keepalive, and the deadline of a stop."""
     stream, api = settings.stream, settings.api
     protocol = type(
         "ConfiguredEgressProtocol",
@@ -298,7 +299,9 @@ def uvicorn_options(settings: Settings) -> dict[str, Any]:
             "drain_deadline": api.shutdown_deadline,
         },
     )
+    http = type("ConfiguredHttpProtocol", (BoundedHttpProtocol,), {"head_deadline": stream.connect_timeout})
     return {
+        "http": http,
         "ws": protocol,
         "ws_max_size": api.max_command_bytes * _OVERSIZE_FACTOR,
         "ws_ping_interval": stream.ping_interval,

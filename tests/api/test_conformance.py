@@ -310,6 +310,28 @@ async def test_4_bad_handshakes_are_refused(world: World, headers: dict[str, str
         assert peer.response.split(b" ", 2)[1].startswith(status)
 
 
+async def test_4_slow_and_endless_handshakes_are_bounded() -> None:
+    settings = settings_with(stream={"connect_timeout": 0.2})
+    async with serving(settings) as world:
+        for start in (b"", b"GET /v1/stream HTTP/1.1\r\nHost: x\r\n"):
+            async with await anyio.connect_tcp("127.0.0.1", world.port) as stream:
+                if start:
+                    await stream.send(start)
+                peer = RawPeer(stream)
+                assert await peer.ended()
+        async with await anyio.connect_tcp("127.0.0.1", world.port) as stream:
+            peer = RawPeer(stream)
+            with suppress(anyio.BrokenResourceError):
+                await stream.send(b"GET / HTTP/1.1\r\n")
+                for i in range(200):
+                    await stream.send(b"X-%d: %s\r\n" % (i, b"y" * 1000))
+            assert await peer.ended()
+            assert peer.data.startswith(b"HTTP/1.1 431") or not peer.data
+        async with await RawPeer.open(world.port) as peer:
+            await peer.hello()
+        await until(lambda: not world.server.server_state.connections)
+
+
 async def test_4_the_answer_is_that_of_the_rfc(world: World) -> None:
     async with await RawPeer.open(world.port) as peer:
         assert peer.response.startswith(b"HTTP/1.1 101 ")
