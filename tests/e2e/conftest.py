@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.harness import PATIENCE, Program, Server
+from tests.e2e.harness import PATIENCE, Program, Server, show
 
 StartServer = Callable[..., Server]
 RunProgram = Callable[..., Program]
@@ -30,7 +30,7 @@ def server(_shared: Server) -> Iterator[Server]:
     before = len(_shared.lines)
     assert not _shared.over, "an earlier test has ended the shared server:\n" + "\n".join(_shared.lines)
     yield _shared
-    print("\n".join(_shared.lines[before:]))
+    show(*_shared.lines[before:])
 
 
 @pytest.fixture
@@ -46,8 +46,7 @@ def start_server(tmp_path: Path) -> Iterator[StartServer]:
     yield start
     for number, server in enumerate(made):
         server.stop()
-        print(f"--- server {number}, exit code {server.process.exitcode}")
-        print("\n".join(server.lines))
+        show(f"--- server {number}, exit code {server.process.exitcode}", server.text)
 
 
 @pytest.fixture
@@ -63,8 +62,7 @@ def run_program(tmp_path: Path) -> Iterator[RunProgram]:
     yield run
     for number, program in enumerate(made):
         program.stop()
-        print(f"--- program {number}, exit code {program.process.exitcode}")
-        print(program.text)
+        show(f"--- program {number}, exit code {program.process.exitcode}", program.text)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """A real server process on a real port, and a client that knows nothing but the public contract."""
 
+import inspect
 import itertools
 import json
 import multiprocessing
@@ -283,7 +284,17 @@ def free_port() -> int:
 
 
 async def until(condition: Callable[[], Any], *, every: float = 0.02) -> None:
-    """Look again until it holds: for what another process does without telling."""
+    """Look again until it holds (or, awaited, holds): for what another process does without telling."""
     with anyio.fail_after(PATIENCE):
-        while not condition():
+        while True:
+            found = condition()
+            if inspect.isawaitable(found):
+                found = await found
+            if found:
+                return
             await anyio.sleep(every)
+
+
+def show(*lines: str) -> None:
+    """Print for the report of a test that fails."""
+    sys.stdout.write("\n".join([*lines, ""]))

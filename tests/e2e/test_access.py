@@ -17,7 +17,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.typing import Origin
 
 from kimera_stream.api.auth import add_api_key, create_api_key, revoke_api_key
-from tests.e2e.harness import PATIENCE, Server, handshake, peer
+from tests.e2e.harness import PATIENCE, Server, handshake, peer, show, until
 
 pytestmark = pytest.mark.anyio
 
@@ -64,7 +64,7 @@ def _guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
 def guarded(_guarded: Guarded) -> Iterator[Guarded]:
     before = len(_guarded.server.lines)
     yield _guarded
-    print("\n".join(_guarded.server.lines[before:]))
+    show(*_guarded.server.lines[before:])
 
 
 COMMANDS: list[tuple[str, dict[str, Any], str]] = [
@@ -183,11 +183,13 @@ async def test_the_three_places_of_a_token(guarded: Guarded) -> None:
 
 
 async def test_presence_tells_principals_apart(guarded: Guarded) -> None:
-    async with peer(guarded.server, token=token("anna", "subscribe")) as anna:
-        async with peer(guarded.server, token=token("ben", "subscribe")) as ben:
-            await anna.done("subscribe", channel="session:who")
-            await ben.done("subscribe", channel="session:who")
-            assert (await anna.done("presence", channel="session:who"))["principals"] == {"anna": 1, "ben": 1}
+    async with (
+        peer(guarded.server, token=token("anna", "subscribe")) as anna,
+        peer(guarded.server, token=token("ben", "subscribe")) as ben,
+    ):
+        await anna.done("subscribe", channel="session:who")
+        await ben.done("subscribe", channel="session:who")
+        assert (await anna.done("presence", channel="session:who"))["principals"] == {"anna": 1, "ben": 1}
     # A cursor and a watch belong to one principal.
     async with peer(guarded.server, token=token("anna", "subscribe")) as anna:
         await anna.done("ack", channel="geoids", offset=0, name="mine")
@@ -241,12 +243,13 @@ async def test_a_revoked_key_is_refused_soon(guarded: Guarded) -> None:
         async with handshake(guarded.server) as client:
             return (await client.ask("connect", token=key))["op"] == "connected"
 
-    with anyio.fail_after(PATIENCE):
-        while not await accepted():
-            await anyio.sleep(0.1)
-        await anyio.to_thread.run_sync(revoke_api_key, guarded.file, stored.id)
-        while await accepted():
-            await anyio.sleep(0.1)
+    await until(accepted, every=0.1)
+    await anyio.to_thread.run_sync(revoke_api_key, guarded.file, stored.id)
+
+    async def refused() -> bool:
+        return not await accepted()
+
+    await until(refused, every=0.1)
 
 
 @pytest.mark.parametrize(

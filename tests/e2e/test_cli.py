@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.e2e.conftest import RunProgram, StartServer
-from tests.e2e.harness import PATIENCE, Server, environment, peer, until
+from tests.e2e.harness import PATIENCE, Server, environment, peer, show, until
 
 pytestmark = pytest.mark.anyio
 
@@ -54,7 +54,7 @@ async def test_a_killed_ingest_goes_on_and_repeats_nothing(
     summary = json.loads(await last.line(lambda line: line.startswith("{")))
     assert last.wait() == 0
     assert summary["rejected"] == 0
-    assert summary["statements"] < count - 200, "it began at the first line again"
+    assert summary["statements"] <= count - 120, "it began at the first line again"
     assert await log_types(server) == ["geoid.created"] * count
     async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE) as http:
         assert (await http.get("/v1/field")).json()["open_contradictions"] == 2 * (count // 3)
@@ -152,7 +152,7 @@ def test_the_console_script_serves(tmp_path: Path) -> None:
     assert process.stdout is not None
     with process, process.stdout:
         for line in process.stdout:
-            print(line, end="")
+            show(line.rstrip())
             if line.startswith("listening on http://127.0.0.1:"):
                 response = httpx.get(line.removeprefix("listening on ").strip() + "/readyz", timeout=PATIENCE)
                 assert response.status_code == 200

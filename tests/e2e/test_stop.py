@@ -160,9 +160,12 @@ async def test_what_was_accepted_is_finished_while_new_work_is_refused(start_ser
             accepted = await client.send("publish", geoid={"text": "Accepted before the stop."})
             await client.done("ping")
             server.terminate()
-            with anyio.fail_after(PATIENCE):  # on a connection that was open before
-                while (ready := await http.get("/readyz")).status_code != 503:
-                    await anyio.sleep(0.01)
+
+            async def not_ready() -> bool:  # asked on a connection that was open before
+                return (await http.get("/readyz")).status_code == 503
+
+            await until(not_ready)
+            ready = await http.get("/readyz")
             assert (ready.json()["ready"], ready.json()["draining"]) == (False, True)
             refused = await http.post("/v1/geoids", json={"text": "too late"})
             assert (refused.status_code, refused.json()["code"]) == (503, "unavailable")
@@ -176,7 +179,7 @@ async def test_what_was_accepted_is_finished_while_new_work_is_refused(start_ser
 
 
 async def test_what_cannot_be_finished_in_time_is_refused(start_server: StartServer) -> None:
-    server = start_server(KIMERA_API__SHUTDOWN_DEADLINE="2", KIMERA_DATABASE__BUSY_TIMEOUT="60")
+    server = start_server(KIMERA_API__SHUTDOWN_DEADLINE="2", KIMERA_DATABASE__BUSY_TIMEOUT="4")
     async with peer(server) as client:
         await client.publish(text="Something.")
         with database_held(server):
