@@ -172,7 +172,8 @@ class Supervisor:
         except anyio.get_cancelled_exc_class():
             if service.name not in self._aborted:
                 raise
-            service.enter(ServiceState.STOPPED)  # the task group must not take our own abort for a cancellation of its host
+            # The task group must not take our own abort for a cancellation of its host.
+            service.enter(ServiceState.STOPPED)
         finally:
             self._native.pop(service.name, None)
             service.finished.set()
