@@ -41,7 +41,10 @@ class DatabaseSettings(Group):
 
 
 class BusSettings(Group):
-    url: SecretStr = Field(SecretStr(""), description="Bus between nodes. This version runs as one node: only empty, in-process, is accepted.")
+    url: SecretStr = Field(
+        SecretStr(""),
+        description="Bus between nodes. This version runs as one node: only empty, in-process, is accepted.",
+    )
 
 
 class ApiSettings(Group):
