@@ -36,7 +36,8 @@ from kimera_stream.protocol.messages import (
     parse_since,
 )
 from kimera_stream.protocol.objects import Position
-from kimera_stream.streaming.hub import Hub, Start
+from kimera_stream.streaming.hub import Hub
+from kimera_stream.streaming.starts import Start
 
 _DEFAULT_PRIORITY: Final = 5
 

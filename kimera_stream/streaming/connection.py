@@ -26,9 +26,10 @@ from kimera_stream.streaming.effects import (
     Wanted,
 )
 from kimera_stream.streaming.egress import Egress
-from kimera_stream.streaming.hub import Hub, Start
+from kimera_stream.streaming.hub import Hub
 from kimera_stream.streaming.outlet import Subscription
 from kimera_stream.streaming.session import Session, SessionLimits, op_of
+from kimera_stream.streaming.starts import Start
 
 log = structlog.get_logger(__name__)
 

@@ -10,21 +10,18 @@ so there is no hand-over at which an event could be lost or repeated.
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import anyio
-import msgspec
 import structlog
 
 from kimera_stream.core.interfaces import LogReader
 from kimera_stream.infrastructure.settings import StreamSettings
 from kimera_stream.kernels.egress import fan_out
-from kimera_stream.protocol import frames
 from kimera_stream.protocol.channels import channel_kind
 from kimera_stream.protocol.close_codes import CloseCode
-from kimera_stream.protocol.codec import CODECS, Codec, EventEncoder
-from kimera_stream.protocol.errors import AlreadySubscribedError, BadPositionError, BadRequestError, NotSubscribedError
+from kimera_stream.protocol.codec import Codec, EventEncoder
+from kimera_stream.protocol.errors import AlreadySubscribedError, NotSubscribedError
 from kimera_stream.protocol.filters import Filter, compile_filter
 from kimera_stream.protocol.log import LogEntry
 from kimera_stream.protocol.messages import Subscribed
@@ -32,25 +29,15 @@ from kimera_stream.protocol.objects import Position
 from kimera_stream.streaming.catchup import CatchUp
 from kimera_stream.streaming.deadlines import Deadlines
 from kimera_stream.streaming.egress import Egress, FanOut
+from kimera_stream.streaming.joiner import Batches, Joiner
 from kimera_stream.streaming.metrics import HubMetrics
 from kimera_stream.streaming.outlet import Outlet, OutletOwner, Spawn, Subscription
 from kimera_stream.streaming.reader import ReaderEvent, read
 from kimera_stream.streaming.records import Record, Tail
 from kimera_stream.streaming.selections import Channel, Selection, Value, Waiter
+from kimera_stream.streaming.starts import Start, resolve
 
 log = structlog.get_logger(__name__)
-
-_LARGE_BATCH: Final = 262_144
-"""A tick's bytes above this are not pushed: the subscribers read them in chunks, each at its own pace."""
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Where a subscription starts. ``position`` None: at the live edge, wherever that is when it begins."""
-
-    position: int | None
-    was_recovering: bool = False
-    recovered: bool = False
 
 
 class Hub:
@@ -91,7 +78,7 @@ class Hub:
         self.deadlines = Deadlines(clock)
         self.metrics = metrics or HubMetrics()
         self._wall_clock = wall_clock
-        self._fan_out = fan_out
+        self._joiner = Joiner(self.encoder, self.metrics, fan_out)
         self._channels: dict[str, Channel] = {}
         self._outlets: dict[Outlet, None] = {}
         self._pending: list[Record] = []
@@ -172,6 +159,10 @@ class Hub:
         """Connections whose buffer is above its high-water mark."""
         return len(self._stalled)
 
+    def value_frame(self, selection: Selection, value: Value) -> bytes:
+        """The frame of a latest channel's value."""
+        return self._joiner.value_frame(selection, value)
+
     # -- subscribing
 
     def compile(self, tree: Mapping[str, Any] | None) -> Filter | None:
@@ -192,20 +183,15 @@ class Hub:
             BadPositionError: ``since`` is ahead of the log.
             BadRequestError: both were given, or ``rewind`` is too long.
         """
-        kind = channel_kind(channel, max_bytes=self.settings.max_channel_bytes)
-        if since is not None and rewind is not None:
-            raise BadRequestError("rewind: give either since or rewind, not both", field="rewind")
-        if rewind is not None and rewind > self.settings.history_page:
-            raise BadRequestError(f"rewind: expected at most {self.settings.history_page}", field="rewind")
-        if kind == "latest":
-            return Start(None)
-        if since is not None:
-            return self._recover(since)
-        if rewind:
-            until = self.flushed
-            page = await self.log.read(channel, after=self.log.trimmed, limit=rewind, until=until, reverse=True)
-            return Start(page.entries[-1].offset - 1 if page.entries else until)
-        return Start(None)
+        return await resolve(
+            self.log,
+            self.settings,
+            channel,
+            since,
+            rewind,
+            flushed=self.flushed,
+            head=max(self.log.head, self.delivered),
+        )
 
     def start_live(self, channel: str) -> Start:
         """The start of a subscription that asks for nothing older.
@@ -215,18 +201,6 @@ class Hub:
         """
         channel_kind(channel, max_bytes=self.settings.max_channel_bytes)
         return Start(None)
-
-    def _recover(self, since: Position) -> Start:
-        if since.offset < 0:
-            raise BadPositionError("since.offset: expected an offset of 0 or more", field="since.offset")
-        if since.epoch != self.epoch or since.offset < self.log.trimmed:
-            return Start(None, was_recovering=True)
-        head = max(self.log.head, self.delivered)
-        if since.offset > head:
-            raise BadPositionError(
-                f"since.offset: {since.offset} is ahead of the log, whose newest entry is {head}", field="since.offset"
-            )
-        return Start(since.offset, was_recovering=True, recovered=True)
 
     def connect(
         self,
@@ -313,7 +287,7 @@ class Hub:
         if (
             not group.users
             and (newest := self._newest.get(name)) is not None
-            and (filter is None or filter.matches(self._value_view(name, newest)()))
+            and (filter is None or filter.matches(self._joiner.view_of(name, newest)()))
         ):
             # What is pending reaches the group with the tick; only what went before it is taken over here.
             pending = sum(1 for pending_name, _ in self._pending_values if pending_name == name)
@@ -410,20 +384,20 @@ class Hub:
         if not records and not values:
             return
         until, before = self.delivered, self.flushed
-        batches: dict[Selection, list[bytes]] = {}
+        batches: Batches = {}
         for record in records:
             self._bytes_seen += record.size
             for name in record.entry.channels:
                 channel = self._channels.get(name)
                 if channel is not None:
-                    self._select(record, channel, batches)
+                    self._joiner.select(record, channel, batches)
         for name, value in values:
             channel = self._channels.get(name)
             if channel is not None:
-                self._select_value(value, channel, batches)
+                self._joiner.select_value(value, channel, batches)
         self._flushing = True
         try:
-            oversized = self._write(batches)
+            oversized = self._joiner.write(batches, self._mixed, self.clock())
         finally:
             self._flushing = False
         resume = self._ahead
@@ -448,71 +422,6 @@ class Hub:
             for outlet in list(self._stalled):
                 if self._bytes_seen - outlet.backlog_mark > self.settings.outbox_bytes:
                     outlet.end(CloseCode.SLOW_CONSUMER)
-
-    def _select(self, record: Record, channel: Channel, batches: dict[Selection, list[bytes]]) -> None:
-        name = channel.name
-        for group in channel.matching(lambda: record.view(name, self.encoder)):
-            for selection in group.selections.values():
-                if selection.listened:
-                    frame = record.frame(name, selection.encoding, self.encoder)
-                    frames_of = batches.get(selection)
-                    if frames_of is None:
-                        batches[selection] = [frame]
-                    else:
-                        frames_of.append(frame)
-
-    def _select_value(self, value: Value, channel: Channel, batches: dict[Selection, list[bytes]]) -> None:
-        view = self._value_view(channel.name, value)
-        for group in channel.matching(view):
-            number = 1 if group.value is None else group.value.number + 1
-            group.value = Value(number, value.type, value.ts, value.data, value.offset)
-            for selection in group.selections.values():
-                if selection.listened:
-                    batches.setdefault(selection, []).append(self.value_frame(selection, value))
-
-    def _value_view(self, channel: str, value: Value) -> Callable[[], Mapping[str, Any]]:
-        return lambda: self.encoder.view(
-            channel, offset=value.offset, type=value.type, ts=value.ts, data=msgspec.json.decode(value.data)
-        )
-
-    def value_frame(self, selection: Selection, value: Value) -> bytes:
-        """The frame of a latest channel's value."""
-        payload = self.encoder.value_payload(
-            selection.channel.name,
-            selection.encoding,
-            offset=value.offset,
-            type=value.type,
-            ts=value.ts,
-            data=value.data,
-        )
-        return frames.frame(CODECS[selection.encoding].opcode, payload)
-
-    def _write(self, batches: dict[Selection, list[bytes]]) -> list[Selection]:
-        """One write per connection; returns the selections whose batch is too large to push."""
-        now = self.clock()
-        oversized: list[Selection] = []
-        datas: list[bytes] = []
-        parts: dict[Outlet, list[int]] = {}
-        for selection, selected in batches.items():
-            data = selected[0] if len(selected) == 1 else b"".join(selected)
-            if len(data) > _LARGE_BATCH and selection.channel.kind == "log":
-                oversized.append(selection)
-                continue
-            selection.pushed_at = now
-            solo, shared = selection.targets(self._mixed)
-            if solo:
-                self._fan_out(solo, data)
-            for outlet in shared:
-                parts.setdefault(outlet, []).append(len(datas))
-            datas.append(data)
-            self.metrics.delivered(len(selected), len(data), len(solo) + len(shared))
-        # Connections with the same set of selections get the same bytes, joined once.
-        alike: dict[tuple[int, ...], list[Egress]] = {}
-        for outlet, indices in parts.items():
-            alike.setdefault(tuple(indices), []).append(outlet.egress)
-        for combination, handles in alike.items():
-            self._fan_out(handles, b"".join([datas[i] for i in combination]))
-        return oversized
 
     # -- life
 

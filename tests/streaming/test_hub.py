@@ -540,13 +540,13 @@ async def test_a_defect_in_a_tick_closes_everyone_and_surfaces() -> None:
         def broken(handles: Any, data: bytes) -> None:
             raise ZeroDivisionError
 
-        b.hub._fan_out = broken
+        b.hub._joiner._fan_out = broken
         b.commit(1)
         with pytest.raises(ExceptionGroup) as caught:
             await b.hub.run()
         assert caught.group_contains(ZeroDivisionError)
         assert egress.closed == (CloseCode.GOING_AWAY, "going_away")
-        b.hub._fan_out = lambda handles, data: [h.write(data) for h in handles]
+        b.hub._joiner._fan_out = lambda handles, data: [h.write(data) for h in handles]
         again, fresh = b.connect()
         await b.subscribe(again, since=("E1", 0))
         b.commit(1)

@@ -1,0 +1,68 @@
+"""Where a subscription starts: live, at a position, or some events back."""
+
+from dataclasses import dataclass
+
+from kimera_stream.core.interfaces import LogReader
+from kimera_stream.infrastructure.settings import StreamSettings
+from kimera_stream.protocol.channels import channel_kind
+from kimera_stream.protocol.errors import BadPositionError, BadRequestError
+from kimera_stream.protocol.objects import Position
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a subscription starts. ``position`` None: at the live edge, wherever that is when it begins."""
+
+    position: int | None
+    was_recovering: bool = False
+    recovered: bool = False
+
+
+async def resolve(
+    log: LogReader,
+    settings: StreamSettings,
+    channel: str,
+    since: Position | None,
+    rewind: int | None,
+    *,
+    flushed: int,
+    head: int,
+) -> Start:
+    """The start that ``since`` or ``rewind`` asks for.
+
+    Recovery is all or nothing: of another epoch, or older than what the log keeps, a position is not recovered from at all.
+
+    Args:
+        flushed: The live edge.
+        head: The newest offset that anyone may know of.
+
+    Raises:
+        BadChannelError: there is no such channel.
+        BadPositionError: ``since`` is ahead of the log.
+        BadRequestError: both were given, or ``rewind`` is too long.
+    """
+    kind = channel_kind(channel, max_bytes=settings.max_channel_bytes)
+    if since is not None and rewind is not None:
+        raise BadRequestError("rewind: give either since or rewind, not both", field="rewind")
+    if rewind is not None and rewind > settings.history_page:
+        raise BadRequestError(f"rewind: expected at most {settings.history_page}", field="rewind")
+    if kind == "latest":
+        return Start(None)
+    if since is not None:
+        return _recover(log, since, head)
+    if rewind:
+        page = await log.read(channel, after=log.trimmed, limit=rewind, until=flushed, reverse=True)
+        return Start(page.entries[-1].offset - 1 if page.entries else flushed)
+    return Start(None)
+
+
+def _recover(log: LogReader, since: Position, head: int) -> Start:
+    if since.offset < 0:
+        raise BadPositionError("since.offset: expected an offset of 0 or more", field="since.offset")
+    if since.epoch != log.epoch or since.offset < log.trimmed:
+        return Start(None, was_recovering=True)
+    if since.offset > head:
+        raise BadPositionError(
+            f"since.offset: {since.offset} is ahead of the log, whose newest entry is {head}", field="since.offset"
+        )
+    return Start(since.offset, was_recovering=True, recovered=True)
