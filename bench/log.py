@@ -43,6 +43,12 @@ TABLES = (
     schema.geoid,
     schema.geoid_version,
 )
+CHANGES = (
+    "INSERT INTO session (id, principal, statements, created_at, updated_at) VALUES ({}) "
+    "ON CONFLICT (id) DO UPDATE SET statements = session.statements + 1, updated_at = excluded.updated_at",
+    "INSERT INTO usage (principal, day, statements, text_bytes) VALUES ({}) "
+    "ON CONFLICT (principal, day) DO UPDATE SET statements = usage.statements + excluded.statements",
+)
 
 
 def statement(number: int, offset: int) -> StoredGeoid:
@@ -94,6 +100,8 @@ def bare_rows(batch: WriteBatch) -> list[list[Any]]:
         [(channel, entry.offset) for entry in batch.entries for channel in entry.channels],
         [rows.geoid_row(stored) for stored in batch.geoids],
         [rows.version_row(stored) for stored in batch.geoids],
+        [(name, "bench", 1, 1, 1) for name in {stored.geoid.session_id for stored in batch.geoids}],
+        [("bench", 1, len(batch.geoids), 1)],
     ]
 
 
@@ -103,6 +111,7 @@ def _inserts(placeholder: Callable[[int], str]) -> list[str]:
         names = ", ".join(f'"{column.name}"' for column in table.columns)
         marks = ", ".join(placeholder(i) for i in range(len(table.columns)))
         made.append(f"INSERT INTO {table.name} ({names}) VALUES ({marks})")
+    made += [change.format(", ".join(map(placeholder, range(n)))) for change, n in zip(CHANGES, (5, 4), strict=True)]
     return made
 
 

@@ -89,8 +89,8 @@ def read_state(tx: Transaction) -> LogState:
     return LogState(*row)
 
 
-def _body(offset: int, type_: str, ts: int, channels: str, data: bytes) -> bytes:
-    return b"%d\x1f%b\x1f%d\x1f%b\x1f%b" % (offset, type_.encode(), ts, channels.encode(), data)
+def _checksum(offset: int, type_: str, ts: int, channels: str, data: bytes) -> int:
+    return crc32(data, crc32(f"{offset}\x1f{type_}\x1f{ts}\x1f{channels}\x1f".encode()))
 
 
 def entry_row(entry: LogEntry) -> tuple[int, str, int, str, int, bytes]:
@@ -100,10 +100,10 @@ def entry_row(entry: LogEntry) -> tuple[int, str, int, str, int, bytes]:
         ValueError: a channel's name holds white space, which no channel of the contract does.
     """
     channels = " ".join(entry.channels)
-    if len(channels.split()) != len(entry.channels):
+    if len(channels.split()) != len(entry.channels):  # also catches an empty name
         raise ValueError(f"entry {entry.offset}: channel names hold no white space: {entry.channels}")
     data = bytes(entry.data)
-    checksum = crc32(_body(entry.offset, entry.type, entry.ts, channels, data))
+    checksum = _checksum(entry.offset, entry.type, entry.ts, channels, data)
     return entry.offset, entry.type, entry.ts, channels, checksum, data
 
 
@@ -116,7 +116,7 @@ def verified(row: Sequence[Any]) -> LogEntry:
     offset, type_, ts, channels, checksum, data = row
     if data is None:
         raise DamagedLogError(offset, "it is missing")
-    if crc32(_body(offset, type_, ts, channels, data)) != checksum:
+    if _checksum(offset, type_, ts, channels, data) != checksum:
         raise DamagedLogError(offset, "checksum mismatch")
     return LogEntry(offset, type_, ts, tuple(channels.split(" ")) if channels else (), msgspec.Raw(data))
 

@@ -24,7 +24,7 @@ STORED_GEOID_COLUMNS = (*GEOID_COLUMNS, schema.geoid.c.vector)
 
 def vector_bytes(vector: Vector | None) -> bytes | None:
     """Little-endian float32."""
-    return None if vector is None else np.ascontiguousarray(vector, dtype="<f4").tobytes()
+    return None if vector is None else vector.astype("<f4", copy=False).tobytes()
 
 
 def vector_of(stored: bytes | None) -> Vector | None:

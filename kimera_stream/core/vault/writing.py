@@ -2,7 +2,7 @@
 
 from sqlalchemy import bindparam, delete, insert, literal, null, select, update
 
-from kimera_stream.core.interfaces import WriteBatch
+from kimera_stream.core.interfaces import StoredGeoid, WriteBatch
 from kimera_stream.core.vault import rows, schema
 from kimera_stream.core.vault.entries import entry_row
 from kimera_stream.infrastructure.database import Insert, Query, QueryIn, Transaction
@@ -17,7 +17,7 @@ _LOCK = Query(select(state.c.head).where(state.c.id == 1).with_for_update())
 _ENTRY = Query(select(*schema.log_entry.columns).where(schema.log_entry.c.offset == bindparam("offset")))
 _ADVANCE = Query(
     update(state)
-    .where(state.c.id == 1)
+    .where(state.c.id == 1, state.c.head == bindparam("expected"))
     .values(head=bindparam("new_head"), payload_bytes=state.c.payload_bytes + bindparam("new_bytes"))
 )
 _TOMBSTONE = Query(
@@ -86,14 +86,7 @@ def write_batch(tx: Transaction, batch: WriteBatch, now: int) -> int:
     Raises:
         ConflictError: the first entry is not the one after the head.
     """
-    head: int = tx.value(_LOCK)
-    if batch.entries:
-        if batch.entries[0].offset != head + 1:
-            raise ConflictError(
-                f"the log has moved on to offset {head}: expected the batch to start at {head + 1}, "
-                f"it starts at {batch.entries[0].offset}"
-            )
-        head = _append(tx, batch, head)
+    head = _append(tx, batch) if batch.entries else int(tx.value(_LOCK))
     _write_geoids(tx, batch, now)
     tx.insert(_CONTRADICTIONS, _last_by_key([rows.contradiction_row(found) for found in batch.contradictions], 1))
     tx.insert(_SCARS, _last_by_key([rows.scar_row(scar) for scar in batch.scars], 1))
@@ -105,12 +98,18 @@ def write_batch(tx: Transaction, batch: WriteBatch, now: int) -> int:
     return head
 
 
-def _append(tx: Transaction, batch: WriteBatch, head: int) -> int:
+def _append(tx: Transaction, batch: WriteBatch) -> int:
     entry_rows = [entry_row(entry) for entry in batch.entries]
+    before, head = entry_rows[0][0] - 1, entry_rows[-1][0]
+    size = sum([len(row[5]) for row in entry_rows])
+    # The first statement takes the lock that orders writers, and finds out whether this one is late.
+    if tx.run(_ADVANCE, expected=before, new_head=head, new_bytes=size) != 1:
+        at = tx.value(_LOCK)
+        raise ConflictError(
+            f"the log is at offset {at}: expected the batch to start at {at + 1}, it starts at {before + 1}"
+        )
     tx.insert(_ENTRIES, entry_rows)
     tx.insert(_CHANNELS, [(name, entry.offset) for entry in batch.entries for name in dict.fromkeys(entry.channels)])
-    head += len(entry_rows)
-    tx.run(_ADVANCE, new_head=head, new_bytes=sum([len(row[5]) for row in entry_rows]))
     return head
 
 
@@ -125,7 +124,8 @@ def _write_geoids(tx: Transaction, batch: WriteBatch, now: int) -> None:
     if not batch.geoids and not batch.deleted:
         return
     versions = [rows.version_row(stored) for stored in batch.geoids]
-    live = {stored.geoid.id: stored for stored in sorted(batch.geoids, key=lambda stored: stored.geoid.offset)}
+    said = sorted(batch.geoids, key=_offset) if batch.deleted else batch.geoids
+    live = {stored.geoid.id: stored for stored in said}
     for geoid_id, offset in batch.deleted:
         stored = live.get(geoid_id)
         if stored is not None and stored.geoid.offset < offset:  # said and deleted in one batch
@@ -143,6 +143,10 @@ def _write_geoids(tx: Transaction, batch: WriteBatch, now: int) -> None:
     tx.insert(_SYMBOLIC, [row for stored in live.values() for row in rows.symbolic_rows(stored.geoid)])
     tx.insert(_VERSIONS, versions)
     _count_use(tx, batch, now)
+
+
+def _offset(stored: StoredGeoid) -> int:
+    return stored.geoid.offset
 
 
 def _count_use(tx: Transaction, batch: WriteBatch, now: int) -> None:
