@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from kimera_stream.core.interfaces import Candidate, IndexService, Judgement, StoredGeoid, Threads
 from kimera_stream.engines.composite import components, cosine, relatedness
 from kimera_stream.engines.evidence import Evidence, Rules, packaged_rules
+from kimera_stream.engines.scope import SUPERSEDED, supersedes
 from kimera_stream.engines.symbolic import SymbolicVerdict, compare_states
 from kimera_stream.engines.verifier import Verifier
 from kimera_stream.infrastructure.settings import ScoringSettings
@@ -347,12 +348,14 @@ class CascadeEngine:
         return self._scoped(pair, evidence, probability) if self._stages.scope else probability
 
     def _scoped(self, pair: _Pair, evidence: Evidence, probability: float) -> float:
-        """Less where the two are not about the same thing: unrelated by the vectors, or one of them a question."""
+        """Less where the two need not agree: unrelated by the vectors, one of them a question, or the newer an open update."""
         value = pair.cosine
         if value is not None and value < self._settings.min_relatedness:
             return min(probability, max(0.0, value))
         if any("question" in each for each in evidence.apart):
             return min(probability, ASKS)
+        if supersedes(pair.newer.geoid.text or ""):
+            return min(probability, SUPERSEDED)
         return probability
 
 
