@@ -12,7 +12,7 @@ SUPERSEDED = 0.2
 
 _OPENS_BY_REPLACING = re.compile(
     r"^\W*(?:(?:status\s+)?update|correction|corrected|corrigendum|erratum|errata|edit|amendment|amended|revision|revised|"
-    r"supersedes|replaces|scratch\s+that)\b\s*(?:\(|\[|:|,|;|\.|-|\u2013|\u2014|#|\bto\b|\bof\b|\bon\b)",
+    r"supersedes|replaces|scratch\s+that)\b\s*(?:\(|\[|\]|:|,|;|\.|-|\u2013|\u2014|#|\bto\b|\bof\b|\bon\b)",
     re.IGNORECASE,
 )
 
