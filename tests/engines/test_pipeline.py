@@ -1,0 +1,477 @@
+"""The pipeline: batching changes nothing but the speed; keys, refusals, crashes and stops."""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import anyio
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kimera_stream.core.interfaces import PublishResult
+from kimera_stream.engines.symbolic import compare_states
+from kimera_stream.protocol.errors import (
+    BadRequestError,
+    ConflictError,
+    InternalError,
+    LimitExceededError,
+    NotFoundError,
+    OperationalError,
+    OverloadedError,
+    UnavailableError,
+)
+from kimera_stream.protocol.objects import GeoidBody
+from tests.engines.world import ANNA, BEN, World, outcome, together
+
+pytestmark = pytest.mark.anyio
+
+# -- the model ---------------------------------------------------------------------------------------------------------
+
+IDS = ("a", "b", "c", "d", "e")
+STATES = st.fixed_dictionaries(
+    {"subject": st.sampled_from(["x", "y"])},
+    optional={"p": st.integers(0, 1), "q": st.sampled_from([0, 0.0, 1, True])},
+)
+
+
+@dataclass(frozen=True)
+class Op:
+    kind: str
+    geoid_id: str = ""
+    state: tuple[tuple[str, Any], ...] = ()
+    choice: int = 0
+
+
+OPS = st.one_of(
+    st.builds(Op, st.just("publish"), st.sampled_from(IDS), STATES.map(lambda each: tuple(each.items()))),
+    st.builds(Op, st.just("patch"), st.sampled_from(IDS), STATES.map(lambda each: tuple(each.items()))),
+    st.builds(Op, st.just("label"), st.sampled_from(IDS)),
+    st.builds(Op, st.just("delete"), st.sampled_from(IDS)),
+)
+RESOLVES = st.builds(Op, st.just("resolve"), choice=st.integers(0, 20))
+ROUNDS = st.lists(st.tuples(st.lists(RESOLVES, max_size=2), st.lists(OPS, max_size=10)), min_size=1, max_size=5)
+
+
+@dataclass
+class Model:
+    """What must be true after each command, one after the other; knows nothing of batches, indexes or scores."""
+
+    states: dict[str, dict[str, Any]] = field(default_factory=dict)
+    versions: dict[str, int] = field(default_factory=dict)
+    open: set[frozenset[str]] = field(default_factory=set)
+
+    def publish(self, geoid_id: str, state: dict[str, Any]) -> str | int:
+        self.versions[geoid_id] = self.versions.get(geoid_id, 0) + 1
+        if _exactly(self.states.get(geoid_id)) != _exactly(state):
+            self.states[geoid_id] = state
+            for other, its in self.states.items():
+                if other == geoid_id:
+                    continue
+                pair = frozenset((other, geoid_id))
+                verdict = compare_states(its, state)
+                if verdict.conflicts and verdict.same_subject:
+                    self.open.add(pair)
+                else:
+                    self.open.discard(pair)
+        return self.versions[geoid_id]
+
+    def apply(self, op: Op) -> str | int:
+        """The code of the error, or the version."""
+        if op.kind == "publish":
+            return self.publish(op.geoid_id, dict(op.state))
+        if op.geoid_id not in self.states:
+            return "not_found"
+        if op.kind == "label":
+            self.versions[op.geoid_id] += 1
+            return self.versions[op.geoid_id]
+        if op.kind == "patch":
+            return self.publish(op.geoid_id, dict(op.state))
+        del self.states[op.geoid_id], self.versions[op.geoid_id]
+        self.open = {pair for pair in self.open if op.geoid_id not in pair}
+        return 0
+
+
+def _exactly(state: dict[str, Any] | None) -> bytes | None:
+    """1, 1.0 and true are different statements, if not different values."""
+    return None if state is None else msgspec.json.encode(state, order="sorted")
+
+
+def _call(world: World, op: Op) -> Any:
+    state = dict(op.state)
+    match op.kind:
+        case "publish":
+            return world.pipeline.publish(GeoidBody(id=op.geoid_id, symbolic_state=state), principal=ANNA)
+        case "patch":
+            body = GeoidBody(id=op.geoid_id, symbolic_state=state)
+            return world.pipeline.publish(body, principal=ANNA, merge=True, must_exist=True)
+        case "label":
+            body = GeoidBody(id=op.geoid_id, purpose="labelled")
+            return world.pipeline.publish(body, principal=ANNA, merge=True, must_exist=True)
+        case _:
+            return world.pipeline.delete(op.geoid_id, principal=ANNA)
+
+
+def _told(result: Any) -> str | int:
+    if isinstance(result, OperationalError):
+        return result.code
+    return result.geoid.version if isinstance(result, PublishResult) else 0
+
+
+async def _play(rounds: list[tuple[list[Op], list[Op]]], *, at_once: bool, group: int) -> World:
+    world, model = World(database={"group_commit_max": group}), Model()
+    async with world.running() as pipeline:
+        for resolves, ops in rounds:
+            found = sorted(
+                (each for each in world.vault.contradictions.values() if each.state == "open"),
+                key=lambda each: (each.a, each.b),
+            )
+            chosen = {op.choice % len(found): found[op.choice % len(found)] for op in resolves if found}
+            calls = [pipeline.resolve(each.id, "collapse", None, principal=ANNA) for each in chosen.values()]
+            calls += [_call(world, op) for op in ops]
+            results = await together(*calls) if at_once else [await outcome(call) for call in calls]
+            for each in chosen.values():
+                model.open.discard(frozenset((each.a, each.b)))
+            assert not any(isinstance(each, OperationalError) for each in results[: len(chosen)])
+            expected = [model.apply(op) for op in ops]
+            assert [_told(each) for each in results[len(chosen) :]] == expected
+            assert world.vault.open_pairs() == model.open
+            assert {each.geoid.id: each.geoid.version for each in world.vault.stored.values()} == model.versions
+            _check_consistent(world)
+    assert not world.crashes
+    return world
+
+
+def _check_consistent(world: World) -> None:
+    """What follows from the commits agrees with them: index, sink, field, log."""
+    vault = world.vault
+    assert world.index.held.keys() == vault.stored.keys()
+    for geoid_id, stored in vault.stored.items():
+        assert world.index.held[geoid_id].geoid == stored.geoid
+    assert [entry.offset for entry in world.sink.entries] == list(range(1, vault.head + 1))
+    state = world.field.state()
+    assert (state.geoids, state.open_contradictions) == (len(vault.stored), len(vault.open_pairs()))
+    # Replaying the log gives the same open contradictions as the entities: a subscriber knows what the vault knows.
+    heard: dict[str, frozenset[str]] = {}
+    for entry in vault.log:
+        if entry.type.startswith("contradiction."):
+            data = entry.value()
+            assert data["offset"] == entry.offset
+            if entry.type == "contradiction.found":
+                heard[data["id"]] = frozenset((data["a"], data["b"]))
+            else:
+                assert data["id"] in heard, "it ended without having begun, or twice"
+                del heard[data["id"]]
+    assert len(set(heard.values())) == len(heard), "a pair is open twice"
+    assert set(heard.values()) == vault.open_pairs()
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(ROUNDS, st.sampled_from([1, 2, 3, 512]))
+def test_batches_do_what_one_after_the_other_does(rounds: list[tuple[list[Op], list[Op]]], group: int) -> None:
+    anyio.run(lambda: _play(rounds, at_once=True, group=group))
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(ROUNDS)
+def test_the_model_is_right_one_after_the_other(rounds: list[tuple[list[Op], list[Op]]]) -> None:
+    anyio.run(lambda: _play(rounds, at_once=False, group=512))
+
+
+async def test_what_is_under_way_together_is_committed_together() -> None:
+    world = World()
+    async with world.running() as pipeline:
+        results = await together(
+            *[pipeline.publish(GeoidBody(symbolic_state={f"k{n}": n}), principal=ANNA) for n in range(50)]
+        )
+    assert [each.offset for each in results] == list(range(1, 51))
+    assert len(world.vault.commits) <= 2
+
+
+async def test_a_label_in_the_same_batch_hides_no_contradiction() -> None:
+    """The index has the other statement in its old version; that it is labelled meanwhile changes nothing it says."""
+    world = World()
+    async with world.running() as pipeline:
+        await pipeline.publish(GeoidBody(id="old", symbolic_state={"subject": "s", "n": 1}), principal=ANNA)
+        for order in (0, 1):
+            calls = [
+                pipeline.publish(GeoidBody(id=f"new{order}", symbolic_state={"subject": "s", "n": 2}), principal=ANNA),
+                pipeline.publish(GeoidBody(id="old", purpose=f"label{order}"), principal=ANNA, merge=True),
+            ]
+            await together(*(calls if order == 0 else reversed(calls)))
+    assert world.vault.open_pairs() == {frozenset(("old", "new0")), frozenset(("old", "new1"))}
+
+
+# -- texts ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_statements_of_one_batch_are_compared_with_each_other() -> None:
+    world = World()
+    async with world.running() as pipeline:
+        first, second, other = await together(
+            pipeline.publish(GeoidBody(text="The gate at the pier is open."), principal=ANNA),
+            pipeline.publish(GeoidBody(text="The gate at the pier is not open."), principal=ANNA),
+            pipeline.publish(GeoidBody(text="Onions grow in any soil."), principal=ANNA),
+        )
+    assert first.contradictions == []
+    assert [each.a for each in second.contradictions] == [first.geoid.id]
+    assert other.contradictions == []
+    assert len(world.encoder.calls) == 1
+
+
+async def test_a_vector_that_was_brought_along_is_not_encoded() -> None:
+    world = World()
+    vector = np.random.default_rng(1).standard_normal(128).tolist()
+    async with world.running() as pipeline:
+        result = await pipeline.publish(GeoidBody(text="Any text.", vector=vector), principal=ANNA)
+    assert world.encoder.calls == []
+    assert result.geoid.vector is None
+    kept = world.vault.stored[result.geoid.id].vector
+    assert kept is not None
+    assert float(np.linalg.norm(kept)) == pytest.approx(1.0, abs=1e-5)
+
+
+async def test_a_merge_without_a_text_keeps_the_vector() -> None:
+    world = World()
+    async with world.running() as pipeline:
+        await pipeline.publish(GeoidBody(id="m", text="The tram stops here."), principal=ANNA)
+        before = world.vault.stored["m"].vector
+        body = GeoidBody(id="m", symbolic_state={"line": 4})
+        result = await pipeline.publish(body, principal=ANNA, merge=True)
+        assert result.geoid.text == "The tram stops here."
+        assert np.array_equal(world.vault.stored["m"].vector, before)  # type: ignore[arg-type]
+        whole = await pipeline.publish(GeoidBody(id="m", symbolic_state={"line": 5}), principal=ANNA)
+        assert whole.geoid.text is None
+        assert world.vault.stored["m"].vector is None
+
+
+# -- keys ----------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_key_gives_the_first_result_also_while_the_first_is_under_way() -> None:
+    world = World()
+    async with world.running() as pipeline:
+        results = await together(
+            *[pipeline.publish(GeoidBody(text=f"Said {n}."), principal=ANNA, key="k") for n in range(3)]
+        )
+        later = await pipeline.publish(GeoidBody(text="Said later."), principal=ANNA, key="k")
+        of_ben = await pipeline.publish(GeoidBody(text="Ben says."), principal=BEN, key="k")
+        assert [each.duplicate for each in [*results, later, of_ben]] == [False, True, True, True, False]
+        assert {each.geoid.text for each in [*results, later]} == {"Said 0."}
+        world.now += world.settings.performance.idempotency_window + 1
+        fresh = await pipeline.publish(GeoidBody(text="After the window."), principal=ANNA, key="k")
+        assert (fresh.duplicate, fresh.geoid.text) == (False, "After the window.")
+
+
+async def test_a_refused_key_can_be_used_again() -> None:
+    world = World()
+    async with world.running() as pipeline:
+        missing = await outcome(
+            pipeline.publish(GeoidBody(id="x", purpose="p"), principal=ANNA, key="k", merge=True, must_exist=True)
+        )
+        assert isinstance(missing, NotFoundError)
+        world.vault.faults = [UnavailableError("disk full")]
+        failed = await together(*[pipeline.publish(GeoidBody(text="Said."), principal=ANNA, key="k") for _ in range(2)])
+        assert [each.code for each in failed] == ["unavailable", "unavailable"]
+        result = await pipeline.publish(GeoidBody(text="Said."), principal=ANNA, key="k")
+        assert not result.duplicate
+
+
+# -- refusals --------------------------------------------------------------------------------------------------------------
+
+
+async def test_bad_bodies_never_get_in() -> None:
+    world = World()
+    async with world.running() as pipeline:
+        for body in (GeoidBody(), GeoidBody(text=" "), GeoidBody(vector=[1.0]), GeoidBody(text="a", id="a b")):
+            assert isinstance(await outcome(pipeline.publish(body, principal=ANNA)), BadRequestError)
+        for key in ("", "k" * 256):
+            refused = await outcome(pipeline.publish(GeoidBody(text="a"), principal=ANNA, key=key))
+            assert isinstance(refused, BadRequestError)
+        assert isinstance(await outcome(pipeline.delete("a b", principal=ANNA)), BadRequestError)
+        refused = await outcome(pipeline.resolve("c", "maybe", None, principal=ANNA))  # type: ignore[arg-type]
+        assert isinstance(refused, BadRequestError)
+        refused = await outcome(pipeline.resolve("c", "surge", "r" * 2_001, principal=ANNA))
+        assert isinstance(refused, BadRequestError)
+    assert world.vault.head == 0
+
+
+async def test_a_full_intake_refuses_and_takes_again_later() -> None:
+    world = World(performance={"queue_items": 2})
+    world.encoder.gate = anyio.Event()
+    async with world.running() as pipeline, anyio.create_task_group() as group:
+        for text in ("Rain is near.", "Onions grow."):
+            group.start_soon(partial(pipeline.publish, GeoidBody(text=text), principal=ANNA))
+        await anyio.wait_all_tasks_blocked()
+        assert pipeline.waiting == 2
+        refused = await outcome(pipeline.publish(GeoidBody(text="Too much."), principal=BEN))
+        assert isinstance(refused, OverloadedError)
+        assert refused.retry_after
+        world.encoder.gate.set()
+        world.encoder.gate = None
+        await anyio.wait_all_tasks_blocked()
+        assert pipeline.waiting == 0
+        assert (await pipeline.publish(GeoidBody(text="Now."), principal=BEN)).offset == 3
+
+
+async def test_an_encoder_that_fails_costs_only_what_needs_it() -> None:
+    world = World()
+    world.encoder.fault = UnavailableError("encoder: out of order")
+    async with world.running() as pipeline:
+        text, state = await together(
+            pipeline.publish(GeoidBody(text="Needs the encoder."), principal=ANNA),
+            pipeline.publish(GeoidBody(symbolic_state={"needs": "nothing"}), principal=ANNA),
+        )
+    assert text.code == "unavailable"
+    assert state.offset == 1
+
+
+async def test_a_full_index_refuses_new_statements_and_takes_updates() -> None:
+    world = World(capacity=2)
+    async with world.running() as pipeline:
+        results = await together(
+            *[pipeline.publish(GeoidBody(id=f"g{n}", symbolic_state={"n": n}), principal=ANNA) for n in range(4)]
+        )
+        assert [isinstance(each, PublishResult) for each in results] == [True, True, False, False]
+        assert isinstance(results[2], LimitExceededError)
+        assert "KIMERA_PERFORMANCE__MAX_GEOIDS" in results[2].message
+        assert (await pipeline.publish(GeoidBody(id="g0", symbolic_state={"n": 9}), principal=ANNA)).geoid.version == 2
+        await pipeline.delete("g1", principal=ANNA)
+        assert (await pipeline.publish(GeoidBody(id="g3", symbolic_state={"n": 3}), principal=ANNA)).geoid.version == 1
+
+
+async def test_a_faster_writer_means_planning_anew() -> None:
+    world = World()
+    async with world.running() as pipeline:
+        mine = await pipeline.publish(GeoidBody(id="mine", symbolic_state={"subject": "s", "n": 1}), principal=ANNA)
+        elsewhere = world.vault.stored["mine"]
+        theirs = msgspec.structs.replace(
+            elsewhere.geoid, id="theirs", symbolic_state={"subject": "s", "n": 2}, version=1
+        )
+        commit = world.vault.commit
+
+        async def slower(batch: Any) -> None:
+            world.vault.commit = commit  # type: ignore[method-assign]
+            await world.vault.commit_elsewhere(type(elsewhere)(theirs, None, "other"))
+            raise ConflictError("the log has moved on")
+
+        world.vault.commit = slower  # type: ignore[method-assign]
+        last = await pipeline.publish(GeoidBody(id="last", symbolic_state={"subject": "s", "n": 3}), principal=ANNA)
+    assert mine.offset == 1
+    assert last.offset == 3
+    assert {each.a for each in last.contradictions} == {"mine", "theirs"}
+    assert [entry.offset for entry in world.sink.entries] == list(range(1, world.vault.head + 1))
+
+
+async def test_a_writer_that_is_always_slower_gives_up_with_an_answer() -> None:
+    world = World()
+    world.vault.faults = [ConflictError("moved on")] * 5
+    async with world.running() as pipeline:
+        refused = await outcome(pipeline.publish(GeoidBody(symbolic_state={"a": 1}), principal=ANNA))
+        assert isinstance(refused, UnavailableError)
+        assert (await pipeline.publish(GeoidBody(symbolic_state={"a": 1}), principal=ANNA)).offset == 1
+
+
+# -- crashes and stops -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_crash_answers_everyone_and_the_next_run_goes_on() -> None:
+    world = World()
+    world.vault.faults = [RuntimeError("a defect")]
+    async with world.running() as pipeline:
+        results = await together(
+            *[pipeline.publish(GeoidBody(symbolic_state={f"k{n}": n}), principal=ANNA, key=f"k{n}") for n in range(5)]
+        )
+        assert {type(each) for each in results} == {InternalError}
+        assert all(each.temporary and each.retry_after for each in results)
+        again = await together(
+            *[pipeline.publish(GeoidBody(symbolic_state={f"k{n}": n}), principal=ANNA, key=f"k{n}") for n in range(5)]
+        )
+        assert [each.offset for each in again] == [1, 2, 3, 4, 5]
+        assert pipeline.waiting == 0
+    assert len(world.crashes) == 1
+
+
+async def test_what_was_committed_before_a_crash_is_told_after_it() -> None:
+    world = World()
+    async with world.running() as pipeline:
+        await pipeline.publish(GeoidBody(id="a", symbolic_state={"subject": "s", "n": 1}), principal=ANNA)
+        await pipeline.publish(GeoidBody(id="gone", symbolic_state={"subject": "t", "n": 1}), principal=ANNA)
+        world.sink.fault = RuntimeError("a defect")
+        lost = await outcome(
+            pipeline.publish(GeoidBody(id="b", symbolic_state={"subject": "s", "n": 2}), principal=ANNA, key="k")
+        )
+        assert isinstance(lost, InternalError)
+        again = await pipeline.publish(
+            GeoidBody(id="b", symbolic_state={"subject": "s", "n": 2}), principal=ANNA, key="k"
+        )
+        assert again.duplicate
+        apply = world.sequencer._apply
+        world.sequencer._apply = _raising  # type: ignore[method-assign]
+        assert isinstance(await outcome(pipeline.delete("gone", principal=ANNA)), InternalError)
+        world.sequencer._apply = apply  # type: ignore[method-assign]
+        third = await pipeline.publish(GeoidBody(id="c", symbolic_state={"subject": "s", "n": 3}), principal=ANNA)
+        assert {each.a for each in third.contradictions} == {"a", "b"}
+        _check_consistent(world)
+    assert len(world.crashes) >= 2
+
+
+def _raising(_batch: Any) -> None:
+    raise RuntimeError("a defect")
+
+
+async def test_a_caller_that_leaves_does_not_tear_its_statement() -> None:
+    world = World()
+    world.vault.gate = anyio.Event()
+    async with world.running() as pipeline:
+        async with anyio.create_task_group() as group:
+            group.start_soon(lambda: pipeline.publish(GeoidBody(id="left", text="Said and gone."), principal=ANNA))
+            await anyio.wait_all_tasks_blocked()
+            group.cancel_scope.cancel()
+        world.vault.gate.set()
+        result = await pipeline.publish(GeoidBody(id="left", text="Said again."), principal=ANNA)
+        assert result.geoid.version == 2
+
+
+async def test_a_drain_finishes_what_was_accepted_and_refuses_the_rest() -> None:
+    world = World()
+    world.vault.gate = anyio.Event()
+    results: list[Any] = []
+    async with world.running() as pipeline:
+        async with anyio.create_task_group() as group:
+
+            async def publish(n: int) -> None:
+                results.append(await outcome(pipeline.publish(GeoidBody(symbolic_state={f"k{n}": n}), principal=ANNA)))
+
+            for n in range(5):
+                group.start_soon(publish, n)
+            await anyio.wait_all_tasks_blocked()
+            group.start_soon(pipeline.drain)
+            await anyio.wait_all_tasks_blocked()
+            refused = await outcome(pipeline.publish(GeoidBody(text="Too late."), principal=ANNA))
+            assert isinstance(refused, UnavailableError)
+            assert not results
+            world.vault.gate.set()
+        assert sorted(each.offset for each in results) == [1, 2, 3, 4, 5]
+
+
+async def test_a_drain_cut_short_leaves_nobody_without_an_answer() -> None:
+    world = World(database={"group_commit_max": 2})
+    world.vault.gate = anyio.Event()
+    results: list[Any] = []
+    async with world.running() as pipeline, anyio.create_task_group() as group:
+
+        async def publish(n: int) -> None:
+            results.append(await outcome(pipeline.publish(GeoidBody(symbolic_state={f"k{n}": n}), principal=ANNA)))
+
+        for n in range(20):
+            group.start_soon(publish, n)
+        await anyio.wait_all_tasks_blocked()
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await pipeline.drain()
+        await anyio.wait_all_tasks_blocked()
+        assert [each.code for each in results] == ["unavailable"] * 20
+        world.vault.gate.set()
