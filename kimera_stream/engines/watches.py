@@ -192,12 +192,14 @@ def new_watch(
     """A watch as asked for.
 
     Raises:
-        BadRequestError: no kind, an unknown one, or no usable name.
+        BadRequestError: no kind, an unknown one, one that needs a text, or no usable name.
     """
     if not name or len(name) > 128:
         raise BadRequestError("watch: expected a name of 1-128 characters", field="watch")
     if not kinds or any(kind not in ("contradicts", "related") for kind in kinds):
         raise BadRequestError('kinds: expected one or both of "contradicts", "related"', field="kinds")
+    if text is None and "related" not in kinds:
+        raise BadRequestError("text: expected one for contradicts, which reads what is said", field="text")
     return Watch(
         id=new_id(now),
         watch=name,
