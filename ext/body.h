@@ -79,3 +79,11 @@ static inline uint64_t body_overlap(const uint64_t *restrict words, int64_t n, u
         bits |= (uint64_t)((words[i] & mask) != 0) << i;
     return bits;
 }
+
+static inline uint64_t body_same(const uint64_t *restrict words, int64_t n, uint64_t subject)
+{
+    uint64_t bits = 0;
+    for (int64_t i = 0; i < n; i++)
+        bits |= (uint64_t)((words[i] & KM_SUBJECT) == subject) << i;
+    return bits;
+}

@@ -247,8 +247,20 @@ static uint64_t overlap(const uint64_t *words, int64_t n, uint64_t mask)
     return bits;
 }
 
+static uint64_t same(const uint64_t *words, int64_t n, uint64_t subject)
+{
+    const __m512i m = _mm512_set1_epi64((long long)KM_SUBJECT), s = _mm512_set1_epi64((long long)subject);
+    uint64_t bits = 0;
+    for (int64_t i = 0; i < n; i += 8) {
+        __mmask8 in = n - i >= 8 ? (__mmask8)0xff : (__mmask8)((1u << (n - i)) - 1);
+        __m512i w = _mm512_and_si512(_mm512_maskz_loadu_epi64(in, words + i), m);
+        bits |= (uint64_t)_mm512_mask_cmpeq_epi64_mask(in, w, s) << i;
+    }
+    return bits;
+}
+
 const km_isa km_isa_avx512 = {
     "avx512", supported, dots_f32, dots_l1_f32, dots_u8, dots_l1_u8, multi_u8, multi_f32,
-    body_admit, admit_multi, body_unbias, overlap,
+    body_admit, admit_multi, body_unbias, overlap, same,
 };
 #endif

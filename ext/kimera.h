@@ -17,7 +17,8 @@
 #define KM_ALIGN 64      /* bytes per row of codes are a multiple of this */
 #define KM_LANES 16      /* queries packed side by side */
 #define KM_MULTI 32      /* queries of one pass over a block: two groups of lanes */
-#define KM_KEY_BITS 48   /* of a key word: Bloom bits of the symbolic keys; above them one-hot bits of the subject */
+#define KM_KEY_BITS 48   /* of a key word: Bloom bits of the symbolic keys; above them 16 bits of the subject's hash */
+#define KM_SUBJECT (UINT64_MAX << KM_KEY_BITS) /* of a key word; 0: no subject */
 #define KM_SYMBOLIC 4.0f /* lifts an exact opposition above any sum of the other terms */
 
 typedef struct {
@@ -43,7 +44,7 @@ typedef struct {
     int32_t bias;              /* 128 * sum(codes): undoes the rows' bias */
     uint32_t text;
     uint64_t keys;             /* key word, Bloom bits only */
-    uint64_t subject;          /* key word, subject bit only; 0: no subject */
+    uint64_t subject;          /* key word, subject's bits only; 0: no subject */
     uint64_t layers;
     int64_t exclude;           /* slot never returned; -1: none */
 } km_query;
@@ -98,6 +99,8 @@ typedef struct {
     void (*unbias)(const int32_t *acc, const int32_t *bias, const float *steps, float step, int lanes, float *cosine);
     /* bit i: words[i] & mask */
     uint64_t (*overlap)(const uint64_t *words, int64_t n, uint64_t mask);
+    /* bit i: (words[i] & KM_SUBJECT) == subject */
+    uint64_t (*same)(const uint64_t *words, int64_t n, uint64_t subject);
 } km_isa;
 
 extern const km_isa km_isa_scalar;

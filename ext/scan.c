@@ -52,7 +52,8 @@ static void consider(const km_scan *scan, const km_query *query, const km_segmen
     if (overlaps) {
         uint64_t word = segment->keys[row];
         int anonymous = query->subject == 0 || (word >> KM_KEY_BITS) == 0;
-        if ((word & query->subject) != 0 || (anonymous && (related || !has_vectors))) {
+        int alike = query->subject != 0 && (word & KM_SUBJECT) == query->subject;
+        if (alike || (anonymous && (related || !has_vectors))) {
             int same;
             int opposed = km_opposed(query->record, segment->pool + segment->record[row], &same);
             if (opposed > 0 && (same || related)) {
@@ -136,7 +137,7 @@ static void block_single(const km_scan *scan, const km_query *query, const km_se
     if (query->keys != 0 && segment->keys != NULL)
         overlaps = isa->overlap(segment->keys + row, n, query->keys) & live;
     if (overlaps != 0 && has_vectors) /* what is neither related nor perhaps about the same subject is out */
-        overlaps &= masks.related | (query->subject ? isa->overlap(segment->keys + row, n, query->subject) : 0);
+        overlaps &= masks.related | (query->subject ? isa->same(segment->keys + row, n, query->subject) : 0);
     for (uint64_t todo = (masks.passing & live) | overlaps; todo != 0; todo &= todo - 1) {
         int i = __builtin_ctzll(todo);
         consider(scan, query, segment, row + i, has_vectors ? cosine[i] : 0.0f, has_vectors ? fused[i] : 0.0f,
@@ -199,7 +200,7 @@ static void block_multi(const km_scan *scan, const pass *p, const km_segment *se
             uint32_t open = has_vectors ? related | p->bare : UINT32_MAX;
             symbolic = (uint32_t)isa->overlap(p->keys, width, word);
             if (symbolic & ~open)
-                symbolic &= open | (uint32_t)isa->overlap(p->subjects, width, word);
+                symbolic &= open | (uint32_t)isa->same(p->subjects, width, word & KM_SUBJECT);
         }
         for (uint32_t todo = passing | symbolic; todo != 0; todo &= todo - 1) {
             int j = __builtin_ctz(todo);

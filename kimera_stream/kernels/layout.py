@@ -78,7 +78,7 @@ class Record:
     Attributes:
         words: The record, see ``ext/symbolic.c``; empty where there is nothing to compare.
         keys: Key word of the symbols: a Bloom word of 48 bits.
-        subject: One of 16 bits above them, by subject; 0 without one. A row's key word is ``keys | subject``.
+        subject: 16 bits above them of the subject's hash; 0 without one. A row's key word is ``keys | subject``.
         layers: Bloom word of the semantic keys.
     """
 
@@ -119,11 +119,12 @@ def build_record(
         return EMPTY_RECORD
     head = len(ordered) | len(levels) << 16
     words = [0]
-    subject_bit = 0
+    subject_bits = 0
     if subject:
         head |= _SUBJECT
         words.append(subject)
-        subject_bit = 1 << (KEY_BITS + ((subject * 0x9E37_79B9_7F4A_7C15 & _WORD) >> 60))
+        mixed = (subject * 0x9E37_79B9_7F4A_7C15 & _WORD) >> KEY_BITS
+        subject_bits = (mixed or 1) << KEY_BITS
     if moment:
         head |= _MOMENT
         words.append(moment)
@@ -140,7 +141,7 @@ def build_record(
     bloom = 0
     for level in levels:
         bloom |= 1 << (level >> 58)
-    return Record(tuple(words), keys, subject_bit if ordered else 0, bloom)
+    return Record(tuple(words), keys, subject_bits if ordered else 0, bloom)
 
 
 def record_codes(pool: U64, at: int) -> list[int]:

@@ -170,7 +170,8 @@ def _scan_segment(
         for row in np.flatnonzero(rows & ((segment.keys & np.uint64(keys)) != 0)).tolist():
             word = int(segment.keys[row])
             anonymous = subject == 0 or word >> KEY_BITS == 0
-            if not (word & subject or (anonymous and (related[row] or not has))):
+            alike = subject != 0 and word >> KEY_BITS == subject >> KEY_BITS
+            if not (alike or (anonymous and (related[row] or not has))):
                 continue
             count, same = opposed(mine, _Parsed(segment.pool, int(segment.record[row])))
             if count and (same or related[row]):

@@ -90,6 +90,11 @@ static int check(const km_isa *isa, int64_t dim, int64_t n)
     }
     if (plain->overlap(words, n, words[7] | 5) != isa->overlap(words, n, words[7] | 5))
         FAIL("%s overlap: n %ld", isa->name, (long)n);
+    for (int i = 0; i < 64; i++)
+        words[i] &= UINT64_C(3) << 60 | 0xff;
+    for (uint64_t subject = 0; subject < 4; subject++)
+        if (plain->same(words, n, subject << 60) != isa->same(words, n, subject << 60))
+            FAIL("%s same: n %ld", isa->name, (long)n);
     for (int lanes = KM_LANES; lanes <= KM_MULTI; lanes += KM_LANES) {
         for (int v = 0; v < 2; v++) {
             both[v]->admit_multi(out[0], lanes, text[3], texts, least, floors, 0.5f, &rel[v], &pass[v]);

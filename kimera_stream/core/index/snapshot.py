@@ -27,7 +27,7 @@ from kimera_stream.kernels import stride_of
 from kimera_stream.kernels.layout import U64
 from kimera_stream.protocol.errors import KimeraError
 
-_MAGIC = b"KIMIDX\x00\x01"
+_MAGIC = b"KIMIDX\x00\x02"
 _PREFIX = struct.Struct("<8sII")
 _PAGE = 4096
 _HEADER_LIMIT = 1 << 28
