@@ -19,7 +19,7 @@ import uvicorn
 
 from kimera_stream.api.app import create_app
 from kimera_stream.api.composition import build_runtime
-from kimera_stream.api.egress import EgressProtocol
+from kimera_stream.api.egress import uvicorn_options
 from kimera_stream.api.http.protocol import KimeraHttpProtocol
 from kimera_stream.api.progress import StartProgress
 from kimera_stream.api.runtime import Runtime
@@ -151,21 +151,16 @@ async def _serve(settings: Settings, services: Services | None, sock: socket.soc
 
 
 def _config(settings: Settings, runtime: Runtime) -> uvicorn.Config:
-    api, stream = settings.api, settings.stream
+    api = settings.api
+    options = uvicorn_options(settings)
+    http = type("HttpProtocol", (KimeraHttpProtocol,), {"head_deadline": settings.stream.connect_timeout})
     return uvicorn.Config(
         create_app(runtime),
-        ws=EgressProtocol,
-        http=KimeraHttpProtocol,
+        **{**options, "http": http},
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
-        # A command a little over its limit gets a `too_large` error; only far beyond is the connection closed with 1009.
-        ws_max_size=4 * api.max_command_bytes,
-        ws_ping_interval=stream.ping_interval,
-        ws_ping_timeout=stream.pong_timeout,
-        ws_per_message_deflate=stream.compression,
-        timeout_graceful_shutdown=max(1, round(api.shutdown_deadline)),
         timeout_keep_alive=75,
         proxy_headers=bool(api.trusted_proxies),
         forwarded_allow_ips=list(api.trusted_proxies),

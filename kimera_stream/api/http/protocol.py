@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from kimera_stream.api.http_protocol import BoundedHttpProtocol
 
 ABORT: Final = "kimera.abort"
 UNREAD_TIMEOUT: Final = 120.0
@@ -21,7 +22,7 @@ UNREAD_TIMEOUT: Final = 120.0
 _USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", None)
 
 
-class KimeraHttpProtocol(HttpToolsProtocol):
+class KimeraHttpProtocol(BoundedHttpProtocol):
     """For ``uvicorn.Config(http=...)``. Rests on uvicorn's attributes ``app`` and ``transport``."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
