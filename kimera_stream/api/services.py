@@ -12,6 +12,7 @@ from kimera_stream.api.stats import StatsService
 from kimera_stream.api.websocket import StreamEndpoint
 from kimera_stream.core.embedding import BatchingEmbedder
 from kimera_stream.core.index import FlatIndex
+from kimera_stream.core.vault.errors import VaultSchemaError
 from kimera_stream.core.vault.retention import Retention
 from kimera_stream.core.vault.vault import SqlVault
 from kimera_stream.engines.field import FieldDynamics
@@ -20,7 +21,7 @@ from kimera_stream.engines.verifier import CrossEncoderVerifier
 from kimera_stream.engines.watches import WatchRegistry
 from kimera_stream.infrastructure.container import Container, MissingServiceError
 from kimera_stream.infrastructure.resources import Resources
-from kimera_stream.infrastructure.settings import Settings
+from kimera_stream.infrastructure.settings import Settings, SettingsError
 from kimera_stream.infrastructure.tasks import Backoff, Budget, Service, ServiceSpec, Unrecoverable
 from kimera_stream.protocol.errors import UnavailableError
 from kimera_stream.streaming.hub import Hub
@@ -61,13 +62,19 @@ def service_specs(
             await container.start(*keys)
 
     async def access(service: Service) -> None:
-        await container.get(TokenAuthenticator).load()
+        try:
+            await container.get(TokenAuthenticator).load()
+        except SettingsError as error:
+            raise Unrecoverable(str(error)) from error
         service.ready()
         await anyio.sleep_forever()
 
     async def vault(service: Service) -> None:
         service.progress("opening the database")
-        await container.get(SqlVault).start()
+        try:
+            await container.get(SqlVault).start()
+        except VaultSchemaError as error:
+            raise Unrecoverable(str(error)) from error
         service.ready()
         await anyio.sleep_forever()
 

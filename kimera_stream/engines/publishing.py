@@ -62,6 +62,7 @@ class Publishing:
             for item, hits in zip(changed, detected, strict=True):
                 item.hits = hits
         known = await self._known(changed)
+        await self._look_again(changed, known)
         await self._write(items, known, planner, outcomes)
         return outcomes
 
@@ -104,6 +105,27 @@ class Publishing:
             return {}
         found = await self._vault.contradictions_of(updated, state="open")
         return {frozenset((each.a, each.b)): each for each in found}
+
+    async def _look_again(self, changed: Sequence[_Item], known: dict[frozenset[str], Contradiction]) -> None:
+        """Judge the open contradictions of an updated statement that the scan did not bring: it ends at its top k, and what
+        it passes over may hold all the same."""
+        fresh = {item.stored.geoid.id for item in changed}
+        pairs: list[tuple[StoredGeoid, StoredGeoid]] = []
+        owners: list[_Item] = []
+        for item in changed:
+            geoid_id = item.stored.geoid.id
+            seen = {other.geoid.id for other, _ in item.hits}
+            others = [other for pair in known if geoid_id in pair for other in pair - {geoid_id}]
+            # Statements of the same batch are compared with each other without a scan.
+            missing = [other for other in others if other not in seen and other not in fresh]
+            loaded = await self._cache.get_many(missing) if missing else {}
+            pairs += [(loaded[other], item.stored) for other in missing if other in loaded]
+            owners += [item for other in missing if other in loaded]
+        if not pairs:
+            return
+        for item, (older, _), judgement in zip(owners, pairs, await self._engine.judge_pairs(pairs), strict=True):
+            if judgement.score >= self._engine.threshold:
+                item.hits.append((older, judgement))
 
     async def _write(
         self,

@@ -1,6 +1,8 @@
 """Killed without warning and started again: what was acknowledged is there, once, in the same order."""
 
 import random
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -212,3 +214,17 @@ async def test_another_encoder_on_old_vectors_is_refused_with_the_way_out(start_
     other = start_server(wait=False, KIMERA_EMBEDDING__DIMENSION="64")
     assert other.wait() == 1
     assert any("KIMERA_EMBEDDING__PROVIDER" in line for line in other.lines)
+
+
+async def test_a_newer_database_is_refused_with_the_way_out(start_server: StartServer) -> None:
+    server = start_server()
+    server.terminate()
+    assert server.wait() == 0
+    (file,) = server.data_dir.glob("*.sqlite3")
+    with closing(sqlite3.connect(file, isolation_level=None)) as database:
+        database.execute("UPDATE alembic_version SET version_num = '9999'")
+    old = start_server(wait=False)
+    assert old.wait() == 1
+    (line,) = [line for line in old.lines if line.startswith("kimera-stream: service vault failed for good")]
+    assert "9999" in line or "newer" in line
+    assert "Traceback" not in old.text

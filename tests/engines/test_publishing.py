@@ -81,6 +81,22 @@ async def test_only_labels_changed_is_an_update_that_judges_nothing() -> None:
     assert world.vault.types()[-1] == "geoid.updated"
 
 
+async def test_what_the_scan_leaves_out_is_not_dissolved_unseen() -> None:
+    """A scan ends at its top k. A contradiction beyond it ends when it no longer holds, not when it is not found."""
+    world = World()
+    async with world.running() as pipeline:
+        for n in range(5):
+            await pipeline.publish(body(f"up{n}", 1), principal=ANNA)
+        await pipeline.publish(body("down", 2), principal=ANNA)
+        assert len(world.vault.open_pairs()) == 5
+        world.index.most = 2
+        still = await pipeline.publish(body("down", 3), principal=ANNA)
+        assert len(world.vault.open_pairs()) == 5
+        assert {each.version for each in still.contradictions} == {2}
+        await pipeline.publish(body("down", 1), principal=ANNA)
+    assert world.vault.open_pairs() == set()
+
+
 async def test_a_dissolved_one_that_comes_back_is_a_new_one() -> None:
     world = World()
     async with world.running() as pipeline:

@@ -176,9 +176,10 @@ class MemoryVault:
 
 
 class PlainIndex:
-    """``IndexService`` that looks at everything."""
+    """``IndexService`` that looks at everything, and hands on ``most`` candidates per query."""
 
     def __init__(self) -> None:
+        self.most: int | None = None
         self.held: dict[str, StoredGeoid] = {}
 
     @property
@@ -207,7 +208,7 @@ class PlainIndex:
                 Candidate(other.geoid.id, _cosine(query, other), _opposed(query, other), 0.0)
                 for other in self.held.values()
                 if other.geoid.id != query.geoid.id
-            ]
+            ][: self.most]
             for query in queries
         ]
 
