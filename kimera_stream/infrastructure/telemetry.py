@@ -171,12 +171,13 @@ def configure_logging(settings: TelemetrySettings, stream: IO[str] | None = None
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(level)
-    for name, least in _THEIR_LEVELS.items():
-        logging.getLogger(name).setLevel(max(level, least))
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"):
         theirs = logging.getLogger(name)
         theirs.handlers.clear()
         theirs.propagate = True
+        theirs.setLevel(logging.NOTSET)  # whatever an earlier configuration of the process had set
+    for name, least in _THEIR_LEVELS.items():
+        logging.getLogger(name).setLevel(max(level, least))
     logging.captureWarnings(capture=True)
     structlog.configure(
         processors=[

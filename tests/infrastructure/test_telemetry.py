@@ -65,6 +65,7 @@ def test_a_record_is_one_json_object_with_its_context():
 
 
 def test_the_standard_librarys_records_go_the_same_way():
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # as another configuration of uvicorn leaves it
     stream = configured()
     with structlog.contextvars.bound_contextvars(request_id="r-2"):
         logging.getLogger("uvicorn.error").warning("worker %s is odd", "w1")
