@@ -1,7 +1,6 @@
 """``python -m training.verifier --data ../shared/data``: from the packaged encoder to shipped weights and their card.
 
-Every stage leaves a checkpoint in ``--work``; started again, it goes on where it was. About an hour on two cores, a few
-minutes on a GPU.
+Every stage leaves a checkpoint in ``--work``; started again, it goes on where it was. About 45 minutes on two free cores.
 """
 
 import json
