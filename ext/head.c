@@ -1,4 +1,4 @@
-/* The pair head and the standing queries, and the yardstick of the benchmarks. */
+/* The pair head and the standing queries. */
 #include "kimera.h"
 #include <math.h>
 #include <stdlib.h>

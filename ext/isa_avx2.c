@@ -203,6 +203,6 @@ static void multi_f32(const float *packed, int groups, const float *rows, int64_
 
 const km_isa km_isa_avx2 = {
     "avx2", supported, dots_f32, dots_l1_f32, dots_u8, dots_l1_u8, multi_u8, multi_f32,
-    body_admit, body_admit_multi, body_unbias, body_overlap, body_same,
+    body_admit, body_admit_multi, body_unbias, body_overlap, body_same, body_read,
 };
 #endif

@@ -261,6 +261,6 @@ static uint64_t same(const uint64_t *words, int64_t n, uint64_t subject)
 
 const km_isa km_isa_avx512 = {
     "avx512", supported, dots_f32, dots_l1_f32, dots_u8, dots_l1_u8, multi_u8, multi_f32,
-    body_admit, admit_multi, body_unbias, overlap, same,
+    body_admit, admit_multi, body_unbias, overlap, same, body_read,
 };
 #endif

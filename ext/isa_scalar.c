@@ -92,5 +92,5 @@ static void multi_f32(const float *packed, int groups, const float *rows, int64_
 
 const km_isa km_isa_scalar = {
     "scalar", supported, dots_f32, dots_l1_f32, dots_u8, dots_l1_u8, multi_u8, multi_f32,
-    body_admit, body_admit_multi, body_unbias, body_overlap, body_same,
+    body_admit, body_admit_multi, body_unbias, body_overlap, body_same, body_read,
 };

@@ -101,6 +101,8 @@ typedef struct {
     uint64_t (*overlap)(const uint64_t *words, int64_t n, uint64_t mask);
     /* bit i: (words[i] & KM_SUBJECT) == subject */
     uint64_t (*same)(const uint64_t *words, int64_t n, uint64_t subject);
+    /* reads a buffer once and computes next to nothing: the yardstick of the benchmarks */
+    uint64_t (*read)(const uint8_t *data, size_t bytes);
 } km_isa;
 
 extern const km_isa km_isa_scalar;
@@ -169,7 +171,5 @@ int km_pair_head(const km_isa *isa, const float *query, const float *rows, int64
 /* Indices and cosines of the rows whose dot reaches their own threshold; returns how many. */
 int64_t km_match(const km_isa *isa, const float *query, const float *rows, int64_t n, int64_t dim,
                  const float *thresholds, int64_t *indices, float *cosines);
-/* Reads a buffer once as fast as one thread can; the sum keeps the compiler honest. */
-uint64_t km_read_all(const uint8_t *data, size_t bytes);
 
 #endif
