@@ -4,6 +4,7 @@ import gzip
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -21,6 +22,12 @@ def statements(path: Path, count: int) -> None:
         for n in range(count):
             state = {"subject": f"thing-{n - n % 3}", "value": n if n % 3 == 2 else n - n % 3}
             file.write(json.dumps({"symbolic_state": state, "metadata": {"line": n + 1}}) + "\n")
+
+
+async def reached(server: Server, offset: int) -> bool:
+    """Whether the log has come so far."""
+    async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE) as http:
+        return (await http.get("/health")).json()["offset"] >= offset
 
 
 async def log_types(server: Server) -> list[str]:
@@ -42,14 +49,12 @@ async def test_a_killed_ingest_goes_on_and_repeats_nothing(
     file, count = tmp_path / "many.jsonl", 900
     statements(file, count)
     arguments = ("ingest", str(file), "--json", "--window", "32", "--url", server.url)
-    async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE) as http:
-        for threshold in (100, 300):
-            program = run_program(*arguments)
-            with_progress = 0
-            while with_progress < threshold and not program.over:
-                with_progress = (await http.get("/health")).json()["offset"]
-            program.kill()
-            assert program.process.exitcode == -9
+    for threshold in (100, 300):
+        program = run_program(*arguments)
+        await until(partial(reached, server, threshold))
+        assert not program.over, "it was done before it could be killed"
+        program.kill()
+        assert program.process.exitcode == -9
     last = run_program(*arguments)
     summary = json.loads(await last.line(lambda line: line.startswith("{")))
     assert last.wait() == 0
@@ -57,7 +62,11 @@ async def test_a_killed_ingest_goes_on_and_repeats_nothing(
     assert summary["statements"] <= count - 120, "it began at the first line again"
     assert await log_types(server) == ["geoid.created"] * count
     async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE) as http:
-        assert (await http.get("/v1/field")).json()["open_contradictions"] == 2 * (count // 3)
+
+        async def all_found() -> bool:
+            return (await http.get("/v1/field")).json()["open_contradictions"] == 2 * (count // 3)
+
+        await until(all_found)
     once_more = run_program(*arguments)
     summary = json.loads(await once_more.line(lambda line: line.startswith("{")))
     assert (once_more.wait(), summary["statements"]) == (0, 0)
@@ -71,9 +80,7 @@ async def test_an_ingest_outlives_its_server(
     file, count = tmp_path / "many.jsonl", 600
     statements(file, count)
     program = run_program("ingest", str(file), "--json", "--window", "32", "--url", server.url)
-    async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE) as http:
-        while (await http.get("/health")).json()["offset"] < 100:
-            pass
+    await until(partial(reached, server, 100))
     server.kill()
     again = start_server(port=port)
     summary = json.loads(await program.line(lambda line: line.startswith("{")))
