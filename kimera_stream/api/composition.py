@@ -220,7 +220,7 @@ def _upon_the_log(services: Services, settings: Settings) -> None:
 
     def stats(
         vault: VaultService,
-        index: IndexService,
+        index: FlatIndex,
         hub: Hub,
         field: FieldDynamics,
         metrics: PipelineMetrics,

@@ -191,6 +191,7 @@ async def load_index(parts: Parts, service: Service) -> None:
         )
     loaded = 0
     async for batch in vault.scan_geoids(batch=LOAD_BATCH):
+        await index.reserve(len(batch))
         for stored in batch:
             if stored.geoid.id not in index:
                 index.put(stored)

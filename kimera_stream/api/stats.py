@@ -1,12 +1,14 @@
 """The ``stats`` channel: what the server does, as one value a second."""
 
 import time
+from dataclasses import asdict
 from typing import Any
 
 import anyio
 import msgspec
 
-from kimera_stream.core.interfaces import FieldService, IndexService, VaultService
+from kimera_stream.core.index import FlatIndex
+from kimera_stream.core.interfaces import FieldService, VaultService
 from kimera_stream.engines.metrics import PipelineMetrics
 from kimera_stream.infrastructure.resources import Resources
 from kimera_stream.streaming.hub import Hub
@@ -22,7 +24,7 @@ class StatsService:
     def __init__(
         self,
         vault: VaultService,
-        index: IndexService,
+        index: FlatIndex,
         hub: Hub,
         field: FieldService,
         metrics: PipelineMetrics,
@@ -70,7 +72,7 @@ class StatsService:
             "connections": stream["connections"],
             "subscribers": stream["subscriptions"],
             "stream": stream,
-            "index_bytes": self._index.bytes,
+            "index": asdict(self._index.statistics),
             "memory": self._resources.memory,
             "loop_lag": _ms(self._resources.loop_lag),
         }
