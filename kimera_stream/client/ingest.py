@@ -263,20 +263,21 @@ class Ingest:
 
     async def _look_first(self, source: AsyncIterator[list[Statement]]) -> None:
         """Look up windows of statements until one of them is wholly new: nothing beyond it was ever sent."""
-        while not self._exhausted:
-            fresh: list[Statement] = list(self._again)
-            self._again.clear()
-            while len(fresh) < self._window and not self._exhausted:
-                await self._fill(source)
-                fresh += self._again
-                self._again.clear()
-            self._again.extend(fresh)
-            new = await self._unknown(fresh)
-            self.progress.known += len(fresh) - len(new)
-            self._again = deque(new)
-            self._report("looking up what is there already")
-            if len(new) == len(fresh):
-                return
+        new: list[Statement] = []
+        try:
+            while True:
+                while len(self._again) < self._window and not self._exhausted:
+                    await self._fill(source)
+                looked_up = [self._again.popleft() for _ in range(min(self._window, len(self._again)))]
+                kept = len(new)
+                new += looked_up  # should the look-up fail, nothing is forgotten
+                new[kept:] = await self._unknown(looked_up)
+                self.progress.known += len(looked_up) - (len(new) - kept)
+                self._report("looking up what is there already")
+                if len(new) - kept == len(looked_up):
+                    return
+        finally:
+            self._again.extendleft(reversed(new))
 
     async def _drop_known(self) -> None:
         """Of what was on its way when the connection broke, forget what was committed."""
@@ -298,7 +299,8 @@ class Ingest:
             headers=headers,
             timeout=30,
             trust_env=False,
-            verify=True if self._ssl is None else self._ssl,
+            # Reading the certificates takes longer than all the look-ups: not where there is nothing to verify.
+            verify=self._ssl if self._ssl is not None else self._url.startswith("https:"),
         ) as http:
 
             async def look_up(geoid_id: str) -> None:
