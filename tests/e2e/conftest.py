@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.harness import PATIENCE, Program, Server, show
+from tests.e2e.harness import Program, Server, show, web
 
 StartServer = Callable[..., Server]
 RunProgram = Callable[..., Program]
@@ -67,5 +67,5 @@ def run_program(tmp_path: Path) -> Iterator[RunProgram]:
 
 @pytest.fixture
 async def http(server: Server) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE) as client:
+    async with web(server) as client:
         yield client

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import socket
+import ssl
 import sys
 import time
 from collections import defaultdict
@@ -16,6 +17,7 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+import httpx
 import msgspec
 from websockets.asyncio.client import ClientConnection, connect
 
@@ -249,6 +251,14 @@ class Peer:
         while not (found := [each for each in self.pushed if each["op"] == op]):
             await self.receive()
         return found[0]
+
+
+def web(server: Server, **options: Any) -> httpx.AsyncClient:
+    """An HTTP client; without certificates, which take longer to read than most tests."""
+    return httpx.AsyncClient(base_url=server.url, timeout=PATIENCE, verify=_NO_CERTIFICATES, trust_env=False, **options)
+
+
+_NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 @asynccontextmanager

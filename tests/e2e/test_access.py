@@ -8,7 +8,6 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
-import httpx
 import pytest
 from joserfc import jwt
 from joserfc.jwk import OctKey
@@ -17,7 +16,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.typing import Origin
 
 from kimera_stream.api.auth import add_api_key, create_api_key, revoke_api_key
-from tests.e2e.harness import PATIENCE, Server, handshake, peer, show, until
+from tests.e2e.harness import Server, handshake, peer, show, until, web
 
 pytestmark = pytest.mark.anyio
 
@@ -110,7 +109,7 @@ async def test_each_command_needs_its_role(guarded: Guarded, role: str) -> None:
 @pytest.mark.parametrize("role", ROLES)
 async def test_each_request_needs_its_role(guarded: Guarded, role: str) -> None:
     headers = {"authorization": f"Bearer {guarded.keys[role]}"}
-    async with httpx.AsyncClient(base_url=guarded.server.url, headers=headers, timeout=PATIENCE) as http:
+    async with web(guarded.server, headers=headers) as http:
         for method, path, body, needed in REQUESTS:
             response = await http.request(method, path, **({} if body is None else {"json": body}))
             if role in (needed, "admin"):
@@ -122,7 +121,7 @@ async def test_each_request_needs_its_role(guarded: Guarded, role: str) -> None:
 @pytest.mark.parametrize("header", [None, "Bearer nonsense", "Bearer kst_000000000000_" + "x" * 43, "Basic YTpi"])
 async def test_requests_without_a_good_token(guarded: Guarded, header: str | None) -> None:
     headers = {} if header is None else {"authorization": header}
-    async with httpx.AsyncClient(base_url=guarded.server.url, headers=headers, timeout=PATIENCE) as http:
+    async with web(guarded.server, headers=headers) as http:
         for method, path, body, _ in [*REQUESTS, ("GET", "/v1/events?channel=geoids", None, "")]:
             response = await http.request(method, path, **({} if body is None else {"json": body}))
             assert (response.status_code, response.json()["code"]) == (401, "unauthorized"), (method, path)
@@ -271,7 +270,7 @@ async def test_pages_of_other_origins_are_refused(guarded: Guarded, origin: str 
         else:
             await client.ws.wait_closed()
             assert (client.ws.close_code, client.ws.close_reason) == (4505, "origin_refused")
-    async with httpx.AsyncClient(base_url=guarded.server.url, timeout=PATIENCE) as http:
+    async with web(guarded.server) as http:
         response = await http.get("/v1/geoids", headers={**headers, **({"origin": origin} if origin else {})})
         assert (response.status_code == 200) is admitted, response.text
 
@@ -285,7 +284,7 @@ async def test_our_own_pages_may_connect(guarded: Guarded) -> None:
 @pytest.mark.parametrize("host", ["evil.example.com", "evil.example.com:8765", "127.0.0.1.evil.com", "10.0.0.7"])
 async def test_open_access_is_for_loopback_names_only(server: Server, host: str) -> None:
     """A page that lets its own name resolve to 127.0.0.1 would otherwise be a page of ours (DNS rebinding)."""
-    async with httpx.AsyncClient(base_url=server.url, headers={"host": host}, timeout=PATIENCE) as http:
+    async with web(server, headers={"host": host}) as http:
         for method, path in (("GET", "/v1/geoids"), ("POST", "/v1/geoids"), ("GET", "/")):
             response = await http.request(method, path, headers={"origin": f"http://{host}"})
             assert response.status_code == 403, (path, response.text)

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.e2e.conftest import RunProgram, StartServer
-from tests.e2e.harness import PATIENCE, Server, environment, peer, show, until
+from tests.e2e.harness import PATIENCE, Server, environment, peer, show, until, web
 
 pytestmark = pytest.mark.anyio
 
@@ -26,13 +26,13 @@ def statements(path: Path, count: int) -> None:
 
 async def reached(server: Server, offset: int) -> bool:
     """Whether the log has come so far."""
-    async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE) as http:
+    async with web(server) as http:
         return (await http.get("/health")).json()["offset"] >= offset
 
 
 async def log_types(server: Server) -> list[str]:
     types: list[str] = []
-    async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE) as http:
+    async with web(server) as http:
         since: dict[str, str] = {}
         while True:
             page = (await http.get("/v1/history", params={"channel": "geoids", "limit": 1000, **since})).json()
@@ -61,7 +61,7 @@ async def test_a_killed_ingest_goes_on_and_repeats_nothing(
     assert summary["rejected"] == 0
     assert summary["statements"] <= count - 120, "it began at the first line again"
     assert await log_types(server) == ["geoid.created"] * count
-    async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE) as http:
+    async with web(server) as http:
 
         async def all_found() -> bool:
             return (await http.get("/v1/field")).json()["open_contradictions"] == 2 * (count // 3)

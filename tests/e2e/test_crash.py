@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import anyio
-import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -14,7 +13,7 @@ from kimera_stream.engines.sequencer import Sequencer
 from kimera_stream.infrastructure.container import Services
 from kimera_stream.infrastructure.settings import Settings
 from tests.e2e.conftest import StartServer
-from tests.e2e.harness import PATIENCE, Server, free_port, offsets, peer, until
+from tests.e2e.harness import Server, free_port, offsets, peer, until, web
 
 pytestmark = pytest.mark.anyio
 
@@ -64,7 +63,7 @@ def sequencer_crashes_after_commit(_services: Services, _settings: Settings) -> 
 
 
 async def metric(server: Server, name: str, **labels: str) -> float:
-    async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE) as http:
+    async with web(server) as http:
         text = (await http.get("/metrics")).text
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -86,7 +85,7 @@ async def test_a_crash_is_logged_once_counted_and_the_service_restarted(start_se
     assert [each["service"] for each in crashes] == ["stats", "stats"]
     assert all(BOOM in each["error"] and "Traceback" in each["exception"] for each in crashes)
     assert server.text.count("Traceback") == 2
-    async with httpx.AsyncClient(base_url=server.url) as http:
+    async with web(server) as http:
 
         async def ready_again() -> bool:
             ready = await http.get("/readyz")

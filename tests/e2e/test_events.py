@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.e2e.conftest import StartServer
-from tests.e2e.harness import PATIENCE, Peer, Server, offsets, peer, until
+from tests.e2e.harness import PATIENCE, Peer, Server, offsets, peer, until, web
 from tests.e2e.test_stop import fill, stalled_subscriber
 
 pytestmark = pytest.mark.anyio
@@ -123,7 +123,7 @@ async def test_a_subscriber_that_stalls_costs_nobody_else(start_server: StartSer
                 for each in (reader, other):
                     group.start_soon(each.wait_events, "geoids", 1000)
             assert offsets(reader.events("geoids")) == offsets(other.events("geoids")) == list(range(1, 1001))
-            async with httpx.AsyncClient(base_url=server.url) as http:
+            async with web(server) as http:
 
                 async def only_two_are_left() -> bool:
                     return (await http.get("/v1/stats")).json()["connections"] == 2

@@ -8,7 +8,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from tests.e2e.conftest import StartServer
-from tests.e2e.harness import Server, free_port, peer
+from tests.e2e.harness import Server, free_port, peer, web
 
 pytestmark = pytest.mark.anyio
 
@@ -26,7 +26,7 @@ async def test_doors_before_ready(start_server: StartServer, tmp_path: Path) -> 
     holder.execute("BEGIN EXCLUSIVE")
     try:
         server = start_server(data, wait=False, port=free_port(), KIMERA_DATABASE__BUSY_TIMEOUT="0.2")
-        async with httpx.AsyncClient(base_url=server.url) as http:
+        async with web(server) as http:
             await _accepting(server, http)
             ready = await http.get("/readyz")
             assert (ready.status_code, ready.json()["ready"]) == (503, False)

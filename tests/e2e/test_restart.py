@@ -12,7 +12,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from tests.e2e.conftest import StartServer
-from tests.e2e.harness import PATIENCE, Peer, Server, offsets, peer, until
+from tests.e2e.harness import Peer, Server, offsets, peer, until, web
 
 pytestmark = pytest.mark.anyio
 
@@ -107,7 +107,7 @@ async def test_kill_in_the_middle_of_an_ingest(start_server: StartServer, seed: 
     assert len(acked) >= 80
 
     again = start_server()
-    async with httpx.AsyncClient(base_url=again.url, timeout=PATIENCE) as http:
+    async with web(again) as http:
         health = (await http.get("/health")).json()
         assert health["epoch"] == epoch
         head = health["offset"]
@@ -188,7 +188,7 @@ async def test_what_is_kept_over_a_clean_restart(start_server: StartServer, tmp_
         repeated = await client.done("publish", geoid={"text": "whatever"}, key="k")
         assert (repeated["duplicate"], repeated["geoid"]) == (True, two["geoid"])
         watching = await client.done("watch", watch="ferry2", text="unused", kinds=["related"])
-        async with httpx.AsyncClient(base_url=again.url) as http:
+        async with web(again) as http:
             listed = {each["watch"]: each for each in (await http.get("/v1/watches")).json()["items"]}
             assert set(listed) == {"ferry", "ferry2"}
             assert watching["channel"] == listed["ferry2"]["channel"]

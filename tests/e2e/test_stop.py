@@ -14,7 +14,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from tests.e2e.conftest import StartServer
-from tests.e2e.harness import PATIENCE, Server, offsets, peer, until
+from tests.e2e.harness import PATIENCE, Server, offsets, peer, until, web
 
 pytestmark = pytest.mark.anyio
 
@@ -83,7 +83,7 @@ async def test_stop_while_publishing_with_subscribers(start_server: StartServer)
     assert set(refused) <= REFUSED
     # A command sent after the server stopped reading may go without an answer, never one that it had accepted.
     again = start_server()
-    async with httpx.AsyncClient(base_url=again.url) as http:
+    async with web(again) as http:
         head = (await http.get("/health")).json()["offset"]
     assert sorted(acked) == list(range(1, head + 1)), "something was committed and not acknowledged, or the reverse"
     assert [sorted(each) for each in heard] == [sorted(acked)] * 2
@@ -116,7 +116,7 @@ def stalled_subscriber(server: Server, *, receive_buffer: int = 4096) -> socket.
 async def fill(server: Server, total: int) -> None:
     """Publish about ``total`` bytes of events."""
     size = 8_000
-    async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE) as http:
+    async with web(server) as http:
         lines = [
             msgspec.json.encode({"symbolic_state": {f"fill-{n}": 1}, "metadata": {"filler": "x" * size}})
             for n in range(total // size)
@@ -154,7 +154,7 @@ def database_held(server: Server) -> Iterator[None]:
 async def test_what_was_accepted_is_finished_while_new_work_is_refused(start_server: StartServer) -> None:
     server = start_server(KIMERA_API__SHUTDOWN_DEADLINE="30", KIMERA_DATABASE__BUSY_TIMEOUT="20")
     limits = httpx.Limits(max_keepalive_connections=1, max_connections=1)
-    async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE, limits=limits) as http, peer(server) as client:
+    async with web(server, limits=limits) as http, peer(server) as client:
         assert (await http.get("/readyz")).status_code == 200
         with database_held(server):
             accepted = await client.send("publish", geoid={"text": "Accepted before the stop."})
@@ -207,7 +207,7 @@ async def test_a_second_signal_ends_the_waiting(start_server: StartServer) -> No
             server.terminate()
             assert await anyio.to_thread.run_sync(server.wait) in (0, 3)
         assert not client.replies[waiting]
-    async with httpx.AsyncClient(base_url=start_server().url) as http:
+    async with web(start_server()) as http:
         assert (await http.get("/health")).json()["offset"] == 1
 
 
@@ -227,7 +227,7 @@ async def test_sse_and_ndjson_end_with_the_server(start_server: StartServer) -> 
     await stream.send(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n")
     seen = b""
     async with (
-        httpx.AsyncClient(base_url=server.url, timeout=PATIENCE) as http,
+        web(server) as http,
         anyio.create_task_group() as group,
     ):
         group.start_soon(follow, http)
