@@ -24,6 +24,7 @@ from kimera_stream.api.http.protocol import KimeraHttpProtocol
 from kimera_stream.api.progress import StartProgress
 from kimera_stream.api.runtime import Runtime
 from kimera_stream.infrastructure.container import Services
+from kimera_stream.infrastructure.compute import bound_native_caches
 from kimera_stream.infrastructure.settings import Settings
 from kimera_stream.infrastructure.tasks import ServiceFailed
 from kimera_stream.infrastructure.telemetry import configure_logging
@@ -81,6 +82,7 @@ def serve(settings: Settings, *, services: Services | None = None, console: IO[s
     """
     out = console or sys.stdout
     configure_logging(settings.telemetry)
+    bound_native_caches()
     try:
         sock = bind(settings.api.host, settings.api.port)
     except BindError as error:
