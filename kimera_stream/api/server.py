@@ -23,8 +23,8 @@ from kimera_stream.api.egress import uvicorn_options
 from kimera_stream.api.http.protocol import KimeraHttpProtocol
 from kimera_stream.api.progress import StartProgress
 from kimera_stream.api.runtime import Runtime
-from kimera_stream.infrastructure.container import Services
 from kimera_stream.infrastructure.compute import bound_native_caches
+from kimera_stream.infrastructure.container import Services
 from kimera_stream.infrastructure.settings import Settings
 from kimera_stream.infrastructure.tasks import ServiceFailed
 from kimera_stream.infrastructure.telemetry import configure_logging
