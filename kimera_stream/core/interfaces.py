@@ -325,10 +325,17 @@ class KnowledgeService(Protocol):
         Cancelling the caller never tears a commit: what was admitted is finished or refused as a whole.
         """
 
-    async def delete(self, geoid_id: str, *, principal: Principal) -> int: ...
+    async def delete(self, geoid_id: str, *, principal: Principal, session_id: str | None = None) -> int:
+        """``session_id``: whose publishes it must not overtake."""
 
     async def resolve(
-        self, contradiction_id: str, decision: Decision, reason: str | None, *, principal: Principal
+        self,
+        contradiction_id: str,
+        decision: Decision,
+        reason: str | None,
+        *,
+        principal: Principal,
+        session_id: str | None = None,
     ) -> tuple[Scar, int]: ...
 
     async def score(self, a: GeoidBody, b: GeoidBody) -> ScoreResult: ...

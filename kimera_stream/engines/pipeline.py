@@ -120,23 +120,29 @@ class Pipeline:
             self._keyed[principal.id, key] = ticket
         return await ticket.outcome()
 
-    async def delete(self, geoid_id: str, *, principal: Principal) -> int:
+    async def delete(self, geoid_id: str, *, principal: Principal, session_id: str | None = None) -> int:
         """Delete a geoid; returns the offset of its ``geoid.deleted``."""
         if not is_id(geoid_id):
             raise BadRequestError("geoid_id: expected 1-128 URL-safe characters", field="geoid_id")
-        ticket: Ticket[int] = self._ticket(principal)
+        ticket: Ticket[int] = self._ticket(principal, session_id)
         self._accept(DeleteWork(ticket, geoid_id, principal))
         return await ticket.outcome()
 
     async def resolve(
-        self, contradiction_id: str, decision: Decision, reason: str | None, *, principal: Principal
+        self,
+        contradiction_id: str,
+        decision: Decision,
+        reason: str | None,
+        *,
+        principal: Principal,
+        session_id: str | None = None,
     ) -> tuple[Scar, int]:
         """Resolve a contradiction; returns its scar and the offset of ``scar.formed``."""
         if decision not in ("collapse", "surge", "buffer"):
             raise BadRequestError("decision: expected collapse, surge or buffer", field="decision")
         if reason is not None and len(reason) > REASON_CHARS:
             raise BadRequestError(f"reason: expected at most {REASON_CHARS} characters", field="reason")
-        ticket: Ticket[tuple[Scar, int]] = self._ticket(principal)
+        ticket: Ticket[tuple[Scar, int]] = self._ticket(principal, session_id)
         self._accept(ResolveWork(ticket, contradiction_id, decision, reason, principal))
         return await ticket.outcome()
 
@@ -290,8 +296,8 @@ class Pipeline:
             for work in group:
                 self._finish(work.ticket)
 
-    def _ticket(self, principal: Principal) -> Ticket[Any]:
-        return Ticket((principal.id, ""), priority=5, cost=BODY_OVERHEAD, admitted_at=time.monotonic())
+    def _ticket(self, principal: Principal, session_id: str | None) -> Ticket[Any]:
+        return Ticket((principal.id, session_id or ""), priority=5, cost=BODY_OVERHEAD, admitted_at=time.monotonic())
 
     def _accept(self, work: Work) -> None:
         work.ticket.work = work

@@ -117,12 +117,16 @@ class Commands:
         )
 
     async def _delete(self, command: Delete, caller: Caller) -> Reply:
-        offset = await self._knowledge.delete(command.geoid_id, principal=caller.principal)
+        offset = await self._knowledge.delete(command.geoid_id, principal=caller.principal, session_id=caller.session)
         return Deleted(id=command.id, geoid_id=command.geoid_id, offset=offset)
 
     async def _resolve(self, command: Resolve, caller: Caller) -> Reply:
         scar, offset = await self._knowledge.resolve(
-            command.contradiction_id, command.decision, command.reason, principal=caller.principal
+            command.contradiction_id,
+            command.decision,
+            command.reason,
+            principal=caller.principal,
+            session_id=caller.session,
         )
         return Resolved(id=command.id, scar=scar, offset=offset)
 

@@ -288,3 +288,20 @@ async def test_documents_and_metrics(server: Server, http: httpx.AsyncClient) ->
     health = (await http.get("/health")).json()
     assert health["status"] == "ok"
     assert all(check["ok"] for check in health["checks"].values())
+
+
+@pytest.mark.parametrize("encoding", ["json", "msgpack"])
+async def test_a_delete_does_not_overtake_the_publish_before_it(server: Server, encoding: str) -> None:
+    """Commands of one connection that concern one geoid take effect in the order in which they were sent."""
+    async with peer(server, encoding) as client:
+        for turn in range(20):
+            geoid_id = f"order-{encoding}-{turn}"
+            sent = [
+                await client.send(
+                    "publish", geoid={"id": geoid_id, "text": f"Crate {turn} stands in hall {encoding}."}
+                ),
+                await client.send("delete", geoid_id=geoid_id),
+            ]
+            replies = [await client.reply(each) for each in sent]
+            assert [each["op"] for each in replies] == ["published", "deleted"]
+            assert replies[0]["offset"] < replies[1]["offset"]

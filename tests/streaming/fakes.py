@@ -147,13 +147,19 @@ class FakeKnowledge:
         self.hub.deliver([fresh])
         return PublishResult(geoid, offset, [], False)
 
-    async def delete(self, geoid_id: str, *, principal: Principal) -> int:
+    async def delete(self, geoid_id: str, *, principal: Principal, session_id: str | None = None) -> int:
         if geoid_id == "missing":
             raise NotFoundError("geoid_id: no such geoid", field="geoid_id")
         return self.vault.head
 
     async def resolve(
-        self, contradiction_id: str, decision: Any, reason: str | None, *, principal: Principal
+        self,
+        contradiction_id: str,
+        decision: Any,
+        reason: str | None,
+        *,
+        principal: Principal,
+        session_id: str | None = None,
     ) -> tuple[Scar, int]:
         scar = Scar(
             id="s1", contradiction_id=contradiction_id, geoids=("a", "b"), decision=decision, reason=reason,

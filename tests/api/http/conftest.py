@@ -202,7 +202,7 @@ class MemoryKnowledge:
             self.keys[principal.id, key] = result
         return result
 
-    async def delete(self, geoid_id: str, *, principal: Principal) -> int:
+    async def delete(self, geoid_id: str, *, principal: Principal, session_id: str | None = None) -> int:
         stored = self.vault.stored.pop(geoid_id, None)
         if stored is None:
             raise NotFoundError(f"id: there is no geoid {geoid_id}", field="id")
@@ -211,7 +211,13 @@ class MemoryKnowledge:
         return entry.offset
 
     async def resolve(
-        self, contradiction_id: str, decision: Any, reason: str | None, *, principal: Principal
+        self,
+        contradiction_id: str,
+        decision: Any,
+        reason: str | None,
+        *,
+        principal: Principal,
+        session_id: str | None = None,
     ) -> tuple[Scar, int]:
         found = self.vault.contradictions.get(contradiction_id)
         if found is None:
