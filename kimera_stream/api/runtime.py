@@ -78,11 +78,13 @@ class Runtime:
                     self.stop_report = await self.supervisor.stop(max(1.0, self._stop_by - anyio.current_time()))
 
     async def drain(self) -> None:
-        """Refuse new work, finish what was accepted, close the subscribers; bounded by half of the shutdown deadline."""
+        """Refuse new work, finish what was accepted, close the subscribers. Each part may take half of what is left of the
+        shutdown deadline, so that something is left for the services' end."""
         if self.draining:
             return
         self.draining = True
-        self._stop_by = anyio.current_time() + self._deadline
+        if self._stop_by is None:  # else a second signal came already, and asked for less
+            self._stop_by = anyio.current_time() + self._deadline
         with self._draining:
             for name, drain in self._drains:
                 budget = max(0.1, (self._stop_by - anyio.current_time()) / 2)

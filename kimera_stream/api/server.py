@@ -145,6 +145,8 @@ async def _serve(settings: Settings, services: Services | None, sock: socket.soc
             group.start_soon(announce, name="server:announce")
             group.start_soon(watch_for_failure, name="server:failure")
             await server.serve(sockets=[sock])
+            if server.lifespan.should_exit:  # uvicorn has logged why: our services could not begin, or not end
+                code = EXIT_FAILED
             group.cancel_scope.cancel()
     report = runtime.stop_report
     if report is not None and not report.clean:

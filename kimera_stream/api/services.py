@@ -182,11 +182,12 @@ async def load_index(parts: Parts, service: Service) -> None:
     vault, index, field = container.get(SqlVault), container.get(FlatIndex), container.get(FieldDynamics)
     model = container.get(BatchingEmbedder).model
     total = await vault.count_geoids()
-    if vault.encoder is None or (vault.encoder != model and not total):
+    vectors = total + len(await vault.watches())  # a watch is compared by its vector too
+    if vault.encoder is None or (vault.encoder != model and not vectors):
         await vault.record_encoder(model)
     elif vault.encoder != model:
         raise EncoderMismatchError(
-            f"the {total} stored vectors were made by {vault.encoder}, and this server encodes with {model}; "
+            f"the {vectors} stored vectors were made by {vault.encoder}, and this server encodes with {model}; "
             "set KIMERA_EMBEDDING__PROVIDER back, or use another database (KIMERA_PATHS__DATA_DIR, KIMERA_DATABASE__URL)"
         )
     loaded = 0

@@ -83,8 +83,9 @@ class FieldDynamics:
     # -- taking in
 
     def restore(self, geoids: Iterable[StoredGeoid]) -> None:
-        """Take in statements that were there before; adds no energy."""
+        """Take in statements that were there before; adds no energy. Again the same ones, when a load starts anew, do no harm."""
         for stored in geoids:
+            self._remove(stored.geoid.id)
             self._place(stored.geoid.id, stored.vector)
 
     def restore_contradictions(self, contradictions: Iterable[Contradiction]) -> None:

@@ -99,6 +99,8 @@ class Sequencer:
 
     async def _commit(self, segment: Sequence[Work]) -> None:
         for attempt in range(REPLANS):
+            if self.applied < self._vault.head:  # an earlier catching up failed half-way: nothing may be passed over
+                await self.catch_up()
             planner = Planner(head=self._vault.head, now=self._now(), sure=self._sure)
             outcomes = await self._plan(segment, planner)
             batch = planner.batch
@@ -108,7 +110,6 @@ class Sequencer:
                     await self._vault.commit(batch)
                 except ConflictError:
                     log.info("another writer was faster, planning again", attempt=attempt + 1)
-                    await self.catch_up()
                     continue
                 self._metrics.committed(batch, time.perf_counter() - began)
                 self._apply(batch)

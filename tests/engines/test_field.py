@@ -105,6 +105,16 @@ def test_updates_and_deletes_leave_the_old_cluster(field: FieldDynamics) -> None
     assert state.geoids == 2
 
 
+def test_a_load_that_starts_anew_counts_nothing_twice(field: FieldDynamics) -> None:
+    loaded = [stored("a", [1, 0, 0]), stored("b", [1, 0.1, 0]), stored("c", [0, 1, 0])]
+    for part in (loaded[:2], loaded):  # the first attempt ended half-way
+        field.restore(part)
+        field.restore_contradictions([contradiction("x", "a", "b")])
+    state = field.state()
+    assert (state.geoids, state.open_contradictions) == (3, 1)
+    assert sorted(cluster["size"] for cluster in state.clusters) == [1, 2]
+
+
 def test_open_contradictions_heat_and_resolved_ones_cool(field: FieldDynamics) -> None:
     field.restore([stored(name, [1, 0, 0]) for name in "abcd"])
     field.restore_contradictions([contradiction("x", "a", "b")])

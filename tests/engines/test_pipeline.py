@@ -365,6 +365,31 @@ async def test_a_faster_writer_means_planning_anew() -> None:
     assert [entry.offset for entry in world.sink.entries] == list(range(1, world.vault.head + 1))
 
 
+async def test_what_a_faster_writer_committed_is_told_although_it_could_not_be_read_at_first() -> None:
+    world = World()
+    async with world.running() as pipeline:
+        await pipeline.publish(GeoidBody(id="mine", symbolic_state={"subject": "s", "n": 1}), principal=ANNA)
+        stored = world.vault.stored["mine"]
+        theirs = msgspec.structs.replace(stored.geoid, id="theirs", symbolic_state={"subject": "s", "n": 2})
+        commit, read = world.vault.commit, world.vault.read
+
+        async def slower(batch: Any) -> None:
+            world.vault.commit = commit  # type: ignore[method-assign]
+            await world.vault.commit_elsewhere(type(stored)(theirs, None, "other"))
+            raise ConflictError("the log has moved on")
+
+        async def broken(*_: Any, **__: Any) -> Any:
+            world.vault.read = read  # type: ignore[method-assign]
+            raise UnavailableError("the disk is away")
+
+        world.vault.commit, world.vault.read = slower, broken  # type: ignore[method-assign]
+        refused = await outcome(pipeline.publish(GeoidBody(symbolic_state={"a": 1}), principal=ANNA))
+        assert isinstance(refused, UnavailableError)
+        last = await pipeline.publish(GeoidBody(id="last", symbolic_state={"subject": "s", "n": 3}), principal=ANNA)
+    assert {each.a for each in last.contradictions} == {"mine", "theirs"}
+    assert [entry.offset for entry in world.sink.entries] == list(range(1, world.vault.head + 1))
+
+
 async def test_a_writer_that_is_always_slower_gives_up_with_an_answer() -> None:
     world = World()
     world.vault.faults = [ConflictError("moved on")] * 5

@@ -1,0 +1,66 @@
+"""What the services check before they let anyone in."""
+
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from kimera_stream.api.services import EncoderMismatchError, Parts, load_index
+from kimera_stream.core.embedding import BatchingEmbedder
+from kimera_stream.core.index import FlatIndex
+from kimera_stream.core.interfaces import Page
+from kimera_stream.core.vault.vault import SqlVault
+from kimera_stream.engines.field import FieldDynamics
+from kimera_stream.infrastructure.tasks import Service
+
+pytestmark = pytest.mark.anyio
+
+
+class Vault:
+    """Of a vault, what a load asks."""
+
+    def __init__(self, encoder: str | None, *, watches: int = 0) -> None:
+        self.encoder = encoder
+        self._watches = watches
+
+    async def count_geoids(self) -> int:
+        return 0
+
+    async def watches(self) -> list[object]:
+        return [object()] * self._watches
+
+    async def record_encoder(self, name: str) -> None:
+        self.encoder = name
+
+    async def scan_geoids(self, *, batch: int) -> AsyncIterator[list[Any]]:
+        for page in ():
+            yield page
+
+    async def list_contradictions(self, **_: object) -> Page[Any]:
+        return Page([], None)
+
+
+def parts(vault: Vault, *, model: str) -> Parts:
+    known: dict[type, object] = {
+        SqlVault: vault,
+        FlatIndex: SimpleNamespace(),
+        FieldDynamics: SimpleNamespace(restore_contradictions=lambda _: None),
+        BatchingEmbedder: SimpleNamespace(model=model),
+    }
+    return cast("Parts", SimpleNamespace(container=SimpleNamespace(get=known.__getitem__)))
+
+
+@pytest.mark.parametrize("encoder", [None, "old"])
+async def test_an_empty_database_takes_any_encoder(encoder: str | None) -> None:
+    vault = Vault(encoder)
+    await load_index(parts(vault, model="new"), cast("Service", None))
+    assert vault.encoder == "new"
+
+
+async def test_watches_alone_bind_a_database_to_their_encoder() -> None:
+    vault = Vault("old", watches=2)
+    with pytest.raises(EncoderMismatchError, match=r"the 2 stored vectors were made by old.*encodes with new"):
+        await load_index(parts(vault, model="new"), cast("Service", None))
+    assert vault.encoder == "old"
+    await load_index(parts(vault, model="old"), cast("Service", None))
