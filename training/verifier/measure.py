@@ -142,6 +142,6 @@ def measuring_sets(data: Path, clusters: Sequence[Cluster], seed: int, *, most: 
     }
 
 
-def as_dict(result: Figures) -> dict[str, float]:
-    """Figures rounded for a report."""
-    return {name: round(value, 4) for name, value in asdict(result).items()}
+def as_dict(result: Figures) -> dict[str, float | None]:
+    """Figures rounded for a report; None for what is not a number, which JSON does not know."""
+    return {name: None if np.isnan(value) else round(value, 4) for name, value in asdict(result).items()}

@@ -83,27 +83,8 @@ def polish(materials: Materials, model: CrossEncoder) -> list[Example]:
     ]
 
 
-def settle(materials: Materials, model: CrossEncoder) -> list[Example]:
-    """Once more every written pair in an order drawn by lot, as many derived ones, and what is still wrong."""
-    rng = materials.rng("settle")
-    clusters = materials.training_clusters
-    written = [pair if rng.random() < 0.5 else turned(pair) for pair in anchor_examples(clusters)]
-    derived = training_examples(clusters, materials.seed + 2)
-    generated = training_examples(generated_clusters("train", materials.seed + 2), materials.seed)
-    targeted = training_examples([c for c in clusters if c.source.startswith("extra_")], materials.seed + 2)
-    return [
-        *written,
-        *mistaken(model, _some(rng, written, 8_000)),
-        *_some(rng, targeted, 6_000),
-        *_some(rng, derived, 16_000),
-        *_some(rng, generated, 3_500),
-        *_some(rng, public_examples(materials.data, "train", materials.seed), 3_000),
-    ]
-
-
 STAGES: list[tuple[Stage, Callable[[Materials, CrossEncoder], list[Example]]]] = [
     (Stage("public", epochs=1.0, rate=1.2e-4, batch=48), public),
     (Stage("corpus", epochs=1.0, rate=1.1e-4, batch=32), corpus),
     (Stage("polish", epochs=1.15, rate=1e-4, batch=32), polish),
-    (Stage("settle", epochs=1.0, rate=7e-5, batch=32), settle),
 ]
