@@ -89,6 +89,7 @@ def service_specs(
         service.progress("loading the model")
         await container.get(CrossEncoderVerifier).start()
         service.ready()
+        await anyio.sleep_forever()
 
     async def hub(service: Service) -> None:
         await assembled(Hub, FieldDynamics)
@@ -149,7 +150,7 @@ def service_specs(
     except MissingServiceError:
         pass  # switched off, or this build carries no weights: the rules decide
     else:
-        specs.append(ServiceSpec("verifier", verifier, backoff=PATIENT, on_end="ignore"))
+        specs.append(ServiceSpec("verifier", verifier, backoff=PATIENT))
         before_work.append("verifier")
     specs.append(ServiceSpec("pipeline", pipeline, after=tuple(before_work)))
     specs.append(ServiceSpec("stats", stats, after=("pipeline",)))

@@ -160,7 +160,7 @@ class PerformanceSettings(Group):
 
 
 class PathsSettings(Group):
-    data_dir: Path = Field(Path("data"), description="Where the database, snapshots and state live.")
+    data_dir: Path = Field(Path("data"), description="Where the database and the files behind the index live.")
 
 
 class SecuritySettings(Group):

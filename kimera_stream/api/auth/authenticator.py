@@ -61,7 +61,7 @@ class TokenAuthenticator:
             raise SettingsError(
                 [Problem("KIMERA_SECURITY__API_KEYS_FILE", str(error), "`kimera-stream config new-key` makes keys")]
             ) from error
-        log.info("authentication_ready", required=self.required, jwt=self._jwt.enabled, api_keys=count)
+        log.info("authentication_ready", required=self.required, signed=self._jwt.enabled, keys=count)
 
     async def authenticate(self, token: str | None) -> Principal:
         """See ``core.interfaces.Authenticator``. Where access is open and nothing is configured to check a token against, a

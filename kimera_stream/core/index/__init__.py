@@ -3,7 +3,8 @@
     put ──> signature.py (text, symbols) ──> slot in a chunk (storage.py) ──> live bit
     scan ─> pin (private copy of the live bits, slots freed meanwhile are not reused) ──> kernel in a worker thread
 
-``FlatIndex`` is the service; ``restore_index`` fills it at start, from a snapshot and the tail of the log where it can.
+``FlatIndex`` is the service. A server fills it from the vault (``api.services.load_index``); ``restore_index`` can also start from a
+snapshot and the tail of the log.
 """
 
 from kimera_stream.core.index.flat import FlatIndex, IndexStatistics
