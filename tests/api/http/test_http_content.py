@@ -100,3 +100,17 @@ def test_whatever_the_bytes_the_error_is_ours(data, encoding):
 def test_whatever_the_value_the_error_names_a_place(value):
     error = refusal(msgspec.json.encode(value), "json", "[3]")
     assert error is None or error.message.startswith("[3]")
+
+
+@pytest.mark.parametrize(
+    ("data", "encoding", "told"),
+    [
+        (b'{"text": NaN}', "json", "body: expected valid JSON: invalid character (byte 9)"),
+        (b'{"text": "a', "json", "body: expected valid JSON: input data was truncated"),
+        (b"\xc1", "msgpack", "body: expected valid MessagePack: invalid opcode '\\xc1' (byte 0)"),
+    ],
+)
+def test_bytes_that_are_no_value_are_told_in_plain_words(data, encoding, told):
+    with pytest.raises(BadRequestError) as caught:
+        decode(data, GeoidBody, encoding)
+    assert caught.value.message == told
