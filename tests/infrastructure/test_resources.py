@@ -1,5 +1,6 @@
 """Worker threads are limited per purpose and in all; memory, queues and growth are watched."""
 
+import ctypes
 import threading
 
 import anyio
@@ -7,7 +8,14 @@ import pytest
 from anyio import to_thread
 from prometheus_client import CollectorRegistry, generate_latest
 
-from kimera_stream.infrastructure.resources import LEAK_WINDOW, Resources, Sample, grows_steadily, resident_memory
+from kimera_stream.infrastructure.resources import (
+    LEAK_WINDOW,
+    Resources,
+    Sample,
+    grows_steadily,
+    release_free_memory,
+    resident_memory,
+)
 from kimera_stream.infrastructure.settings import PerformanceSettings
 from kimera_stream.infrastructure.tasks import ServiceSpec, Supervisor
 from kimera_stream.protocol.errors import OverloadedError
@@ -98,3 +106,14 @@ async def test_the_watching_service_measures_the_loop() -> None:
             await supervisor.ready()
             while not await to_thread.run_sync(registry.get_sample_value, "kimera_event_loop_lag_seconds_count"):  # noqa: ASYNC110 - polls a metric
                 await anyio.sleep(0.01)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="this C library does not give memory back")
+def test_freed_memory_is_given_back() -> None:
+    # Small blocks of the C library's heap, freed but for the newest: nothing at the end of the heap can be cut off.
+    blocks = [ctypes.create_string_buffer(65_536) for _ in range(1_600)]
+    for block in blocks:
+        ctypes.memset(block, 1, 65_536)
+    full = resident_memory()
+    del blocks[:-1], block
+    assert release_free_memory() < full - (50 << 20)
