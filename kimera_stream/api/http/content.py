@@ -153,7 +153,7 @@ def malformed(error: Exception, encoding: Encoding, where: str) -> BadRequestErr
     if isinstance(error, UnicodeDecodeError):
         return BadRequestError(f"{where}: expected valid UTF-8, got an invalid byte")
     name = "JSON" if encoding == "json" else "MessagePack"
-    words = str(error).removeprefix(f"{name} is malformed: ")  # what follows says more
+    words = str(error).rpartition(" is malformed: ")[2]  # it is said already; what follows says more
     return BadRequestError(f"{where}: expected valid {name}: {words[:1].lower()}{words[1:]}")
 
 
