@@ -31,7 +31,7 @@ class CursorRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cursor: str
 
 
-class ClientInfo(msgspec.Struct, frozen=True):
+class ClientInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a client says of itself. Informative only."""
 
     name: str

@@ -251,6 +251,16 @@ async def test_first_command_must_be_connect(server: Server) -> None:
         assert (client.ws.close_code, client.ws.close_reason) == (4501, "protocol_violation")
 
 
+@pytest.mark.parametrize("encoding", ENCODINGS)
+async def test_unknown_field_of_the_client_is_refused(server: Server, encoding: str) -> None:
+    async with handshake(server, encoding) as client:
+        reply = await client.ask("connect", client={"name": "probe", "version": "1", "colour": "red"})
+        assert (reply["op"], reply["code"]) == ("error", "bad_request"), reply
+        assert "client.colour" in reply["message"], reply
+        connected = await client.done("connect", client={"name": "probe", "version": "1"})
+        assert connected["op"] == "connected"
+
+
 async def test_truncated_ndjson_line(server: Server, http: httpx.AsyncClient) -> None:
     content = b'{"symbolic_state":{"ndjson":"whole"}}\n{"symbolic_state":{"ndjson":"cut o'
     response = await http.post("/v1/geoids", content=content, headers={"content-type": "application/x-ndjson"})
