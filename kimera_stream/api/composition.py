@@ -225,10 +225,19 @@ def _upon_the_log(services: Services, settings: Settings) -> None:
         field: FieldDynamics,
         metrics: PipelineMetrics,
         resources: Resources,
+        conversation: ConversationMemory,
         server: ServerInfo,
     ) -> StatsService:
         return StatsService(
-            vault, index, hub, field, metrics, resources, node=server.node, interval=settings.stream.stats_interval
+            vault,
+            index,
+            hub,
+            field,
+            metrics,
+            resources,
+            conversation,
+            node=server.node,
+            interval=settings.stream.stats_interval,
         )
 
     services.add(Hub, factory=hub)

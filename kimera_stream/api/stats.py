@@ -7,6 +7,7 @@ from typing import Any
 import anyio
 import msgspec
 
+from kimera_stream.core.conversation import ConversationMemory
 from kimera_stream.core.index import FlatIndex
 from kimera_stream.core.interfaces import FieldService, VaultService
 from kimera_stream.engines.metrics import PipelineMetrics
@@ -29,6 +30,7 @@ class StatsService:
         field: FieldService,
         metrics: PipelineMetrics,
         resources: Resources,
+        conversation: ConversationMemory,
         *,
         node: str,
         interval: float,
@@ -39,6 +41,7 @@ class StatsService:
         self._field = field
         self._metrics = metrics
         self._resources = resources
+        self._conversation = conversation
         self._node = node
         self._interval = interval
         self._began = time.monotonic()
@@ -69,6 +72,7 @@ class StatsService:
             },
             "latency": {"p50": _ms(numbers.p50), "p99": _ms(numbers.p99)},
             "queues": self._resources.queues,
+            "sessions": asdict(self._conversation.statistics()),
             "connections": stream["connections"],
             "subscribers": stream["subscriptions"],
             "stream": stream,

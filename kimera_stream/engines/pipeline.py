@@ -320,9 +320,13 @@ def _is_heavy(ticket: Ticket[Any]) -> bool:
 
 def _cost(body: GeoidBody) -> int:
     cost = BODY_OVERHEAD + 4 * len(body.text or "") + 8 * len(body.vector or ())
-    for state in (body.semantic_state, body.symbolic_state, body.metadata):
+    for state in (body.semantic_state, body.symbolic_state):
         if state:
-            cost += 64 * len(state)
+            cost += 64 * len(state) + sum(map(len, state))
+    if body.symbolic_state:
+        cost += sum(len(value) for value in body.symbolic_state.values() if isinstance(value, str))
+    if body.metadata:
+        cost += 4 * len(msgspec.json.encode(body.metadata))  # nested objects take several times their text
     return cost
 
 

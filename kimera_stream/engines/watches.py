@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import anyio
 import msgspec
 import numpy as np
 
@@ -46,6 +47,7 @@ class WatchRegistry:
         filter_nodes: int,
         filter_depth: int,
     ) -> None:
+        self._changing = anyio.Lock()
         self._vault = vault
         self._engine = engine
         self._min_relatedness = min_relatedness
@@ -72,6 +74,10 @@ class WatchRegistry:
             BadFilterError: the filter is not one.
             LimitExceededError: too many.
         """
+        async with self._changing:  # two of one name at once: the later one replaces what the earlier one wrote
+            return await self._add(watch, vector)
+
+    async def _add(self, watch: Watch, vector: Vector | None) -> Watch:
         key = (watch.principal, watch.watch)
         former = self._standing.get(key)
         if former is None:
@@ -93,10 +99,11 @@ class WatchRegistry:
         Raises:
             NotFoundError: there is none of that name.
         """
-        if not await self._vault.delete_watch(principal, name):
-            raise NotFoundError(f"watch: {name!r} does not exist", field="watch")
-        self._standing.pop((principal, name), None)
-        self._vectors = None
+        async with self._changing:
+            if not await self._vault.delete_watch(principal, name):
+                raise NotFoundError(f"watch: {name!r} does not exist", field="watch")
+            self._standing.pop((principal, name), None)
+            self._vectors = None
 
     def of(self, principal: str) -> list[Watch]:
         """The watches of one principal."""
