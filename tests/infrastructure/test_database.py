@@ -5,6 +5,7 @@ import threading
 from functools import partial
 
 import anyio
+import asyncpg
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -270,3 +271,11 @@ class TestFailures:
     @pytest.mark.parametrize("error", [ConnectionRefusedError(), TimeoutError(), OSError(5, "io")])
     def test_the_network_is(self, error):
         assert failure_of(error).disconnected
+
+    def test_a_connection_that_ended_as_a_statement_began_is_lost(self):
+        # What asyncpg raised, once in many runs, when the server had just ended the connection.
+        error = asyncpg.InternalClientError("cannot switch to state 15; another operation (2) is in progress")
+        failure = failure_of(error)
+        assert failure is not None
+        assert (failure.disconnected, failure.answered) == (True, False)
+        assert failure_of(asyncpg.InternalClientError("got an unexpected message")) is None

@@ -67,6 +67,8 @@ def _postgres_failure(error: BaseException, state: str | None) -> Failure | None
     if state is None:
         text = str(error).lower()
         lost = "connection" in text and any(word in text for word in ("closed", "lost", "released", "reset"))
+        # asyncpg's own words where the server ended the connection in the moment in which a statement was begun.
+        lost = lost or "cannot switch to state" in text
         if not lost:
             return None
         return Failure("the connection to the database was lost", disconnected=True, answered=False)
