@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+import structlog
 from blockbuster import BlockBuster
 
 MAX_CALLBACK_CPU = 1.0
@@ -25,6 +26,14 @@ MAY_BLOCK = [
     ("asyncpg/connect_utils.py", {"_parse_connect_dsn_and_args"}),  # looks for password and certificate files
     ("<frozen importlib._bootstrap>", {"_find_and_load"}),  # an import reads files once
 ]
+
+# The default for terminals draws tracebacks with their source and locals: a second of processor time for one of them.
+structlog.configure(
+    processors=[
+        structlog.stdlib.add_log_level,
+        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 
 
 @pytest.fixture
