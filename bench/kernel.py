@@ -253,7 +253,7 @@ def recall(rows: np.ndarray, queries: int) -> dict[str, float]:
 def index_figures(n: int) -> dict[str, Any]:
     """Appending, memory, saving and loading of the index."""
     from bench.kernel_support import InlineThreads, plain_geoid
-    from kimera_stream.core.index import FlatIndex
+    from kimera_stream.core.index import FlatIndex, LogPoint
     from kimera_stream.core.interfaces import StoredGeoid
     from kimera_stream.infrastructure.settings import PerformanceSettings, ScoringSettings
 
@@ -295,7 +295,7 @@ def index_figures(n: int) -> dict[str, Any]:
                 copies.append((time.process_time() - began) / 500)
             path = where / "snapshot"
             began = time.perf_counter()
-            await index.save(path, model="bench", epoch="e", offset=1)
+            await index.save(path, model="bench", point=LogPoint("e", 1))
             saved = time.perf_counter() - began
             used, held = index.bytes, index.mapped_bytes
             began = time.perf_counter()

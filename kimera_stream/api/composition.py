@@ -21,7 +21,7 @@ from kimera_stream.api.websocket import StreamEndpoint
 from kimera_stream.core.conversation import ConversationMemory
 from kimera_stream.core.embedding import BatchingEmbedder, make_provider
 from kimera_stream.core.geoid_cache import GeoidCache
-from kimera_stream.core.index import FlatIndex
+from kimera_stream.core.index import FlatIndex, SnapshotKeeper
 from kimera_stream.core.interfaces import (
     Authenticator,
     ContradictionEngine,
@@ -226,11 +226,13 @@ def _upon_the_log(services: Services, settings: Settings) -> None:
         metrics: PipelineMetrics,
         resources: Resources,
         conversation: ConversationMemory,
+        snapshots: SnapshotKeeper,
         server: ServerInfo,
     ) -> StatsService:
         return StatsService(
             vault,
             index,
+            snapshots,
             hub,
             field,
             metrics,
@@ -240,6 +242,26 @@ def _upon_the_log(services: Services, settings: Settings) -> None:
             interval=settings.stream.stats_interval,
         )
 
+    def snapshots(
+        index: FlatIndex,
+        field: FieldDynamics,
+        vault: VaultService,
+        threads: Threads,
+        embedder: EmbeddingService,
+        registry: CollectorRegistry,
+    ) -> SnapshotKeeper:
+        return SnapshotKeeper(
+            index,
+            field,
+            vault,
+            threads,
+            settings.paths.data_dir,
+            settings.performance,
+            model=embedder.model,
+            registry=registry,
+        )
+
+    services.add(SnapshotKeeper, factory=snapshots)
     services.add(Hub, factory=hub)
     services.add(FieldDynamics, factory=field, also=[FieldService])
     services.add(PipelineMetrics, factory=pipeline_metrics)

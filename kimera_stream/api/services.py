@@ -11,24 +11,24 @@ from kimera_stream.api.runtime import Drain, Runtime
 from kimera_stream.api.stats import StatsService
 from kimera_stream.api.websocket import StreamEndpoint
 from kimera_stream.core.embedding import BatchingEmbedder
-from kimera_stream.core.index import FlatIndex
+from kimera_stream.core.index import SnapshotKeeper
 from kimera_stream.core.vault.errors import VaultSchemaError
 from kimera_stream.core.vault.retention import Retention
 from kimera_stream.core.vault.vault import SqlVault
 from kimera_stream.engines.field import FieldDynamics
 from kimera_stream.engines.pipeline import Pipeline
+from kimera_stream.engines.sequencer import Sequencer
 from kimera_stream.engines.verifier import CrossEncoderVerifier
 from kimera_stream.engines.watches import WatchRegistry
 from kimera_stream.infrastructure.container import Container, MissingServiceError
 from kimera_stream.infrastructure.resources import Resources
 from kimera_stream.infrastructure.settings import Settings, SettingsError
 from kimera_stream.infrastructure.tasks import Backoff, Budget, Service, ServiceSpec, Unrecoverable
-from kimera_stream.protocol.errors import UnavailableError
+from kimera_stream.protocol.errors import LimitExceededError, UnavailableError
 from kimera_stream.streaming.hub import Hub
 
 log = structlog.get_logger(__name__)
 
-LOAD_BATCH = 1_000
 RETENTION_INTERVAL = 60.0
 PATIENT = Backoff(base=0.25, factor=2.0, maximum=5.0, floor=0.1)
 START_BUDGET = Budget(restarts=8, window=120.0)
@@ -36,6 +36,10 @@ START_BUDGET = Budget(restarts=8, window=120.0)
 
 class EncoderMismatchError(Unrecoverable):
     """The stored vectors were made by another encoder; vectors of different models cannot be compared."""
+
+
+class StoreTooLargeError(Unrecoverable):
+    """More geoids are stored than the index may hold, and its policy is to refuse."""
 
 
 @dataclass(slots=True)
@@ -97,6 +101,7 @@ def service_specs(
         await container.get(Hub).run()
 
     async def index(service: Service) -> None:
+        await assembled(SnapshotKeeper)
         await load_index(parts, service)
         service.ready()
         await anyio.sleep_forever()
@@ -104,7 +109,8 @@ def service_specs(
     async def pipeline(service: Service) -> None:
         await assembled(Pipeline, StreamEndpoint)
         await container.get(WatchRegistry).load()
-        made = container.get(Pipeline)
+        made, sequencer = container.get(Pipeline), container.get(Sequencer)
+        container.get(SnapshotKeeper).follow(lambda: sequencer.applied)
         parts.stream = container.get(StreamEndpoint)
         parts.door.services = DoorServices(
             knowledge=made,
@@ -115,6 +121,12 @@ def service_specs(
         )
         service.ready()
         await made.run()
+
+    async def snapshots(service: Service) -> None:
+        service.ready()
+        keeper = container.get(SnapshotKeeper)
+        keeper.on_change(lambda: service.progress(keeper.trouble))
+        await keeper.run()
 
     async def field(service: Service) -> None:
         service.ready()
@@ -154,6 +166,7 @@ def service_specs(
         before_work.append("verifier")
     specs.append(ServiceSpec("pipeline", pipeline, after=tuple(before_work)))
     specs.append(ServiceSpec("stats", stats, after=("pipeline",)))
+    specs.append(ServiceSpec("snapshots", snapshots, after=("pipeline",)))
 
     async def drain_pipeline(_seconds: float) -> None:
         if parts.door.services is not None:
@@ -163,12 +176,17 @@ def service_specs(
         if parts.stream is not None:
             await container.get(Hub).shutdown(seconds)
 
+    async def drain_snapshots(seconds: float) -> None:
+        if parts.stream is not None:
+            await container.get(SnapshotKeeper).finish(seconds)
+
     streams = parts.door.streams
     drains: list[Drain] = [
         ("lines", streams.drain_lines),  # read no more of them; those that were read are answered by the pipeline
         ("pipeline", drain_pipeline),
         ("streams", streams.drain),
         ("hub", drain_hub),
+        ("snapshot", drain_snapshots),
     ]
     return parts, specs, drains
 
@@ -178,12 +196,11 @@ async def load_index(parts: Parts, service: Service) -> None:
 
     Raises:
         EncoderMismatchError: the stored vectors are another model's.
+        StoreTooLargeError: the index may not hold them all.
     """
     container = parts.container
-    vault, index, field = container.get(SqlVault), container.get(FlatIndex), container.get(FieldDynamics)
-    model = container.get(BatchingEmbedder).model
-    total = await vault.count_geoids()
-    vectors = total + len(await vault.watches())  # a watch is compared by its vector too
+    vault, model = container.get(SqlVault), container.get(BatchingEmbedder).model
+    vectors = await vault.count_geoids() + len(await vault.watches())  # a watch is compared by its vector too
     if vault.encoder is None or (vault.encoder != model and not vectors):
         await vault.record_encoder(model)
     elif vault.encoder != model:
@@ -191,19 +208,7 @@ async def load_index(parts: Parts, service: Service) -> None:
             f"the {vectors} stored vectors were made by {vault.encoder}, and this server encodes with {model}; "
             "set KIMERA_EMBEDDING__PROVIDER back, or use another database (KIMERA_PATHS__DATA_DIR, KIMERA_DATABASE__URL)"
         )
-    loaded = 0
-    async for batch in vault.scan_geoids(batch=LOAD_BATCH):
-        await index.reserve(len(batch))
-        for stored in batch:
-            if stored.geoid.id not in index:
-                index.put(stored)
-        field.restore(batch)
-        loaded += len(batch)
-        service.progress(f"{loaded:,} of {total:,} geoids")
-    after = 0
-    while True:
-        page = await vault.list_contradictions(after=after, limit=LOAD_BATCH, state="open")
-        field.restore_contradictions(page.items)
-        if page.next is None:
-            return
-        after = page.next
+    try:
+        await container.get(SnapshotKeeper).restore(service.progress)
+    except LimitExceededError as error:
+        raise StoreTooLargeError(f"the stored geoids do not fit into the index: {error.message}") from error

@@ -8,7 +8,7 @@ import anyio
 import msgspec
 
 from kimera_stream.core.conversation import ConversationMemory
-from kimera_stream.core.index import FlatIndex
+from kimera_stream.core.index import FlatIndex, SnapshotKeeper
 from kimera_stream.core.interfaces import FieldService, VaultService
 from kimera_stream.engines.metrics import PipelineMetrics
 from kimera_stream.infrastructure.resources import Resources
@@ -26,6 +26,7 @@ class StatsService:
         self,
         vault: VaultService,
         index: FlatIndex,
+        snapshots: SnapshotKeeper,
         hub: Hub,
         field: FieldService,
         metrics: PipelineMetrics,
@@ -37,6 +38,7 @@ class StatsService:
     ) -> None:
         self._vault = vault
         self._index = index
+        self._snapshots = snapshots
         self._hub = hub
         self._field = field
         self._metrics = metrics
@@ -76,7 +78,7 @@ class StatsService:
             "connections": stream["connections"],
             "subscribers": stream["subscriptions"],
             "stream": stream,
-            "index": asdict(self._index.statistics),
+            "index": {**asdict(self._index.statistics), "snapshot": asdict(self._snapshots.statistics)},
             "memory": self._resources.memory,
             "loop_lag": _ms(self._resources.loop_lag),
         }

@@ -373,6 +373,32 @@ class FieldService(Protocol):
     def state(self) -> FieldState: ...
 
 
+class LogFollower(Protocol):
+    """What is kept in memory beside the index and follows the same log: written into its snapshots and restored with it."""
+
+    def clear(self) -> None:
+        """Forget everything."""
+
+    def freeze(self) -> Callable[[], bytes]:
+        """The state as it is now; what is returned is called in a worker thread and gives it as bytes."""
+
+    def thaw(self, frozen: bytes) -> None:
+        """Take over what ``freeze`` gave, in place of everything.
+
+        Raises:
+            ValueError: it is of another version or encoder.
+        """
+
+    def restore(self, geoids: Sequence[StoredGeoid]) -> None:
+        """Take in geoids of the store, new or in a newer version."""
+
+    def forget(self, geoid_id: str) -> None:
+        """A geoid is no longer held; one that is not there is no error."""
+
+    def restore_contradictions(self, contradictions: Sequence[Contradiction]) -> None:
+        """Take in contradictions of the store in their newest state."""
+
+
 # -- the way out ---------------------------------------------------------------------------------------------------------
 
 

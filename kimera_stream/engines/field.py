@@ -12,8 +12,9 @@ decays. Everything is incremental: a commit costs one product with the clusters'
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import anyio
 import msgspec
@@ -32,6 +33,7 @@ TAU = 30.0
 """Seconds in which the field's energy falls to 1/e."""
 CALM = 50.0
 """Changes that lift a field at rest to an activation of 1 - 1/e."""
+_AT_ONCE = 4096
 NO_CLUSTER = -1
 """Where statements without a vector are."""
 
@@ -43,8 +45,37 @@ class _Cluster:
     """Id of the statement that founded it."""
 
 
+class _Frozen(msgspec.Struct, array_like=True):
+    sums: bytes
+    """float32 (clusters, dim)."""
+    clusters: list[tuple[int, str]]
+    cluster_of: list[msgspec.Raw]
+    open: list[msgspec.Raw]
+
+
+class _Thawed(msgspec.Struct, array_like=True):
+    sums: bytes
+    clusters: list[tuple[int, str]]
+    cluster_of: list[dict[str, int]]
+    open: list[dict[str, tuple[str, str, float, int]]]
+
+
+def _thaw(frozen: bytes) -> _Thawed:
+    try:
+        return msgspec.msgpack.decode(frozen, type=_Thawed)
+    except msgspec.MsgspecError as error:
+        raise ValueError("field: not of this version") from error
+
+
+def _pieces(items: Mapping[str, object]) -> Iterator[msgspec.Raw]:
+    """A dictionary encoded in parts: the encoder holds the interpreter's lock, which the event loop waits for."""
+    rest = iter(items.items())
+    while piece := dict(islice(rest, _AT_ONCE)):
+        yield msgspec.Raw(msgspec.msgpack.encode(piece))
+
+
 class FieldDynamics:
-    """The state of the field. Implements ``core.interfaces.FieldService``; belongs to the event loop's thread.
+    """The state of the field. Implements ``core.interfaces.FieldService`` and ``LogFollower``; belongs to the event loop's thread.
 
     Args:
         dimension: Length of the vectors.
@@ -82,11 +113,95 @@ class FieldDynamics:
 
     # -- taking in
 
-    def restore(self, geoids: Iterable[StoredGeoid]) -> None:
-        """Take in statements that were there before; adds no energy. Again the same ones, when a load starts anew, do no harm."""
+    def clear(self) -> None:
+        """Forget everything."""
+        self._sums[:] = 0.0
+        self._centroids[:] = 0.0
+        self._clusters = []
+        self._cluster_of = {}
+        self._open = {}
+        self._tension = Counter()
+        self._involved = Counter()
+        self._pulses = 0.0
+        self._changed = True
+
+    def restore(self, geoids: Sequence[StoredGeoid]) -> None:
+        """Take in statements that were there before; adds no energy. Again the same ones, when a load starts anew, do no harm.
+
+        Unlike live ones they are placed many at a time, by the centroids as they were before them.
+        """
         for stored in geoids:
             self._remove(stored.geoid.id)
-            self._place(stored.geoid.id, stored.vector)
+        vectors = [stored.vector for stored in geoids if stored.vector is not None]
+        ids = [stored.geoid.id for stored in geoids if stored.vector is not None]
+        self._cluster_of.update((stored.geoid.id, NO_CLUSTER) for stored in geoids if stored.vector is None)
+        rows = np.stack(vectors) if vectors else np.zeros((0, self._sums.shape[1]), np.float32)
+        placed = 0
+        while placed < len(ids):
+            placed += self._place_near(ids[placed:], rows[placed:])
+            if placed < len(ids):
+                self._place(ids[placed], rows[placed])
+                placed += 1
+
+    def _place_near(self, ids: Sequence[str], rows: npt.NDArray[np.float32]) -> int:
+        """Place statements up to the first that founds a cluster; returns how many."""
+        count = len(self._clusters)
+        if not count:
+            return 0
+        cosines = rows @ self._centroids[:count].T
+        nearest = cosines.argmax(axis=1)
+        far = np.flatnonzero(cosines.max(axis=1) < NEAR)
+        founds = count < MOST_CLUSTERS or any(not cluster.size for cluster in self._clusters)
+        end = int(far[0]) if founds and len(far) else len(ids)
+        members = np.zeros((count, end), np.float32)
+        members[nearest[:end], np.arange(end)] = 1.0
+        self._sums[:count] += members @ rows[:end]
+        for place, size in enumerate(members.sum(axis=1).astype(int).tolist()):
+            self._clusters[place].size += size
+            self._direct(place)
+        self._cluster_of.update(zip(ids, nearest[:end].tolist(), strict=False))
+        return end
+
+    def forget(self, geoid_id: str) -> None:
+        """A statement is no longer held; one that is not there is no error. Adds no energy."""
+        self._remove(geoid_id)
+        self._changed = True
+
+    def freeze(self) -> Callable[[], bytes]:
+        """The field as it is now, to be written down by another thread: call what this returns there."""
+        sums = self._sums.copy()
+        clusters = [(cluster.size, cluster.exemplar) for cluster in self._clusters]
+        cluster_of, opened = self._cluster_of.copy(), self._open.copy()
+
+        def encode() -> bytes:
+            frozen = _Frozen(sums.tobytes(), clusters, list(_pieces(cluster_of)), list(_pieces(opened)))
+            return msgspec.msgpack.encode(frozen)
+
+        return encode
+
+    def thaw(self, frozen: bytes) -> None:
+        """Take over what ``freeze`` gave, in place of everything.
+
+        Raises:
+            ValueError: it is not of this version, or of another dimension.
+        """
+        found = _thaw(frozen)
+        sums = np.frombuffer(found.sums, np.float32)
+        if sums.size != self._sums.size or len(found.clusters) > MOST_CLUSTERS:
+            raise ValueError("field: of another dimension or number of clusters")
+        self.clear()
+        self._sums[:] = sums.reshape(self._sums.shape)
+        self._clusters = [_Cluster(size, exemplar) for size, exemplar in found.clusters]
+        for place in range(len(self._clusters)):
+            self._direct(place)
+        for piece in found.cluster_of:
+            self._cluster_of.update(piece)
+        for opened in found.open:
+            self._open.update(opened)
+        for a, b, strength, place in self._open.values():
+            self._tension[place] += 1
+            self._pulses += strength
+            self._involved.update((a, b))
 
     def restore_contradictions(self, contradictions: Iterable[Contradiction]) -> None:
         """Take in open contradictions that were there before."""
@@ -123,9 +238,13 @@ class FieldDynamics:
         self._clusters[nearest].size += 1
         self._cluster_of[geoid_id] = nearest
         self._sums[nearest] += vector
-        length = float(np.linalg.norm(self._sums[nearest]))
+        self._direct(nearest)
+
+    def _direct(self, place: int) -> None:
+        """The centroid follows the sum."""
+        length = float(np.linalg.norm(self._sums[place]))
         if length > 0:
-            np.divide(self._sums[nearest], length, out=self._centroids[nearest])
+            np.divide(self._sums[place], length, out=self._centroids[place])
 
     def _vacancy(self) -> int | None:
         if len(self._clusters) < MOST_CLUSTERS:

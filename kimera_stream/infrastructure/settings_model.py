@@ -147,6 +147,15 @@ class PerformanceSettings(Group):
     index_full: Literal["refuse", "evict_oldest"] = Field(
         "refuse", description="What a full index does with a new geoid."
     )
+    snapshot_interval: float = Field(
+        300.0, ge=0, description="Seconds between snapshots of the index, if anything changed; 0: none by time."
+    )
+    snapshot_entries: int = Field(
+        25_000, ge=0, description="Log entries after which a snapshot of the index is written; 0: none by number."
+    )
+    snapshots_kept: int = Field(
+        2, ge=0, le=16, description="Snapshots of the index kept in the data directory; 0: none is written or used."
+    )
     queue_items: Positive = Field(4_096, description="Statements accepted and not yet committed.")
     queue_bytes: Bytes = Field(33_554_432, description="Bytes accepted and not yet committed.")
     geoid_cache_bytes: Bytes = Field(67_108_864, description="Bytes of recently used geoids kept decoded.")

@@ -1,20 +1,19 @@
 """What the services check before they let anyone in."""
 
-from collections.abc import AsyncIterator
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
 from kimera_stream.api.services import EncoderMismatchError, Parts, load_index
 from kimera_stream.core.embedding import BatchingEmbedder
-from kimera_stream.core.index import FlatIndex
-from kimera_stream.core.interfaces import Page
+from kimera_stream.core.index import SnapshotKeeper
 from kimera_stream.core.vault.vault import SqlVault
-from kimera_stream.engines.field import FieldDynamics
 from kimera_stream.infrastructure.tasks import Service
 
 pytestmark = pytest.mark.anyio
+
+NOBODY = cast("Service", SimpleNamespace(progress=lambda _: None))
 
 
 class Vault:
@@ -33,19 +32,18 @@ class Vault:
     async def record_encoder(self, name: str) -> None:
         self.encoder = name
 
-    async def scan_geoids(self, *, batch: int) -> AsyncIterator[list[Any]]:
-        for page in ():
-            yield page
 
-    async def list_contradictions(self, **_: object) -> Page[Any]:
-        return Page([], None)
+class Keeper:
+    """Of what restores the index, that it is asked to."""
+
+    async def restore(self, progress: object) -> None:
+        """There is nothing to restore."""
 
 
 def parts(vault: Vault, *, model: str) -> Parts:
     known: dict[type, object] = {
         SqlVault: vault,
-        FlatIndex: SimpleNamespace(),
-        FieldDynamics: SimpleNamespace(restore_contradictions=lambda _: None),
+        SnapshotKeeper: Keeper(),
         BatchingEmbedder: SimpleNamespace(model=model),
     }
     return cast("Parts", SimpleNamespace(container=SimpleNamespace(get=known.__getitem__)))
@@ -54,13 +52,13 @@ def parts(vault: Vault, *, model: str) -> Parts:
 @pytest.mark.parametrize("encoder", [None, "old"])
 async def test_an_empty_database_takes_any_encoder(encoder: str | None) -> None:
     vault = Vault(encoder)
-    await load_index(parts(vault, model="new"), cast("Service", None))
+    await load_index(parts(vault, model="new"), NOBODY)
     assert vault.encoder == "new"
 
 
 async def test_watches_alone_bind_a_database_to_their_encoder() -> None:
     vault = Vault("old", watches=2)
     with pytest.raises(EncoderMismatchError, match=r"the 2 stored vectors were made by old.*encodes with new"):
-        await load_index(parts(vault, model="new"), cast("Service", None))
+        await load_index(parts(vault, model="new"), NOBODY)
     assert vault.encoder == "old"
-    await load_index(parts(vault, model="old"), cast("Service", None))
+    await load_index(parts(vault, model="old"), NOBODY)

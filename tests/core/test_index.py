@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kimera_stream import kernels
-from kimera_stream.core.index import FlatIndex, SnapshotError
+from kimera_stream.core.index import FlatIndex, LogPoint, SnapshotError
 from kimera_stream.core.index.cells import Cells, train
+from kimera_stream.core.index.snapshot import SnapshotAbandonedError, save
 from kimera_stream.core.interfaces import IndexService, StoredGeoid
 from kimera_stream.infrastructure.settings import PerformanceSettings, ScoringSettings
-from kimera_stream.protocol.errors import BadRequestError, LimitExceededError
+from kimera_stream.protocol.errors import BadRequestError, LimitExceededError, UnavailableError
 from kimera_stream.protocol.objects import Geoid, Scalar
 
 DIM = 24
@@ -83,6 +84,10 @@ def index(request: pytest.FixtureRequest) -> FlatIndex:
     if request.param == "compiled" and kernels.IMPLEMENTATION != "compiled":
         pytest.skip("the extension was not built")
     return make(request.param)
+
+
+def names_in(directory: Path) -> list[str]:
+    return [path.name for path in directory.iterdir()]
 
 
 async def ids(index: FlatIndex, query: StoredGeoid, *, k: int = 10, min_relatedness: float = 0.35) -> list[str]:
@@ -375,10 +380,9 @@ class TestSnapshot:
         index, again = make(directory=where), make(directory=where)
         self.fill(index)
         path = tmp_path / "index.snapshot"
-        saved = await index.save(path, model="m", epoch="e", offset=77)
-        assert (saved.epoch, saved.offset, saved.geoids) == ("e", 77, index.size)
-        loaded = await again.load(path, model="m", epoch="e")
-        assert loaded == saved
+        saved = await index.save(path, model="m", point=LogPoint("e", 77))
+        assert (saved.point, saved.geoids, saved.bytes) == (LogPoint("e", 77), index.size, path.stat().st_size)
+        assert await again.load(path, model="m", epoch="e") == (saved, {})
         again.put(stored("new", random_unit(9)))
         again.put(stored("g2", random_unit(10)))
         index.put(stored("new", random_unit(9)))
@@ -398,7 +402,7 @@ class TestSnapshot:
             assert {(c.geoid_id, round(c.fused, 5)) for c in found[0]} == {
                 (c.geoid_id, round(c.fused, 5)) for c in expected[0]
             }
-        assert (await again.save(path, model="m", epoch="e", offset=78)).geoids == index.size
+        assert (await again.save(path, model="m", point=LogPoint("e", 78))).geoids == index.size
 
     @pytest.mark.anyio
     async def test_there_may_be_none(self, tmp_path: Path) -> None:
@@ -411,7 +415,7 @@ class TestSnapshot:
         index = make()
         self.fill(index)
         path = tmp_path / "snapshot"
-        await index.save(path, model="m", epoch="e", offset=1)
+        await index.save(path, model="m", point=LogPoint("e", 1))
         for model, epoch in (("other", "e"), ("m", "other")):
             with pytest.raises(SnapshotError) as caught:
                 await make().load(path, model=model, epoch=epoch)
@@ -426,7 +430,7 @@ class TestSnapshot:
         index = make()
         self.fill(index)
         path = tmp_path / "snapshot"
-        await index.save(path, model="m", epoch="e", offset=1)
+        await index.save(path, model="m", point=LogPoint("e", 1))
         whole = path.read_bytes()
         positions = [i for i in range(0, len(whole), 997) if whole[i] != 0]
         assert len(positions) > 20
@@ -455,7 +459,7 @@ class TestSnapshot:
         threads.entered.clear()
         path = tmp_path / "snapshot"
         async with anyio.create_task_group() as group:
-            group.start_soon(partial(index.save, path, model="m", epoch="e", offset=1))
+            group.start_soon(partial(index.save, path, model="m", point=LogPoint("e", 1)))
             await anyio.to_thread.run_sync(threads.entered.wait, 30)
             for i in range(300, 400):
                 index.put(stored(f"g{i}", random_unit(i)))
@@ -463,9 +467,74 @@ class TestSnapshot:
                 index.remove(f"g{i}")
             threads.go.set()
         again = make()
-        assert (await again.load(path, model="m", epoch="e")).geoids == size
+        assert (await again.load(path, model="m", epoch="e"))[0].geoids == size
         assert "g49" in again
         assert "g300" not in again
+
+    @pytest.mark.anyio
+    async def test_freed_slots_that_are_written_meanwhile_do_not_spoil_it(self, tmp_path: Path) -> None:
+        """Slots that were free before it began are not held back: what is in them changes while the file is written."""
+        index = make()
+        self.fill(index)
+        size = index.size
+        seeds = iter(range(1_000, 10_000))
+
+        def put_between_sections() -> bool:
+            seed = next(seeds)
+            index.put(stored(f"late-{seed}", random_unit(seed), text="late", symbols={"late": f"a late value {seed}"}))
+            return True
+
+        path = tmp_path / "snapshot"
+        with index.frozen() as state:
+            await save(
+                path, state, threads=index._threads, dimension=DIM, model="m", point=LogPoint("e", 1),
+                keep_going=put_between_sections,
+            )  # fmt: skip
+        again = make()
+        assert (await again.load(path, model="m", epoch="e"))[0].geoids == size
+        assert index.size > size
+
+    @pytest.mark.anyio
+    async def test_given_up_it_leaves_the_former_one(self, tmp_path: Path) -> None:
+        index, path = make(), tmp_path / "snapshot"
+        self.fill(index)
+        await index.save(path, model="m", point=LogPoint("e", 1))
+        before = path.read_bytes()
+        answers = iter([True, True, False])
+        with index.frozen() as state, pytest.raises(SnapshotAbandonedError):
+            await save(
+                path, state, threads=index._threads, dimension=DIM, model="m", point=LogPoint("e", 2),
+                keep_going=lambda: next(answers),
+            )  # fmt: skip
+        assert path.read_bytes() == before
+        assert names_in(tmp_path) == [path.name]
+
+    @pytest.mark.anyio
+    async def test_a_disk_nearly_full_is_left_to_the_log(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("kimera_stream.core.index.snapshot.RESERVE", 1 << 62)
+        with pytest.raises(UnavailableError, match="No space left"):
+            await make().save(tmp_path / "snapshot", model="m", point=LogPoint("e", 1))
+        assert names_in(tmp_path) == []
+
+    @pytest.mark.anyio
+    async def test_which_is_oldest_survives_and_is_needed_by_the_policy(self, tmp_path: Path) -> None:
+        path = tmp_path / "snapshot"
+        index = make(max_geoids=4, index_full="evict_oldest")
+        for i in (3, 1, 2, 0):
+            index.put(stored(f"g{i}", random_unit(i)))
+        index.put(stored("g3", random_unit(33)))
+        await index.save(path, model="m", point=LogPoint("e", 1))
+        again = make(max_geoids=4, index_full="evict_oldest")
+        await again.load(path, model="m", epoch="e")
+        again.put(stored("new", random_unit(5)))
+        again.put(stored("newer", random_unit(6)))
+        assert [i for i in range(4) if f"g{i}" in again] == [0, 3]
+        other = make()
+        await other.load(path, model="m", epoch="e")
+        await other.save(path, model="m", point=LogPoint("e", 1))
+        with pytest.raises(SnapshotError) as caught:
+            await make(index_full="evict_oldest").load(path, model="m", epoch="e")
+        assert caught.value.reason == "foreign"
 
 
 @pytest.mark.anyio
@@ -573,7 +642,7 @@ class TestCells:
         index, again = make(), make()
         vectors = self.fill(index)
         await index.partition(cells=16)
-        await index.save(tmp_path / "s", model="m", epoch="e", offset=1)
+        await index.save(tmp_path / "s", model="m", point=LogPoint("e", 1))
         await again.load(tmp_path / "s", model="m", epoch="e")
         assert again.statistics.cells == 16
         assert again.statistics.probes == index.statistics.probes

@@ -3,12 +3,20 @@
     put ──> signature.py (text, symbols) ──> slot in a chunk (storage.py) ──> live bit
     scan ─> pin (private copy of the live bits, slots freed meanwhile are not reused) ──> kernel in a worker thread
 
-``FlatIndex`` is the service. A server fills it from the vault (``api.services.load_index``); ``restore_index`` can also start from a
-snapshot and the tail of the log.
+``FlatIndex`` is the service. ``SnapshotKeeper`` fills it at the start, from a snapshot and the tail of the log or from the vault,
+and writes snapshots while the server runs and when it stops.
 """
 
 from kimera_stream.core.index.flat import FlatIndex, IndexStatistics
-from kimera_stream.core.index.restore import Restored, restore_index
-from kimera_stream.core.index.snapshot import SnapshotError, SnapshotInfo
+from kimera_stream.core.index.keeper import SnapshotKeeper, SnapshotStatistics
+from kimera_stream.core.index.snapshot import LogPoint, SnapshotError, SnapshotInfo
 
-__all__ = ["FlatIndex", "IndexStatistics", "Restored", "SnapshotError", "SnapshotInfo", "restore_index"]
+__all__ = [
+    "FlatIndex",
+    "IndexStatistics",
+    "LogPoint",
+    "SnapshotError",
+    "SnapshotInfo",
+    "SnapshotKeeper",
+    "SnapshotStatistics",
+]

@@ -18,7 +18,15 @@ from kimera_stream.core.index.cells import Cells, cell_count, is_enough, train
 from kimera_stream.core.index.probe import Scope, probing_pays, recall_of, scan_cells, scan_rows
 from kimera_stream.core.index.signature import build_geoid_record, text_signature
 from kimera_stream.core.index.slots import BARE, HOLE, LOOSE, Age, Slots
-from kimera_stream.core.index.snapshot import IndexState, SnapshotInfo, read_snapshot, write_snapshot
+from kimera_stream.core.index.snapshot import (
+    Extras,
+    IndexState,
+    LogPoint,
+    SnapshotError,
+    SnapshotInfo,
+    read_snapshot,
+    save,
+)
 from kimera_stream.core.index.storage import CHUNK_BITS, CHUNK_ROWS, Chunk, RowStore
 from kimera_stream.core.index.values import ValueCodes
 from kimera_stream.core.interfaces import Candidate, Matrix, StoredGeoid, Threads, Vector
@@ -93,7 +101,7 @@ class FlatIndex:
         self._threads = threads
         self._capacity = performance.max_geoids
         self._policy = performance.index_full
-        self._on_evict = on_evict
+        self.on_evict = on_evict
         scan_threads = performance.scan_threads or len(os.sched_getaffinity(0))
         self._kernel = kernels.load(scoring.kernel, variant=variant, threads=scan_threads)
         self._rows = RowStore(directory, dimension)
@@ -134,7 +142,7 @@ class FlatIndex:
             row = 24 + (0 if chunk.codes is None else chunk.codes.shape[1] + 1)
             if chunk.exact is not None and not chunk.mapped:
                 row += 4 * self.dimension
-            total += rows * row + chunk.pool_bytes
+            total += rows * row + chunk.pool_bytes + chunk.copied_bytes
         return total
 
     @property
@@ -256,8 +264,8 @@ class FlatIndex:
         assert oldest is not None
         self.remove(oldest)
         self._evicted += 1
-        if self._on_evict is not None:
-            self._on_evict(oldest)
+        if self.on_evict is not None:
+            self.on_evict(oldest)
 
     def _kind_for(self, vector: Vector | None) -> int:
         if vector is None:
@@ -302,39 +310,29 @@ class FlatIndex:
 
     # -- snapshots -------------------------------------------------------------------------------------------------
 
-    async def save(self, path: Path, *, model: str, epoch: str, offset: int) -> SnapshotInfo:
-        """Write the index as it is at the call, while scans and puts go on.
-
-        Args:
-            path: The file; replaced in one step.
-            model: Name of the encoder, ``EmbeddingService.model``.
-            epoch, offset: Everything up to and including this position of the log has been put.
-
-        Raises:
-            UnavailableError: the disk is full or not writable; a former snapshot is still there.
-        """
+    @contextmanager
+    def frozen(self) -> Iterator[IndexState]:
+        """The index as it is now, while scans and puts go on; whoever holds it keeps freed slots from being used again."""
         with self._slots.pin() as bits:
-            state = IndexState(
+            yield IndexState(
                 margin=self._margin,
                 bits=bits,
                 ids=self._ids.copy(),
-                values=self._codes.table(),
-                order=None if self._age is None else list(self._age),
+                values=self._codes.copy(),
+                order=None if self._age is None else self._age.copy(),
                 chunks=[copy.copy(chunk) for chunk in self._chunks],
                 used=self._used(),
                 kinds=list(self._slots.kinds),
                 cells=None if self._cells is None else copy.deepcopy(self._cells),
             )
-            write = partial(write_snapshot, dimension=self.dimension, model=model, epoch=epoch, offset=offset)
-            try:
-                info = await self._threads.run("io", write, path, state)
-            except OSError as error:
-                raise UnavailableError(f"index: the snapshot could not be written ({error.strerror})") from error
-        log.info("index snapshot written", geoids=info.geoids, offset=offset)
-        return info
 
-    async def load(self, path: Path, *, model: str, epoch: str | None) -> SnapshotInfo:
-        """Take over a snapshot. Then put what the log holds after its offset.
+    async def save(self, path: Path, *, model: str, point: LogPoint) -> SnapshotInfo:
+        """Write what is there now, while scans and puts go on; see ``snapshot.save``."""
+        with self.frozen() as state:
+            return await save(path, state, threads=self._threads, dimension=self.dimension, model=model, point=point)
+
+    async def load(self, path: Path, *, model: str, epoch: str | None) -> tuple[SnapshotInfo, Extras]:
+        """Take over a snapshot; returns what it covers, and its extras. Then put what the log holds after its offset.
 
         Raises:
             SnapshotError: there is none, or it is damaged, or foreign: rebuild from the vault. The index is unchanged.
@@ -344,15 +342,18 @@ class FlatIndex:
         if self._chunks:
             raise RuntimeError("load: expected an empty index")
         read = partial(read_snapshot, rows=self._rows, dimension=self.dimension, model=model, epoch=epoch)
-        state, info = await self._threads.run("io", read, path)
-        if info.geoids > self._capacity:
+        found = await self._threads.run("io", read, path)
+        if found.info.geoids > self._capacity:
             raise LimitExceededError(
-                f"The snapshot holds {info.geoids} geoids, KIMERA_PERFORMANCE__MAX_GEOIDS allows {self._capacity}"
+                f"The snapshot holds {found.info.geoids} geoids, KIMERA_PERFORMANCE__MAX_GEOIDS allows {self._capacity}"
             )
-        by_id = await self._threads.run("io", _slots_by_id, state)
-        self._adopt(state, by_id)
-        log.info("index snapshot loaded", geoids=info.geoids, offset=info.offset)
-        return info
+        if self._age is not None and found.state.order is None:
+            raise SnapshotError(
+                "foreign", f"{path.name}: written under another policy, it does not say which is oldest"
+            )
+        by_id = await self._threads.run("io", _slots_by_id, found.state)
+        self._adopt(found.state, by_id)
+        return found.info, found.extras
 
     def _adopt(self, state: IndexState, by_id: dict[str, int]) -> None:
         self._slots = Slots.restored(state.kinds, state.bits, state.used)
@@ -367,8 +368,8 @@ class FlatIndex:
             if kind != HOLE and used < CHUNK_ROWS:
                 self._fresh[kind] = (i * CHUNK_ROWS + used, (i + 1) * CHUNK_ROWS)
         if self._age is not None:
-            for slot in state.live_slots().tolist() if state.order is None else state.order:
-                self._age.append(slot)
+            assert state.order is not None
+            self._age = state.order
         self._view = None
 
     # -- cells -----------------------------------------------------------------------------------------------------

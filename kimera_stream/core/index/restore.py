@@ -1,68 +1,122 @@
-"""Filling the index at start: the snapshot and the tail of the log, or everything from the vault."""
+"""Filling the index, and what follows the log with it: everything from the vault, or the tail of the log after a snapshot."""
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import TypeVar
 
-import structlog
+import anyio
+import msgspec
 
 from kimera_stream.core.index.flat import FlatIndex
-from kimera_stream.core.index.snapshot import SnapshotError
-from kimera_stream.core.interfaces import VaultService
-from kimera_stream.protocol.errors import LimitExceededError
+from kimera_stream.core.interfaces import LogFollower, StoredGeoid, VaultService
+from kimera_stream.protocol.errors import KimeraError
+from kimera_stream.protocol.log import LogEntry
+from kimera_stream.protocol.objects import Contradiction
+
+T = TypeVar("T")
+Progress = Callable[[str], None]
 
 _PAGE = 1_000
 
-log = structlog.get_logger(__name__)
+
+class _Named(msgspec.Struct):
+    """Of a geoid's event, who it is about."""
+
+    id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Restored:
-    """Where the index came from: ``replayed`` geoids from the log's tail or, without a snapshot, from the vault."""
-
-    source: Literal["snapshot", "vault"]
-    replayed: int
+_geoid_id = msgspec.json.Decoder(_Named).decode
+_contradiction = msgspec.json.Decoder(Contradiction).decode
 
 
-async def restore_index(index: FlatIndex, vault: VaultService, path: Path, *, model: str) -> Restored:
-    """Fill an empty index.
-
-    A snapshot that is damaged, foreign, older than what retention kept of the log, or ahead of the log is reported and
-    the index rebuilt from the vault.
+async def rebuild(index: FlatIndex, follower: LogFollower, vault: VaultService, progress: Progress) -> int:
+    """Take in every geoid and every open contradiction of the vault; returns how many geoids.
 
     Raises:
-        LimitExceededError: there are more geoids than the index may hold.
+        LimitExceededError: there are more geoids than the index may hold, and its policy is to refuse.
         UnavailableError: the vault cannot be read.
     """
-    try:
-        info = await index.load(path, model=model, epoch=vault.epoch)
-    except SnapshotError as error:
-        if error.reason != "missing":
-            log.warning("index snapshot not used: rebuilding from the vault", reason=error.reason, detail=str(error))
-        return Restored("vault", await index.rebuild(vault.scan_geoids(batch=_PAGE)))
-    except LimitExceededError:
-        return Restored("vault", await index.rebuild(vault.scan_geoids(batch=_PAGE)))
-    if not vault.trimmed <= info.offset <= vault.head:
-        log.warning("index snapshot not used: the log does not reach back to it", offset=info.offset)
-        index.clear()
-        return Restored("vault", await index.rebuild(vault.scan_geoids(batch=_PAGE)))
-    return Restored("snapshot", await _replay(index, vault, info.offset))
+    total, done = await vault.count_geoids(), 0
+
+    async def take_in(batch: list[StoredGeoid]) -> None:
+        nonlocal done
+        await _take_in(index, follower, batch)
+        done += len(batch)
+        progress(f"{done:,} of {total:,} geoids")
+
+    await _ahead(vault.scan_geoids(batch=_PAGE), take_in)
+    after: int | None = 0
+    while after is not None:
+        page = await vault.list_contradictions(after=after, limit=_PAGE, state="open")
+        follower.restore_contradictions(page.items)
+        after = page.next
+    return done
 
 
-async def _replay(index: FlatIndex, vault: VaultService, after: int) -> int:
-    """Put or remove every geoid that the log mentions after an offset, as the vault has it now."""
-    count = 0
+async def replay(index: FlatIndex, follower: LogFollower, vault: VaultService, after: int, progress: Progress) -> int:
+    """Take in what the log holds after an offset, geoids as the vault has them now; returns how many entries.
+
+    Raises:
+        as ``rebuild``.
+    """
+    done = 0
     while True:
-        page = await vault.read("geoids", after=after, limit=_PAGE)
-        changed = {str(entry.value()["id"]) for entry in page.entries}
-        current = await vault.geoids(sorted(changed)) if changed else {}
-        await index.reserve(len(current))
-        for geoid_id in changed:
-            if geoid_id in current:
-                index.put(current[geoid_id])
-            else:
+        page = await vault.read(None, after=after, limit=_PAGE)
+        geoids, contradictions = _touched(page.entries)
+        current = await vault.geoids(geoids)
+        await _take_in(index, follower, list(current.values()))
+        for geoid_id in geoids:
+            if geoid_id not in current:
                 index.remove(geoid_id)
-        count += len(changed)
+                follower.forget(geoid_id)
+        follower.restore_contradictions(contradictions)
+        done += len(page.entries)
         after = page.scanned
         if not page.more:
-            return count
+            return done
+        progress(f"{done:,} entries of the log")
+
+
+def _touched(entries: Sequence[LogEntry]) -> tuple[list[str], list[Contradiction]]:
+    """The geoids and, in their newest state, the contradictions that entries tell of."""
+    geoids: dict[str, None] = {}
+    contradictions: dict[str, Contradiction] = {}
+    for entry in entries:
+        if entry.type.startswith("geoid."):
+            geoids[_geoid_id(entry.data).id] = None
+        elif entry.type.startswith("contradiction."):
+            found = _contradiction(entry.data)
+            contradictions[found.id] = found
+    return list(geoids), list(contradictions.values())
+
+
+async def _take_in(index: FlatIndex, follower: LogFollower, batch: Sequence[StoredGeoid]) -> None:
+    await index.reserve(len(batch))
+    for stored in batch:
+        index.put(stored)
+    follower.restore([stored for stored in batch if stored.geoid.id in index])  # else it was evicted by the others
+
+
+async def _ahead(source: AsyncIterator[T], work: Callable[[T], Awaitable[None]]) -> None:
+    """Do ``work`` with every item of ``source``, fetching the next one meanwhile. The first error ends it."""
+    send, receive = anyio.create_memory_object_stream[T](1)
+    failure: KimeraError | None = None  # raised from outside of the task group, which would wrap it
+
+    async def fetch() -> None:
+        nonlocal failure
+        async with send:
+            try:
+                async for item in source:
+                    await send.send(item)
+            except KimeraError as error:
+                failure = error
+
+    async with anyio.create_task_group() as group, receive:
+        group.start_soon(fetch, name="index:read-ahead")
+        try:
+            async for item in receive:
+                await work(item)
+        except KimeraError as error:
+            failure = error
+            group.cancel_scope.cancel()
+    if failure is not None:
+        raise failure

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+import numpy.typing as npt
 
 from kimera_stream.core.index.storage import CHUNK_ROWS
 from kimera_stream.kernels.layout import U8, U64
@@ -154,6 +155,25 @@ class Age:
         while slot != _NONE:
             yield slot
             slot = self._after[slot]
+
+    def copy(self) -> "Age":
+        """The order as it is now: two copies of arrays, nothing per slot."""
+        copied = Age()
+        copied._before, copied._after = self._before[:], self._after[:]
+        copied._first, copied._last = self._first, self._last
+        return copied
+
+    @classmethod
+    def of(cls, order: npt.NDArray[np.int64]) -> "Age":
+        """The slots of ``order``, oldest first."""
+        age = cls()
+        if len(order):
+            size = -(-(int(order.max()) + 1) // CHUNK_ROWS) * CHUNK_ROWS
+            before, after = np.full(size, _NONE, np.intc), np.full(size, _NONE, np.intc)
+            before[order[1:]], after[order[:-1]] = order[:-1], order[1:]
+            age._before, age._after = array("i", before.tobytes()), array("i", after.tobytes())
+            age._first, age._last = int(order[0]), int(order[-1])
+        return age
 
     def append(self, slot: int) -> None:
         """The slot is the newest."""

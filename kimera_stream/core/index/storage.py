@@ -115,6 +115,10 @@ class Chunk:
         """Words of the pool in use; word 0 is "no record"."""
         self.garbage = 0
         """Words of records that no row refers to any more."""
+        self.copied_on_write = False
+        """Whether a write to a float32 row makes a private copy of its pages: they are those of a snapshot."""
+        self.copies = 0
+        """Rows written since then."""
 
     def segment(self) -> Segment:
         """What a kernel scans."""
@@ -132,6 +136,14 @@ class Chunk:
         )
 
     @property
+    def copied_bytes(self) -> int:
+        """Memory that private copies of mapped pages take at most."""
+        if self.exact is None or not self.copies:
+            return 0
+        row_bytes = 4 * int(self.exact.shape[1]) + mmap.PAGESIZE
+        return min(self.exact.nbytes, self.copies * row_bytes)
+
+    @property
     def pool_bytes(self) -> int:
         return self.pool.nbytes
 
@@ -144,6 +156,7 @@ class Chunk:
         lost = 0.0
         if vector is not None:
             lost = write_row(vector, self.codes, self.grades, self.exact, row)
+            self.copies += self.copied_on_write
         replaced = False
         self.text[row] = text
         self.keys[row] = record.keys | record.subject

@@ -10,7 +10,10 @@ the constants are written out in their code, and longer strings are interned, wi
 """
 
 import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import islice
 
 from kimera_stream.protocol.objects import Scalar
 
@@ -52,6 +55,24 @@ def _written_out(value: Scalar) -> int | None:
     if number != value:
         return None
     return int(struct.unpack("<Q", struct.pack("<d", number))[0]) if number else _ZERO
+
+
+@dataclass(frozen=True, slots=True)
+class HeldValues:
+    """Interned values by code, and how often each is referred to."""
+
+    held: dict[int, str | int]
+    references: dict[int, int]
+
+    def pieces(self, size: int) -> Iterator[list[tuple[int, str | int, int]]]:
+        """(code, value, references), ``size`` at a time."""
+        items = iter(self.held.items())
+        while piece := [(code, value, self.references[code]) for code, value in islice(items, size)]:
+            yield piece
+
+    @classmethod
+    def of(cls, table: list[tuple[int, str | int, int]]) -> "HeldValues":
+        return cls({code: value for code, value, _ in table}, {code: count for code, _, count in table})
 
 
 class ValueCodes:
@@ -105,16 +126,16 @@ class ValueCodes:
             del self._codes[value]
             self._text -= len(str(value))
 
-    def table(self) -> list[tuple[int, str | int, int]]:
-        """(code, value, references) of the interned values, for a snapshot."""
-        return [(code, value, self._references[code]) for code, value in self._held.items()]
+    def copy(self) -> "HeldValues":
+        """The interned values as they are now, for a snapshot: two copies of dictionaries, nothing per value."""
+        return HeldValues(self._held.copy(), self._references.copy())
 
-    def restore(self, table: list[tuple[int, str | int, int]]) -> None:
-        """Take over a table, in place of what is held."""
-        self._codes = {value: code for code, value, _ in table}
-        self._held = {code: value for code, value, _ in table}
-        self._references = {code: references for code, _, references in table}
-        self._text = sum(len(str(value)) for _, value, _ in table)
+    def restore(self, values: "HeldValues") -> None:
+        """Take over the values of a snapshot, in place of what is held."""
+        self._codes = {value: code for code, value in values.held.items()}
+        self._held = values.held
+        self._references = values.references
+        self._text = sum(len(str(value)) for value in values.held.values())
 
     def _free_code(self, value: str | int) -> int:
         guess = hash64(str(value)) & _INTERNED_MASK

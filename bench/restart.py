@@ -1,0 +1,227 @@
+"""How long a server takes from its start to ready with a large log: without a snapshot, with one, and with a tail to replay.
+
+``python -m bench.restart --json`` prints one JSON object as its last line. The database is made once through the vault (no
+encoder: vectors are drawn around topics), then a real server process is started on it again and again. Times are by
+the wall clock from the start of the process to its ``listening on``; processor time is the server's until then.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import msgspec
+import numpy as np
+import structlog
+from prometheus_client import CollectorRegistry
+
+from kimera_stream.core.embedding import BatchingEmbedder, make_provider
+from kimera_stream.core.interfaces import StoredGeoid, WriteBatch
+from kimera_stream.core.vault.vault import SqlVault
+from kimera_stream.infrastructure.resources import Resources
+from kimera_stream.infrastructure.settings import Settings, database_url
+from kimera_stream.protocol.log import LogEntry
+from kimera_stream.protocol.objects import Geoid
+
+BATCH = 512
+TOPICS = 40
+PATIENCE = 300.0
+_TEXT = "The pump at station {} reports a pressure of {} bar and valve {} is open since this morning"
+_RNG = np.random.default_rng(7)
+_CENTRES = _RNG.standard_normal((TOPICS, 384)).astype(np.float32)
+
+
+def _vectors(count: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    rows = _CENTRES[_RNG.integers(0, TOPICS, count)] + _RNG.standard_normal((count, 384)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows.astype(np.float32)
+
+
+def _stored(number: int, version: int, offset: int, vector: Any) -> StoredGeoid:
+    geoid = Geoid(
+        id=f"geoid-{number:09d}-restart-bench",
+        version=version,
+        text=_TEXT.format(number % 97, number % 13, number),
+        semantic_state={},
+        symbolic_state={"subject": f"pump {number}", "pressure": version, "state": "open"} if number % 4 == 0 else {},
+        metadata={},
+        session_id=f"session-{number % 50}",
+        originator_agent_id=f"agent-{number % 7}",
+        entropy=0.0,
+        created_at=1_700_000_000_000 + number,
+        updated_at=1_700_000_000_000 + offset,
+        offset=offset,
+    )
+    return StoredGeoid(geoid, vector, "bench")
+
+
+def batch_at(head: int, count: int, geoids: int) -> WriteBatch:
+    """The next ``count`` publishes: new geoids until there are ``geoids``, then updates of them in turn."""
+    stored = []
+    for offset, vector in zip(range(head + 1, head + 1 + count), _vectors(count), strict=True):
+        number, version = (offset - 1) % geoids, (offset - 1) // geoids + 1
+        stored.append(_stored(number, version, offset, vector))
+    entries = [
+        LogEntry(
+            item.geoid.offset,
+            "geoid.created" if item.geoid.version == 1 else "geoid.updated",
+            item.geoid.updated_at,
+            ("geoids", f"geoid:{item.geoid.id}", f"session:{item.geoid.session_id}"),
+            msgspec.Raw(msgspec.json.encode(item.geoid)),
+        )
+        for item in stored
+    ]
+    return WriteBatch(entries=entries, geoids=stored)
+
+
+async def fill(data_dir: Path, *, upto: int, geoids: int) -> None:
+    """Write the log up to an offset."""
+    settings = _settings(data_dir)
+    vault = SqlVault(database_url(settings), settings.database)
+    await vault.start()
+    try:
+        if vault.encoder is None:
+            registry = CollectorRegistry()
+            provider = make_provider(settings.embedding, Resources(settings.performance, registry))
+            await vault.record_encoder(BatchingEmbedder(provider, settings.embedding, registry).model)
+        while vault.head < upto:
+            await vault.commit(batch_at(vault.head, min(BATCH, upto - vault.head, geoids), geoids))
+    finally:
+        await vault.close()
+
+
+def _environment(data_dir: Path) -> dict[str, str]:
+    # An installed package comes with compiled modules; the first start here makes them.
+    left_out = ("KIMERA_", "PYTHONDONTWRITEBYTECODE")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
+    return kept | {
+        "KIMERA_EMBEDDING__PROVIDER": "hashing",
+        "KIMERA_SCORING__VERIFIER": "off",
+        "KIMERA_TELEMETRY__LOG_FORMAT": "json",
+        "KIMERA_PATHS__DATA_DIR": str(data_dir),
+        "KIMERA_API__SHUTDOWN_DEADLINE": "60",
+    }
+
+
+def _settings(data_dir: Path) -> Settings:
+    return Settings.model_validate({"embedding": {"provider": "hashing"}, "paths": {"data_dir": data_dir}})
+
+
+@contextmanager
+def server(data_dir: Path, output: Path) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, Any]]]:
+    """A server process that is ready, and how long that took. Killed at the end if it still runs."""
+    began = time.perf_counter()
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-X", f"pycache_prefix={output.parent / 'compiled'}", "-c", "from kimera_stream.api.cli.main import main; main()", "serve", "--port", "0", "--env-file", ""],
+            stdout=file, stderr=subprocess.STDOUT, env=_environment(data_dir),
+        )  # fmt: skip
+    try:
+        url = _listening(process, output, began)
+        seconds = time.perf_counter() - began
+        ticks = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        cpu = (int(ticks[11]) + int(ticks[12])) / os.sysconf("SC_CLK_TCK")
+        stats = _stats(url)
+        index = stats.get("index", {})
+        snapshot = index.get("snapshot", {})
+        told = {name: index.get(name) for name in ("geoids", "mapped_bytes")}
+        told |= {name: snapshot.get(name) for name in ("source", "replayed")}
+        yield (
+            process,
+            {"seconds": round(seconds, 2), "cpu_seconds": round(cpu, 2), **told, "memory": stats.get("memory")},
+        )
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+def _listening(process: subprocess.Popen[bytes], output: Path, began: float) -> str:
+    while time.perf_counter() - began < PATIENCE:
+        for line in output.read_text(errors="replace").splitlines():
+            if line.startswith("listening on "):
+                return line.removeprefix("listening on ").strip()
+        if process.poll() is not None:
+            break
+        time.sleep(0.01)  # noqa: TID251 - waits for another process
+    raise RuntimeError("the server did not come up:\n" + output.read_text(errors="replace"))
+
+
+def _stats(url: str) -> dict[str, Any]:
+    with httpx.Client(base_url=url, trust_env=False) as client:
+        while True:
+            answer = client.get("/v1/stats")
+            if answer.status_code == 200:
+                return dict(answer.json())
+            time.sleep(0.1)  # noqa: TID251 - the first value comes within a second
+
+
+def measure(folder: Path, *, entries: int, geoids: int, tail: int, rounds: int) -> dict[str, Any]:
+    """All figures as one object."""
+    data_dir, output = folder / "data", folder / "output.txt"
+    data_dir.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    anyio.run(lambda: fill(data_dir, upto=entries, geoids=geoids))
+    result: dict[str, Any] = {"entries": entries, "geoids": geoids, "filled_in": round(time.perf_counter() - began, 1)}
+
+    def start(stop: int) -> dict[str, Any]:
+        with server(data_dir, output) as (process, told):
+            stopping = time.perf_counter()
+            process.send_signal(stop)
+            process.wait(timeout=PATIENCE)
+            told["stopped_in"] = round(time.perf_counter() - stopping, 2)
+        return told
+
+    def forget() -> None:
+        for file in data_dir.glob("index-*.snapshot"):
+            file.unlink()
+
+    start(signal.SIGKILL)
+    without = []
+    for _ in range(rounds):
+        forget()
+        without.append(start(signal.SIGKILL))
+    result["without_snapshot"] = min(without, key=lambda each: each["seconds"])
+    result["graceful_stop"] = start(signal.SIGTERM)
+    result["snapshot_bytes"] = sum(file.stat().st_size for file in data_dir.glob("index-*.snapshot"))
+    with_snapshot = [start(signal.SIGKILL) for _ in range(rounds)]
+    result["with_snapshot"] = min(with_snapshot, key=lambda each: each["seconds"])
+    anyio.run(lambda: fill(data_dir, upto=entries + tail, geoids=geoids))
+    result["with_tail"] = {"tail": tail, **start(signal.SIGKILL)}
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    parser.add_argument("--folder", type=Path, help="where the data is made and kept; otherwise thrown away")
+    parser.add_argument("--entries", type=int, default=1_000_000)
+    parser.add_argument("--geoids", type=int, default=200_000)
+    parser.add_argument("--tail", type=int, default=20_000, help="entries written after the snapshot")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    folder = Path(tempfile.mkdtemp()) if options.folder is None else options.folder
+    try:
+        result = measure(
+            folder, entries=options.entries, geoids=options.geoids, tail=options.tail, rounds=options.rounds
+        )
+    finally:
+        if options.folder is None:
+            shutil.rmtree(folder)
+    print(json.dumps(result) if options.json else json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
