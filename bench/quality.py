@@ -4,6 +4,8 @@ Pairs: ROC-AUC, and precision, recall and F1 at each operating point, per labell
 the contradicted statement, and false alarms per statement published, on the corpus' clusters beside other statements.
 Only what neither the rules nor the verifier were fitted on: the test part of the corpus' clusters, by the split of the
 verifier's training, and the sets marked for measuring.
+Stories: held-out feeds in which every pair is labelled, published statement by statement beside the same pool: what a
+reader would be told, and how much of it is right.
 """
 
 import argparse
@@ -19,7 +21,7 @@ import anyio.to_thread
 import numpy as np
 from prometheus_client import CollectorRegistry
 
-from bench.fit_rules import CORPUS, bucket, rows
+from bench.fit_rules import bucket, rows
 from kimera_stream.core.embedding.minilm import DIMENSION, model_path
 from kimera_stream.core.geoid import built
 from kimera_stream.core.index import FlatIndex
@@ -29,11 +31,17 @@ from kimera_stream.engines.verifier import CrossEncoderVerifier, Verifier, weigh
 from kimera_stream.infrastructure.compute import plan_compute
 from kimera_stream.infrastructure.settings import PerformanceSettings, ScoringSettings
 from kimera_stream.protocol.objects import GeoidBody
-from training.verifier.examples import split_of
+from training.verifier.clusters import Cluster, read_clusters
+from training.verifier.examples import CONTRADICTION, LABELS
+from training.verifier.recipe import OWN_CORPUS
+from training.verifier.stories import Story, read_stories
 
 T = TypeVar("T")
 MEASURED = ("mnli_dev_part", "cad_dev", "conjnli_dev", "sick_trial_eval_only")
-FILLERS = ("snli_dev", "wikifactcheck_part", "mnli_train")
+FILLERS = (
+    "snli_dev", "wikifactcheck_part", "mnli_train", "conjnli_train", "semantoneg_part", "cad_train", "breaking_nli_part",
+)  # fmt: skip
+NAMES = {label: name for name, label in LABELS.items()}
 BATCH = 32
 FAMILIES = {
     "negation": "negation", "antonym": "antonym", "number": "number", "entity": "entity", "double-negation": "double-negation",
@@ -103,24 +111,24 @@ class Bench:
             found += [judgement.score for judgement in await self.engine.judge_pairs(part)]
         return np.array(found)
 
-    async def pool(self, clusters: list[dict[str, Any]], fillers: list[str]) -> dict[str, Any]:
+    async def pool(self, clusters: Sequence[Cluster], fillers: Sequence[str]) -> dict[str, Any]:
         """Anchors and fillers are stored; every item is then published against them."""
         for number, text in enumerate(fillers):
             self._put(self.stored(f"f{number}", text))
         for number, cluster in enumerate(clusters):
-            self._put(self.stored(f"c{number}", cluster["anchor"]))
-        items = [(number, item) for number, cluster in enumerate(clusters) for item in cluster["items"]]
+            self._put(self.stored(f"c{number}", cluster.anchor))
+        items = [(number, item) for number, cluster in enumerate(clusters) for item in cluster.items]
         reach = found = own_false = other_false = filler_false = contradictions = 0
         for start in range(0, len(items), BATCH):
             part = items[start : start + BATCH]
-            fresh = [self.stored(f"n{start + i}", item["text"]) for i, (_, item) in enumerate(part)]
+            fresh = [self.stored(f"n{start + i}", item.text) for i, (_, item) in enumerate(part)]
             scanned = await self.index.scan(
                 fresh, k=self.settings.candidates, min_relatedness=self.settings.min_relatedness
             )
             # One at a time: within a batch, items of one cluster contradict each other, and that is not labelled.
             for (number, item), new, candidates in zip(part, fresh, scanned, strict=True):
                 (hits,) = await self.engine.detect([new])
-                wrong = item["label"] == "contradiction"
+                wrong = item.label == CONTRADICTION
                 contradictions += wrong
                 reach += wrong and any(each.geoid_id == f"c{number}" for each in candidates)
                 for older, _ in hits:
@@ -144,6 +152,37 @@ class Bench:
             },
         }
 
+    async def stories(self, stories: Sequence[Story]) -> dict[str, Any]:
+        """Statement after statement of each story is published, and stays in the store."""
+        told = right = wanted = strangers = published = 0
+        for number, story in enumerate(stories):
+            wanted += sum(label == CONTRADICTION for label in story.relations.values())
+            for later, text in enumerate(story.lines):
+                fresh = self.stored(f"s{number}:{later}", text)
+                (hits,) = await self.engine.detect([fresh])
+                for older, _ in hits:
+                    home, _, earlier = older.geoid.id.partition(":")
+                    if home == f"s{number}":
+                        told += 1
+                        right += story.label(later, int(earlier)) == CONTRADICTION
+                    else:
+                        strangers += 1
+                self._put(fresh)
+                published += 1
+        precision, recall = right / max(1, told), right / max(1, wanted)
+        return {
+            "stories": len(stories),
+            "published": published,
+            "contradicting_pairs": wanted,
+            "precision": round(precision, 3),
+            "recall": round(recall, 3),
+            "f1": round(2 * precision * recall / max(1e-9, precision + recall), 3),
+            "false_alarms_per_statement": {
+                "labelled_pairs": round((told - right) / max(1, published), 4),
+                "unlabelled_other_statements": round(strangers / max(1, published), 4),
+            },
+        }
+
     def _put(self, stored: StoredGeoid) -> None:
         self.shelf[stored.geoid.id] = stored
         self.index.put(stored)
@@ -154,15 +193,11 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.verifier == "auto" and weights_available():
         verifier = CrossEncoderVerifier(Pool())
         await verifier.start()
-    clusters = [
-        cluster
-        for name in CORPUS
-        for cluster in rows(arguments.data / "corpus" / f"{name}.jsonl.gz")
-        if split_of(cluster["anchor"]) == "test"
-    ]
-    clusters = sorted(clusters, key=lambda cluster: bucket("order" + cluster["anchor"]))[: arguments.clusters]
+    clusters = [cluster for cluster in read_clusters([OWN_CORPUS]) if cluster.split == "test"]
+    clusters = sorted(clusters, key=lambda cluster: bucket("order" + cluster.anchor))[: arguments.clusters]
+    stories = [story for story in read_stories(OWN_CORPUS / "stories") if story.split == "test"]
     labelled: dict[str, list[tuple[str, str, str, str]]] = {
-        "corpus": [(c["anchor"], i["text"], i["label"], i["kind"]) for c in clusters for i in c["items"]]
+        "corpus": [(c.anchor, i.text, NAMES[i.label], i.kind) for c in clusters for i in c.items]
     }
     for name in MEASURED:
         chosen = sorted(
@@ -171,9 +206,11 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         labelled[name] = [(row["premise"], row["hypothesis"], row["label"], "") for row in chosen[: arguments.pairs]]
     fillers: list[str] = []
     for name in FILLERS:
-        fillers += [row["premise"] for row in rows(arguments.data / f"{name}.jsonl.gz")]
+        for row in rows(arguments.data / f"{name}.jsonl.gz"):
+            fillers += [row["premise"], row["hypothesis"]]
     fillers = list(dict.fromkeys(fillers))[: arguments.fillers]
     texts = [text for pairs in labelled.values() for pair in pairs for text in pair[:2]] + fillers
+    texts += [text for story in stories for text in story.lines]
     bench = await anyio.to_thread.run_sync(Bench, verifier, texts)
     result: dict[str, Any] = {
         "model": bench.engine.model,
@@ -195,16 +232,32 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             **{point: at(labels, scores, threshold) for point, threshold in points.items()},
         }
         if name == "corpus":
-            kinds = np.array([kind for _, _, _, kind in pairs])
-            result["families"] = {
-                family: {
-                    "n": int((kinds == kind).sum()),
-                    "found": _share(scores[(kinds == kind) & (labels == 1)], bench.engine.threshold),
-                    "flagged_wrongly": _share(scores[(kinds == kind) & (labels == 0)], bench.engine.threshold),
-                }
-                for family, kind in FAMILIES.items()
-            }
+            result["families"] = families(pairs, labels, scores, bench.engine.threshold)
     result["pool"] = await bench.pool(clusters, fillers)
+    result["stories"] = await bench.stories(stories)
+    return result
+
+
+def families(
+    pairs: Sequence[tuple[str, str, str, str]], labels: np.ndarray, scores: np.ndarray, threshold: float
+) -> dict[str, dict[str, Any]]:
+    """Per phenomenon: its contradictions ranked against everything of the same anchors that contradicts nothing (``auc``),
+    the share of them found, and the share of its compatible statements that is flagged."""
+    anchors = np.array([pair[0] for pair in pairs])
+    kinds = np.array([pair[3] for pair in pairs])
+    result: dict[str, dict[str, Any]] = {}
+    for family, kind in FAMILIES.items():
+        own = (kinds == kind) & (labels == 1)
+        beside = np.isin(anchors, anchors[own]) & (labels == 0)
+        quiet = (kinds == kind) & (labels == 0)
+        area = auc(labels[own | beside], scores[own | beside])
+        result[family] = {
+            "contradictions": int(own.sum()),
+            "compatible": int(quiet.sum()),
+            "auc": None if area is None else round(area, 3),
+            "found": _share(scores[own], threshold),
+            "flagged_wrongly": _share(scores[quiet], threshold),
+        }
     return result
 
 
@@ -219,7 +272,7 @@ def main() -> None:
     parser.add_argument("--verifier", choices=("auto", "off"), default="auto")
     parser.add_argument("--pairs", type=int, default=1000, help="pairs per set at most")
     parser.add_argument("--clusters", type=int, default=400)
-    parser.add_argument("--fillers", type=int, default=10_000, help="other statements in the pool")
+    parser.add_argument("--fillers", type=int, default=100_000, help="other statements in the pool")
     arguments = parser.parse_args()
     result = anyio.run(measure, arguments)
     if not arguments.json:

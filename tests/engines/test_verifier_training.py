@@ -11,13 +11,22 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # training is not installed with the package
 
-from training.verifier.clusters import Cluster, Item, anchor_examples, read_clusters, training_examples, turned
+from training.verifier.clusters import (
+    Cluster,
+    Item,
+    anchor_examples,
+    either_way,
+    read_clusters,
+    training_examples,
+    turned,
+)
 from training.verifier.examples import CONTRADICTION, ENTAILMENT, NEUTRAL, NOT_CONTRADICTION, Example, split_of
 from training.verifier.generators import GENERATORS, generated_clusters
-from training.verifier.loop import batches
+from training.verifier.loop import Stage, batches
 from training.verifier.measure import calibration_error, decide, fit_calibration, operating_points, roc_auc
 from training.verifier.mining import named
 from training.verifier.recipe import OWN_CORPUS
+from training.verifier.stories import Story, read_stories, story_examples, training_pairs
 from training.verifier.templates_values import spell
 
 
@@ -152,3 +161,60 @@ def test_numbers_are_spelled_as_people_do() -> None:
 def test_named_things_are_recognised() -> None:
     assert named("Truck 14 left the Rotterdam depot") == {"truck", "14", "rotterdam"}
     assert named("db-7 isn't Mira's") == {"db-7", "mira"}
+
+
+STORY = Story(
+    "gate",
+    ("the gate is shut", "the dog barks", "the gate is open", "nothing is open at the gate", "the dog is brown"),
+    {(2, 0): CONTRADICTION, (3, 0): ENTAILMENT, (3, 2): CONTRADICTION},
+    "test",
+)
+
+
+def test_every_pair_of_a_story_is_labelled_once_and_the_older_comes_first() -> None:
+    examples = story_examples([STORY])
+    assert len(examples) == 10
+    told = {(e.first, e.second): e.label for e in examples}
+    assert told["the gate is shut", "the gate is open"] == CONTRADICTION
+    assert told["the gate is shut", "nothing is open at the gate"] == NOT_CONTRADICTION
+    assert told["the dog barks", "the dog is brown"] == NEUTRAL
+    assert ("the gate is open", "the gate is shut") not in told
+
+
+def test_training_takes_all_that_is_marked_and_the_nearest_of_the_rest() -> None:
+    taken = training_pairs([STORY], 1, quiet=1)
+    labels = [e.label for e in taken]
+    assert (labels.count(CONTRADICTION), labels.count(NOT_CONTRADICTION), labels.count(NEUTRAL)) == (2, 1, 2)
+
+
+def test_the_stories_are_whole() -> None:
+    stories = read_stories(OWN_CORPUS / "stories")
+    assert len(stories) >= 100
+    assert {story.split for story in stories} == {"train", "dev", "test"}
+    for story in stories:
+        assert len(set(story.lines)) == len(story.lines), story.name
+        assert sum(label == CONTRADICTION for label in story.relations.values()) >= 2, story.name
+
+
+def test_a_relation_to_a_later_line_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"name": "x", "lines": ["a", "b"], "relations": [[0, "!", 1]]}\n')
+    with pytest.raises(ValueError, match="bad relation"):
+        read_stories(tmp_path)
+
+
+def test_a_pair_is_read_in_both_orders() -> None:
+    rng = random.Random(2)
+    pair = Example("a", "b", ENTAILMENT, "s", "k")
+    seen = {either_way(rng, pair) for _ in range(50)}
+    assert seen == {pair, turned(pair)}
+
+
+@given(st.integers(1, 5_000), st.floats(0.1, 1.0))
+def test_the_learning_rate_rises_holds_and_falls(steps: int, settle: float) -> None:
+    stage = Stage("s", 1.0, 1e-4, settle=settle)
+    scales = [stage.scale(at, steps) for at in range(steps)]
+    assert all(0 < scale <= 1 for scale in scales)
+    top = scales.index(max(scales))
+    assert scales[: top + 1] == sorted(scales[: top + 1])
+    assert scales[top:] == sorted(scales[top:], reverse=True)
+    assert scales[-1] <= 1 / (settle * max(1, steps - max(1, int(0.06 * steps)))) + 1e-9

@@ -74,6 +74,9 @@ def evaluate(
 @app.command()
 def main(
     data: Annotated[Path, typer.Option(help="Directory of the public pairs.")] = Path("../shared/data"),
+    found: Annotated[
+        Path | None, typer.Option(help="Directory of further public pairs (see docs/model_card.md); default: none.")
+    ] = None,
     work: Annotated[Path, typer.Option(help="Checkpoints and reports.")] = Path("build/verifier"),
     target: Annotated[
         Path | None, typer.Option(help="Weights to write; default: where the package ships them.")
@@ -93,7 +96,7 @@ def main(
     runtime = Runtime(
         ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device, work, seed, minutes
     )
-    materials = Materials.read(data, seed)
+    materials = Materials.read(data, seed, found)
     print(f"{len(materials.clusters)} clusters, {len(materials.training_clusters)} of them for training", flush=True)
     model = CrossEncoder(dropout=0.1)
     load_encoder(model, words_only=False)
@@ -106,6 +109,8 @@ def main(
             break
         examples = _chosen(work / f"{stage.name}.examples.json", lambda choose=choose: choose(materials, model))
         print(f"{stage.name}: {len(examples)} pairs", flush=True)
+        if not examples:
+            continue
         train(model, examples, stage, runtime)
         torch.save({name: value.cpu() for name, value in trained_state(model).items()}, finished)
     shipped = _as_shipped(model)

@@ -81,6 +81,11 @@ def turned(example: Example) -> Example:
     return Example(example.second, example.first, label, example.source, example.kind)
 
 
+def either_way(rng: random.Random, example: Example) -> Example:
+    """The pair as it is, or turned round: a server meets both orders."""
+    return example if rng.random() < 0.6 else turned(example)
+
+
 def training_examples(clusters: Iterable[Cluster], seed: int) -> list[Example]:
     """Pairs to learn from: as written, turned round, with the anchor replaced by what means the same, and strangers."""
     rng = random.Random(f"{seed}:clusters")

@@ -30,6 +30,8 @@ TRAINING = (
 MEASURING = ("mnli_dev_part", "cad_dev", "conjnli_dev", "sick_trial_eval_only")
 """Never trained on, nor used for choosing or calibrating."""
 UNRELATED = 3_000
+FOUND_MOST = 20_000
+"""Pairs taken of one further set at most."""
 
 
 def read_public(data: Path, source: str) -> Iterator[Example]:
@@ -58,4 +60,19 @@ def public_examples(data: Path, split: Split, seed: int) -> list[Example]:
             one, other = rng.sample(chosen, 2)
             if one.first != other.first:
                 chosen.append(Example(one.first, other.second, NEUTRAL, "unrelated", "unrelated"))
+    return chosen
+
+
+def found_examples(directory: Path, seed: int) -> list[Example]:
+    """Pairs of further public sets: every ``*.jsonl.gz`` in ``directory``, of the same form as the public pairs. Which files
+    went into the shipped weights, where they are from and under which licence is told in ``docs/model_card.md``.
+
+    Pairs are taken up to ``FOUND_MOST`` a set. Splits hold: what is measured elsewhere is not read here.
+    """
+    chosen: list[Example] = []
+    for path in sorted(directory.glob("*.jsonl.gz")):
+        name = path.name.split(".")[0]
+        rows = [row for row in read_public(directory, name) if split_of(row.first) == "train"]
+        rng = random.Random(f"{seed}:{name}")
+        chosen += rng.sample(rows, min(FOUND_MOST, len(rows)))
     return chosen

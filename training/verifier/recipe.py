@@ -6,12 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kimera_stream.engines.verifier_model import CrossEncoder
-from training.verifier.clusters import Cluster, anchor_examples, read_clusters, training_examples, turned
+from training.verifier.clusters import (
+    Cluster,
+    anchor_examples,
+    either_way,
+    read_clusters,
+    training_examples,
+    turned,
+)
 from training.verifier.examples import Example
 from training.verifier.generators import generated_clusters
 from training.verifier.loop import Stage
 from training.verifier.mining import mistaken, neighbours
-from training.verifier.public import public_examples
+from training.verifier.public import found_examples, public_examples
+from training.verifier.stories import Story, read_stories, training_pairs
 
 OWN_CORPUS = Path(__file__).parents[1] / "corpus"
 
@@ -21,17 +29,23 @@ class Materials:
     """Everything that the stages draw from."""
 
     data: Path
+    found: Path | None
     seed: int
     clusters: list[Cluster]
+    stories: list[Story]
 
     @classmethod
-    def read(cls, data: Path, seed: int) -> "Materials":
-        """Public pairs in ``data``, clusters in ``training/corpus``."""
-        return cls(data, seed, read_clusters([OWN_CORPUS]))
+    def read(cls, data: Path, seed: int, found: Path | None = None) -> "Materials":
+        """Public pairs in ``data`` and (optional) ``found``, clusters and stories in ``training/corpus``."""
+        return cls(data, found, seed, read_clusters([OWN_CORPUS]), read_stories(OWN_CORPUS / "stories"))
 
     @property
     def training_clusters(self) -> list[Cluster]:
         return [cluster for cluster in self.clusters if cluster.split == "train"]
+
+    @property
+    def training_stories(self) -> list[Story]:
+        return [story for story in self.stories if story.split == "train"]
 
     def rng(self, name: str) -> random.Random:
         return random.Random(f"{self.seed}:{name}")
@@ -83,8 +97,38 @@ def polish(materials: Materials, model: CrossEncoder) -> list[Example]:
     ]
 
 
+def wider(materials: Materials, _: CrossEncoder) -> list[Example]:
+    """Further public pairs, where they are at hand, with a part of the corpus so that nothing is forgotten."""
+    rng = materials.rng("wider")
+    if materials.found is None:
+        return []
+    written = [either_way(rng, example) for example in anchor_examples(materials.training_clusters)]
+    return [*found_examples(materials.found, materials.seed), *_some(rng, written, 9_000)]
+
+
+def grown(materials: Materials, _: CrossEncoder) -> list[Example]:
+    """Every written pair in one order or the other, the stories, twins of anchors; generated, public and pool pairs
+    against forgetting. The last stage decides what the model is good at, so most of it is what a feed looks like."""
+    rng = materials.rng("grown")
+    clusters = materials.training_clusters
+    written = [either_way(rng, example) for example in anchor_examples(clusters)]
+    generated = training_examples(generated_clusters("train", materials.seed + 2), materials.seed)
+    found = [] if materials.found is None else found_examples(materials.found, materials.seed + 1)
+    return [
+        *written,
+        *training_pairs(materials.training_stories, materials.seed),
+        *_some(rng, training_examples(clusters, materials.seed + 2), 9_000),
+        *_some(rng, generated, 4_000),
+        *_some(rng, public_examples(materials.data, "train", materials.seed), 4_000),
+        *_some(rng, found, 6_000),
+        *neighbours(clusters, materials.seed + 2, items=5_000, most=3_000),
+    ]
+
+
 STAGES: list[tuple[Stage, Callable[[Materials, CrossEncoder], list[Example]]]] = [
     (Stage("public", epochs=1.0, rate=1.2e-4, batch=48), public),
     (Stage("corpus", epochs=1.0, rate=1.1e-4, batch=32), corpus),
     (Stage("polish", epochs=1.15, rate=1e-4, batch=32), polish),
+    (Stage("wider", epochs=1.0, rate=8e-5, batch=32, frozen=1, settle=0.25), wider),
+    (Stage("grown", epochs=1.0, rate=8e-5, batch=32, frozen=1, settle=0.7), grown),
 ]
