@@ -8,17 +8,23 @@ in ``tests/api/test_egress_seams.py``, and docs/adr/0004-egress.md says why it i
 
 import asyncio
 import codecs
+import logging
 import math
 from typing import Any, ClassVar, Final
+from urllib.parse import unquote
 
+from uvicorn._types import ASGISendEvent
 from uvicorn.config import Config
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
 from websockets.frames import Frame
-from websockets.protocol import OPEN
+from websockets.protocol import CONNECTING, OPEN, State
+from websockets.server import ServerProtocol
 
 from kimera_stream.api.http_protocol import BoundedHttpProtocol
+from kimera_stream.api.opening import Opening, Reception
 from kimera_stream.api.slim import SlimEvent, SlimQueue
 from kimera_stream.infrastructure.settings import Settings
 from kimera_stream.kernels.egress import Sink
@@ -28,6 +34,17 @@ from kimera_stream.streaming.egress import EgressListener
 EXTENSION: Final = "kimera.egress"
 _OVERSIZE_FACTOR: Final = 4
 """Messages up to this many times the command limit are read, so that they can be answered with ``too_large``."""
+
+_DEFLATE: Final = [
+    # No context from message to message: frames made once are sent to many, between messages made here.
+    ServerPerMessageDeflateFactory(
+        server_no_context_takeover=True,
+        server_max_window_bits=12,
+        client_max_window_bits=12,
+        compress_settings={"memLevel": 5},
+    )
+]
+_logger: Final = logging.getLogger("uvicorn.error")
 
 
 class TransportEgress(Sink):
@@ -88,7 +105,7 @@ class EgressProtocol(WebSocketsSansIOProtocol):
 
     # Naming the base class's attributes too keeps them out of a dictionary: a kilobyte less per connection.
     __slots__ = (
-        "_abort_timer", "_asgi", "_decoder", "_text", "app", "app_state", "asgi_version", "client", "close_sent", "close_timeout",
+        "_abort_timer", "_accept", "_asgi", "_decoder", "_text", "app", "app_state", "asgi_version", "client", "close_sent", "close_timeout",
         "close_timer", "config", "conn", "connections", "curr_msg_data_type", "default_headers", "disconnected", "egress", "frames",
         "handshake_complete", "handshake_initiated", "initial_response", "last_ping_rtt", "logger", "loop", "pending_ping_payload",
         "ping_interval", "ping_sent_at", "ping_timeout", "ping_timer", "pong_timer", "queue", "read_paused", "request", "response",
@@ -106,28 +123,54 @@ class EgressProtocol(WebSocketsSansIOProtocol):
         server_state: ServerState,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        state: State = CONNECTING,
     ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
-        self.close_timeout = self.close_deadline
-        self.queue = SlimQueue()  # type: ignore[assignment]
-        self.writable = SlimEvent()  # type: ignore[assignment]
-        self.egress: TransportEgress
-        self._asgi = self.app
-        # The scope does not exist yet, and once it does the application may be running already: so the application is wrapped.
+        # In place of the base class's, which makes things that every connection would throw away again: a queue and an event
+        # of asyncio, a factory of extensions. A test compares the attributes.
+        self.config = config
         self.app = self._with_egress
+        self.loop = _loop or asyncio.get_running_loop()
+        self.logger = _logger
+        self.root_path = config.root_path
+        self.asgi_version = config.asgi_version
+        self.app_state = app_state
+        self.connections = server_state.connections
+        self.tasks = server_state.tasks
+        self.default_headers = server_state.default_headers
+        self.transport: asyncio.Transport = None  # type: ignore[assignment]
+        self.server = self.client = None
+        self.scheme = None  # type: ignore[assignment]
+        self.queue = SlimQueue()  # type: ignore[assignment]
+        self.handshake_initiated = self.handshake_complete = False
+        self.close_sent = self.disconnected = False
+        self.close_timer = None
+        self.close_timeout = self.close_deadline
+        self.initial_response = None
+        self.conn = ServerProtocol(
+            extensions=_DEFLATE if config.ws_per_message_deflate else None,
+            state=state,
+            max_size=config.ws_max_size,
+            logger=_logger,
+        )
+        self.read_paused = False
+        self.writable = SlimEvent()  # type: ignore[assignment]
+        self.ping_interval = config.ws_ping_interval
+        self.ping_timeout = config.ws_ping_timeout
+        self.ping_timer = self.pong_timer = None
+        self.pending_ping_payload = None
+        self.ping_sent_at = self.last_ping_rtt = 0.0
+        self.frames = []
+        self.curr_msg_data_type = "bytes"
+
+        self.request = self.response = None  # type: ignore[assignment]
+        self.egress: TransportEgress
+        # The scope does not exist yet, and once it does the application may be running already: so the application is wrapped.
+        self._asgi = config.loaded_app
+        self._accept: bytes | None = None
         self._decoder: codecs.IncrementalDecoder | None = None
         self._text: list[str] | None = None
         self._abort_timer: asyncio.TimerHandle | None = None
-        if config.ws_per_message_deflate:
-            # No context from message to message: frames made once are sent to many, between messages made here.
-            self.conn.available_extensions = [
-                ServerPerMessageDeflateFactory(
-                    server_no_context_takeover=True,
-                    server_max_window_bits=12,
-                    client_max_window_bits=12,
-                    compress_settings={"memLevel": 5},
-                )
-            ]
 
     def _with_egress(self, scope: Any, receive: Any, send: Any) -> Any:
         scope["extensions"][EXTENSION] = self.egress
@@ -139,7 +182,64 @@ class EgressProtocol(WebSocketsSansIOProtocol):
             # The parser's own frame keeps the request alive, so what it holds is emptied.
             self.request.headers.clear()
             self.request = self.response = None  # type: ignore[assignment]
-            self.scope["headers"] = []
+        self.scope["headers"] = []
+
+    # -- the opening handshake, where it has been read already
+
+    @classmethod
+    def begin(
+        cls,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        transport: asyncio.Transport,
+        opening: Opening,
+    ) -> None:
+        """Take over a connection whose handshake is ``opening``: what the base class does in ``handle_connect``."""
+        self = cls(config, server_state, app_state, state=OPEN)
+        transport.set_protocol(self)
+        self.connection_made(transport)
+        self.handshake_initiated = True
+        self._accept = (
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"Sec-WebSocket-Accept: {opening.accept}\r\n"
+        ).encode("ascii")
+        self.scope = {
+            "type": "websocket",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.4"},
+            "http_version": "1.1",
+            "scheme": self.scheme,
+            "server": self.server,
+            "client": self.client,
+            "root_path": self.root_path,
+            "path": self.root_path + unquote(opening.path),
+            "raw_path": (self.root_path + opening.path).encode("ascii"),
+            "query_string": opening.query,
+            "headers": opening.headers,
+            "subprotocols": opening.subprotocols,
+            "state": self.app_state.copy(),
+            "extensions": {"websocket.http.response": {}},
+        }
+        self.queue.put_nowait({"type": "websocket.connect"})
+        task = self.loop.create_task(self.run_asgi())
+        task.add_done_callback(self.on_task_complete)
+        self.tasks.add(task)
+
+    async def send(self, message: ASGISendEvent) -> None:
+        if self._accept is None or message["type"] != "websocket.accept":
+            await super().send(message)
+            return
+        if self.disconnected:
+            raise ClientDisconnected
+        answer, self._accept = self._accept, None
+        for name, value in [*self.default_headers, *message.get("headers", ())]:
+            answer += name + b": " + value + b"\r\n"
+        if subprotocol := message.get("subprotocol"):
+            answer += f"Sec-WebSocket-Protocol: {subprotocol}\r\n".encode("ascii")
+        if not self.transport.is_closing():
+            self.handshake_complete = True
+            self.transport.write(answer + b"\r\n")
+            self.start_keepalive()
 
     # -- transport
 
@@ -287,8 +387,12 @@ class EgressProtocol(WebSocketsSansIOProtocol):
             self.transport.pause_reading()
 
 
-def uvicorn_options(settings: Settings) -> dict[str, Any]:
-    """Keyword arguments for ``uvicorn.Config``: both protocol classes, limits, keepalive, and the deadline of a stop."""
+def uvicorn_options(settings: Settings, http: type[BoundedHttpProtocol] = BoundedHttpProtocol) -> dict[str, Any]:
+    """Keyword arguments for ``uvicorn.Config``: both protocol classes, limits, keepalive, and the deadline of a stop.
+
+    Args:
+        http: What plain requests are served with.
+    """
     stream, api = settings.stream, settings.api
     protocol = type(
         "ConfiguredEgressProtocol",
@@ -299,9 +403,10 @@ def uvicorn_options(settings: Settings) -> dict[str, Any]:
             "drain_deadline": api.shutdown_deadline,
         },
     )
-    http = type("ConfiguredHttpProtocol", (BoundedHttpProtocol,), {"head_deadline": stream.connect_timeout})
+    deadline = {"head_deadline": stream.connect_timeout}
+    http = type("ConfiguredHttpProtocol", (http,), deadline)
     return {
-        "http": http,
+        "http": type("ConfiguredReception", (Reception,), {"http": http, "__slots__": (), **deadline}),
         "ws": protocol,
         "ws_max_size": api.max_command_bytes * _OVERSIZE_FACTOR,
         "ws_ping_interval": stream.ping_interval,

@@ -54,6 +54,12 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._head_done()
         super().on_headers_complete()
 
+    def await_head_until(self, when: float) -> None:
+        """The connection is older than this protocol: its first head has until ``when`` on the loop's clock."""
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = self.loop.call_at(when, self._too_slow)
+
     def _await_head(self) -> None:
         if self._head_timer is None:
             self._head_size = 0

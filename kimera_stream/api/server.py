@@ -156,11 +156,9 @@ async def _serve(settings: Settings, services: Services | None, sock: socket.soc
 
 def _config(settings: Settings, runtime: Runtime) -> uvicorn.Config:
     api = settings.api
-    options = uvicorn_options(settings)
-    http = type("HttpProtocol", (KimeraHttpProtocol,), {"head_deadline": settings.stream.connect_timeout})
     return uvicorn.Config(
         create_app(runtime),
-        **{**options, "http": http},
+        **uvicorn_options(settings, KimeraHttpProtocol),
         lifespan="on",
         log_config=None,
         access_log=False,

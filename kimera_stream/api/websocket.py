@@ -8,18 +8,19 @@ with ``too_large``; messages above four times that are not read at all (1009).
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
-from typing import Any, Final
-from urllib.parse import urlsplit
+from typing import Any
 
 import anyio
 import structlog
 
 from kimera_stream.api.asgi_egress import AsgiEgress
+from kimera_stream.api.auth.transport import extract_token, origin_allowed
 from kimera_stream.api.egress import EXTENSION
 from kimera_stream.core.interfaces import Authenticator, KnowledgeService, VaultService
 from kimera_stream.infrastructure.settings import Settings
 from kimera_stream.protocol.close_codes import CloseCode
 from kimera_stream.protocol.codec import CODECS
+from kimera_stream.protocol.errors import UnauthorizedError
 from kimera_stream.protocol.messages import SUBPROTOCOLS, TOKEN_SUBPROTOCOL_PREFIX, Encoding, ServerInfo
 from kimera_stream.streaming.commands import Commands
 from kimera_stream.streaming.connection import Connection
@@ -31,20 +32,23 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 SendMessage = Callable[[Message], Awaitable[None]]
 
-_BEARER: Final = "bearer "
-
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Handshake:
-    """What the opening request says. ``subprotocol`` None: none was offered, and none is answered."""
+    """What the opening request says.
+
+    Attributes:
+        subprotocol: None: none was offered, and none is answered.
+        token: An error where it brings something that cannot be a token; ``connect`` is answered with it, unless it brings one.
+    """
 
     encoding: Encoding
     subprotocol: str | None
-    token: str | None
+    token: str | UnauthorizedError | None
     origin: str | None
-    host: str
+    host: str | None
 
 
 class StreamEndpoint:
@@ -71,7 +75,6 @@ class StreamEndpoint:
         self._settings = settings
         self._server = server
         self._open = 0
-        self._origins = frozenset(origin.rstrip("/").lower() for origin in settings.security.allowed_origins)
         api, stream = settings.api, settings.stream
         self._limits = SessionLimits(
             connect_timeout=stream.connect_timeout,
@@ -121,20 +124,13 @@ class StreamEndpoint:
             self._open -= 1
 
     def _refusal(self, handshake: Handshake) -> CloseCode | None:
-        if not self._origin_allowed(handshake):
+        if not origin_allowed(handshake.origin, handshake.host, self._settings.security.allowed_origins):
             return CloseCode.ORIGIN_REFUSED
         if self._hub.ended:
             return CloseCode.SHUTDOWN
         if self._open >= self._settings.api.max_connections:
             return CloseCode.CONNECTION_LIMIT
         return None
-
-    def _origin_allowed(self, handshake: Handshake) -> bool:
-        """Browsers name the page's origin: our own pages and those on the list may connect. Other clients name none."""
-        origin = handshake.origin
-        if origin is None or "*" in self._origins:
-            return True
-        return origin.rstrip("/").lower() in self._origins or urlsplit(origin).netloc.lower() == handshake.host.lower()
 
     async def _converse(
         self, scope: Message, receive: Receive, send: SendMessage, handshake: Handshake, refusal: CloseCode | None
@@ -186,28 +182,21 @@ class StreamEndpoint:
 
 def read_handshake(scope: Message) -> Handshake | None:
     """The opening request, or None if it offers only subprotocols that are not spoken here."""
-    offered: list[str] = list(scope.get("subprotocols") or [])
-    token: str | None = None
-    origin: str | None = None
-    host = ""
+    offered: list[str] = scope.get("subprotocols") or []
+    headers: dict[str, str] = {}
     for name, value in scope["headers"]:
-        if name == b"authorization":
-            text = value.decode("latin-1")
-            if text[: len(_BEARER)].lower() == _BEARER:
-                token = text[len(_BEARER) :].strip()
-        elif name == b"origin":
-            origin = value.decode("latin-1")
-        elif name == b"host":
-            host = value.decode("latin-1")
-    spoken = [name for name in offered if not name.startswith(TOKEN_SUBPROTOCOL_PREFIX)]
-    for name in offered:
-        if name.startswith(TOKEN_SUBPROTOCOL_PREFIX) and token is None:
-            token = name.removeprefix(TOKEN_SUBPROTOCOL_PREFIX)
-    known = next((name for name in spoken if name in SUBPROTOCOLS), None)
-    if known is None and spoken:
+        if name in (b"authorization", b"origin", b"host"):
+            headers[name.decode("ascii")] = value.decode("latin-1")
+    known = next((name for name in offered if name in SUBPROTOCOLS), None)
+    if known is None and any(not name.startswith(TOKEN_SUBPROTOCOL_PREFIX) for name in offered):
         return None
+    token: str | UnauthorizedError | None
+    try:
+        token = extract_token(headers, offered)
+    except UnauthorizedError as error:
+        token = error
     encoding: Encoding = "json" if known is None else SUBPROTOCOLS[known]
-    return Handshake(encoding, known, token or None, origin, host)
+    return Handshake(encoding, known, token, headers.get("origin"), headers.get("host"))
 
 
 async def _refuse(scope: Message, send: SendMessage) -> None:

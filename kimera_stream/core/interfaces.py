@@ -425,6 +425,9 @@ class Authenticator(Protocol):
     def required(self) -> bool:
         """Whether a caller without a token is refused."""
 
+    def known(self, token: str | None) -> Principal | None:
+        """The principal where that is clear at once; None: ask ``authenticate``."""
+
     async def authenticate(self, token: str | None) -> Principal:
         """The principal of a token (JWT or API key); of None the anonymous principal where access is open.
 

@@ -10,7 +10,7 @@ import structlog
 
 from kimera_stream.core.interfaces import Authenticator, Principal
 from kimera_stream.protocol.codec import Codec, error_reply
-from kimera_stream.protocol.errors import InternalError, OperationalError
+from kimera_stream.protocol.errors import InternalError, OperationalError, UnauthorizedError
 from kimera_stream.protocol.messages import AnyCommand, Connected, Error, ServerInfo, Subscribed, Unsubscribed
 from kimera_stream.streaming.commands import Caller, Commands
 from kimera_stream.streaming.deadlines import Deadline
@@ -46,7 +46,7 @@ class Connection:
     Args:
         spawn: Starts children in the connection's task group; all of them end with it.
         welcome: ``limits`` of the ``connected`` reply.
-        handshake_token: A token that came with the handshake.
+        handshake_token: A token that came with the handshake, or what was wrong with it.
     """
 
     __slots__ = (
@@ -66,7 +66,7 @@ class Connection:
         limits: SessionLimits,
         server: ServerInfo,
         welcome: dict[str, int | float],
-        handshake_token: str | None = None,
+        handshake_token: str | UnauthorizedError | None = None,
         unix: Callable[[], float] = time.time,
     ) -> None:
         self.id = secrets.token_urlsafe(12)
@@ -142,8 +142,12 @@ class Connection:
                 self._open(id, wanted, self._start_now(wanted))
             case Open():
                 self._spawn(self._open_later, effect, name="subscribe")
-            case Authenticate():
-                self._spawn(self._authenticate, effect, name="authenticate")
+            case Authenticate(id, token):
+                known = self._authenticator.known(token)
+                if known is None:
+                    self._spawn(self._authenticate, effect, name="authenticate")
+                else:
+                    self._apply(self._session.authenticated(id, known, self._hub.clock()))
             case Begin(_, _, subs):
                 self._outlet.principal = effect.principal.id
                 if all(isinstance(sub, Error) or _at_live_edge(sub) for sub in subs or ()):

@@ -104,7 +104,7 @@ class Session:
 
     Args:
         codec: The connection's encoding.
-        handshake_token: A token that came with the handshake; one in ``connect`` goes before it.
+        handshake_token: A token that came with the handshake, or what was wrong with it; one in ``connect`` goes before it.
         unix: Wall clock, unix seconds, to place token expiries.
     """
 
@@ -120,7 +120,7 @@ class Session:
         *,
         now: float,
         unix: Callable[[], float],
-        handshake_token: str | None = None,
+        handshake_token: str | UnauthorizedError | None = None,
     ) -> None:
         self._codec = codec
         self._limits = limits
@@ -202,10 +202,13 @@ class Session:
         if not isinstance(command, Connect):
             error = BadRequestError("op: expected connect as the first command", field="op")
             return [*self._refuse(command.id, error), *self._close(CloseCode.PROTOCOL_VIOLATION)]
+        token = command.token if command.token is not None else self._handshake_token
+        if isinstance(token, UnauthorizedError):
+            return [*self._refuse(command.id, token), *self._close(CloseCode.UNAUTHORIZED)]
         self.state = State.AUTHENTICATING
         self._subs = command.subs
         self._in_flight[command.id] = 0
-        return [Authenticate(command.id, command.token if command.token is not None else self._handshake_token)]
+        return [Authenticate(command.id, token)]
 
     def _dispatch(self, command: AnyCommand) -> list[Effect]:
         """A command that has its place among those in flight."""

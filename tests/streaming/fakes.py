@@ -186,6 +186,9 @@ class FakeAuthenticator:
         self.required = required
         self.seen: list[str | None] = []
 
+    def known(self, token: str | None) -> Principal | None:
+        return None
+
     async def authenticate(self, token: str | None) -> Principal:
         self.seen.append(token)
         await anyio.lowlevel.checkpoint()

@@ -63,19 +63,24 @@ class TokenAuthenticator:
             ) from error
         log.info("authentication_ready", required=self.required, signed=self._jwt.enabled, keys=count)
 
-    async def authenticate(self, token: str | None) -> Principal:
+    def known(self, token: str | None) -> Principal | None:
         """See ``core.interfaces.Authenticator``. Where access is open and nothing is configured to check a token against, a
         token is passed over: a client's setting need not change with the server it is tried on.
         """
+        if self._open and (not token or not (self._has_keys or self._jwt.enabled)):
+            return ANONYMOUS
+        return None
+
+    async def authenticate(self, token: str | None) -> Principal:
+        """See ``core.interfaces.Authenticator``."""
+        known = self.known(token)
+        if known is not None:
+            return known
         if not token:
-            if self._open:
-                return ANONYMOUS
             raise UnauthorizedError(
                 "token: a token is required, as `Authorization: Bearer TOKEN`, in `connect` or as subprotocol",
                 field="token",
             )
-        if self._open and not self._has_keys and not self._jwt.enabled:
-            return ANONYMOUS
         kind = "api_key" if token.startswith(PREFIX) else "jwt"
         try:
             if len(token) > MAX_TOKEN_CHARS or not token.isascii():

@@ -278,6 +278,9 @@ class TokenNames:
     def __init__(self) -> None:
         self.required = False
 
+    def known(self, token: str | None) -> Principal | None:
+        return None
+
     async def authenticate(self, token: str | None) -> Principal:
         await anyio.lowlevel.checkpoint()
         if token is None:
