@@ -1,176 +1,71 @@
-"""Fan-out against the limit and against peers: ``python -m bench.fanout --json``.
+"""Fan-out against the limit and against peers: ``python -m bench.fanout --json`` (about five minutes; ``--quick``: one).
 
 Every server runs in a process of its own on one core, the C load client on another. Rounds are paired: within a round each server
 does the same work one after the other, and only ratios within a round are compared; medians are reported. Where the machine is busy with
 other things, ``per_cpu_second`` (deliveries per second of the server's processor time) says more than ``per_second``. The client checks order,
-gaps and repeats for every subscriber, and a run with one missing event does not count.
+gaps and repeats for every subscriber, and a run with one missing event does not count: it ends the bench.
+
+Peers are measured where they are installed: Bun (``npm install bun``) and socketify (``pip install socketify``, needs libuv).
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import resource
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-CORES = sorted(os.sched_getaffinity(0))
-SERVER_CORE, CLIENT_CORE = CORES[0], CORES[-1]
+from bench.fanout_rig import CLIENT_CORE, Process, Rig, build, paired, ratios
+
+RUNS = ("throughput", "filters", "steady", "handshakes", "idle", "reconnect", "ingest")
 
 
-class Process:
-    """A pinned child that is spoken to line by line."""
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured. Seconds, connections, rounds."""
 
-    def __init__(self, arguments: list[str], core: int, **env: str) -> None:
-        self.child = subprocess.Popen(
-            arguments,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | env,
-            cwd=HERE.parent,
-            preexec_fn=lambda: os.sched_setaffinity(0, {core}),  # noqa: PLW1509
-        )
-
-    def say(self, line: str) -> None:
-        assert self.child.stdin is not None
-        self.child.stdin.write(line + "\n")
-        self.child.stdin.flush()
-
-    def hear(self) -> str:
-        assert self.child.stdout is not None
-        line = self.child.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self.child.args} ended")
-        return line.strip()
-
-    def end(self) -> None:
-        self.child.kill()
-        self.child.wait()
+    tools: Path
+    peers: list[str]
+    rounds: int
+    seconds: float
+    subscribers: int
+    idle: int
+    reconnecting: int
 
 
-class Rig:
-    """One server with its subscribers connected."""
-
-    def __init__(self, name: str, tools: Path, subscribers: int, filters: int = 1, **env: str) -> None:
-        self.name = name
-        self.subscribers = subscribers
-        self.filters = filters
-        self.next = 1
-        command = {
-            "c": [str(tools / "fanout_server")],
-            "bun": ["bun", str(HERE / "fanout_bun.js")],
-        }.get(name, [sys.executable, "-m", "bench.fanout_servers", name])
-        self.server = Process(command, SERVER_CORE, **env)
-        self.port = self.server.hear()
-        hello = ""
-        if name == "kimera":
-            body: dict[str, Any] = {"channel": "geoids"}
-            text = json.dumps({"op": "connect", "id": 1, "subs": [body]})
-            if filters > 1:
-                filter = ',"filter":{"field":"data.k","op":"eq","value":%d}}]'
-                text = text.replace("}]", filter)
-            hello = text
-        self.before = self.usage()
-        begun = time.monotonic()
-        self.client = Process(
-            [str(tools / "fanout_client"), self.port, str(subscribers), str(filters), hello], CLIENT_CORE
-        )
-        assert self.client.hear() == "ready"
-        self.handshakes = subscribers / (time.monotonic() - begun)
-
-    def usage(self) -> dict[str, float]:
-        """Resident bytes and processor seconds of the server so far."""
-        fields = Path(f"/proc/{self.server.child.pid}/stat").read_text().rpartition(")")[2].split()
-        ticks = os.sysconf("SC_CLK_TCK")
-        return {
-            "rss": int(fields[21]) * os.sysconf("SC_PAGESIZE"),
-            "cpu": (int(fields[11]) + int(fields[12])) / ticks,
-        }
-
-    def push(self, batch: int, seconds: float, rate: float = 0) -> dict[str, float]:
-        """One run; the figures of server and client together."""
-        self.client.say(f"reset {self.next}")
-        assert self.client.hear() == "reset"
-        before = self.usage()["cpu"]
-        self.server.say(f"push {batch} {seconds} {rate} {self.next} {self.filters}")
-        served = json.loads(self.server.hear())
-        self.next = int(served["last"]) + 1
-        self.client.say(f"until {self.next - 1}")
-        seen = json.loads(self.client.hear())
-        # Up to the last delivery: a server that queues goes on working when it has been told everything.
-        used = self.usage()["cpu"] - before
-        expected = served["events"] * self.subscribers / self.filters
-        if seen["wrong"] or seen["lost"] or abs(seen["deliveries"] - expected) > self.subscribers:
-            raise RuntimeError(
-                f"{self.name}: an event is missing, repeated or out of order: {seen}, expected {expected}"
-            )
-        if self.filters == 1 and seen["deliveries"] != expected:
-            raise RuntimeError(f"{self.name}: {seen['deliveries']} deliveries, expected {expected}")
-        return {
-            "per_second": seen["deliveries"] / seen["from_reset"],
-            "per_cpu_second": seen["deliveries"] / max(used, 0.005),
-            "cpu": served["cpu"] / served["seconds"],
-            "p50_ms": seen["p50_ms"],
-            "p99_ms": seen["p99_ms"],
-            "max_ms": seen["max_ms"],
-        }
-
-    def end(self) -> None:
-        self.client.end()
-        self.server.end()
-
-
-def paired(rigs: list[Rig], rounds: int, **run: float) -> dict[str, Any]:
-    """The same run on every rig, round by round; figures by server and ratios to the C server within each round."""
-    results: dict[str, list[dict[str, float]]] = {rig.name: [] for rig in rigs}
-    for _ in range(rounds):
-        for rig in rigs:
-            results[rig.name].append(rig.push(**run))  # type: ignore[arg-type]
-    out: dict[str, Any] = {}
-    for name, runs in results.items():
-        out[name] = {key: round(statistics.median(run[key] for run in runs), 4) for key in runs[0]}
-        out[name]["ratios_to_c"] = {
-            key: round(statistics.median(a[key] / b[key] for a, b in zip(runs, results["c"], strict=True) if b[key]), 3)
-            for key in ("per_second", "per_cpu_second", "cpu", "p50_ms", "p99_ms")
-        }
-    return out
-
-
-def build(folder: Path) -> None:
-    for name in ("fanout_client", "fanout_server"):
-        subprocess.run(["cc", "-O2", "-o", str(folder / name), str(HERE / f"{name}.c")], check=True)
-
-
-def throughput(tools: Path, names: list[str], rounds: int, seconds: float, subscribers: int) -> dict[str, Any]:
-    rigs = [Rig(name, tools, subscribers) for name in names]
+def throughput(plan: Plan) -> dict[str, Any]:
+    """As fast as back-pressure allows, with one and with 32 events a tick."""
+    rigs = [Rig(name, plan.tools, plan.subscribers) for name in ("c", "kimera", *plan.peers)]
     try:
-        return {f"batch_{batch}": paired(rigs, rounds, batch=batch, seconds=seconds) for batch in (1, 32)}
+        return {f"batch_{batch}": paired(rigs, plan.rounds, batch=batch, seconds=plan.seconds) for batch in (1, 32)}
     finally:
         for rig in rigs:
             rig.end()
 
 
-def filtered(tools: Path, rounds: int, seconds: float, subscribers: int) -> dict[str, Any]:
-    rigs = [Rig(name, tools, subscribers, filters=10) for name in ("c", "kimera")]
+def filtered(plan: Plan) -> dict[str, Any]:
+    """The subscribers spread over ten filters; 32 events a tick for each."""
+    rigs = [Rig(name, plan.tools, plan.subscribers, filters=10) for name in ("c", "kimera")]
     try:
-        return paired(rigs, rounds, batch=320, seconds=seconds)
+        return paired(rigs, plan.rounds, batch=320, seconds=plan.seconds)
     finally:
         for rig in rigs:
             rig.end()
 
 
-def steady(tools: Path, rounds: int, seconds: float, subscribers: int) -> dict[str, Any]:
-    rigs = [Rig("c", tools, subscribers), Rig("kimera", tools, subscribers, BENCH_TICK="0.001")]
+def steady(plan: Plan) -> dict[str, Any]:
+    """100 and 1,000 events a second in ticks of 10 ms."""
+    rigs = [Rig("c", plan.tools, plan.subscribers), Rig("kimera", plan.tools, plan.subscribers, BENCH_TICK="0.001")]
     try:
         return {
-            f"{rate}_per_second": paired(rigs, rounds, batch=rate // 100, seconds=seconds, rate=rate)
+            f"{rate}_per_second": paired(rigs, plan.rounds, batch=rate // 100, seconds=plan.seconds * 1.5, rate=rate)
             for rate in (100, 1000)
         }
     finally:
@@ -178,9 +73,54 @@ def steady(tools: Path, rounds: int, seconds: float, subscribers: int) -> dict[s
             rig.end()
 
 
-def reconnect(tools: Path, subscribers: int, behind: int) -> dict[str, Any]:
-    """Everyone comes back at once, each ``behind`` events late, while 200 events a second go on being published."""
-    rig = Rig("kimera", tools, 1, BENCH_TICK="0.001")
+def handshakes(plan: Plan) -> dict[str, Any]:
+    """Connections opened one after the other's answer, 128 at once; ours also with ``connect`` and a subscription each."""
+    kinds = [("c", False), ("kimera", True), ("kimera", False), ("starlette", False)]
+    results: dict[str, list[dict[str, float]]] = {}
+    for _ in range(plan.rounds):
+        for name, bare in kinds:
+            rig = Rig(name, plan.tools, plan.idle // 3, bare=bare)
+            rig.end()
+            label = "kimera_with_connect_and_subscription" if name == "kimera" and not bare else name
+            results.setdefault(label, []).append(
+                {"per_second": rig.handshakes, "per_cpu_second": rig.handshakes_per_cpu}
+            )
+    out: dict[str, Any] = {
+        name: {key: round(statistics.median(run[key] for run in runs)) for key in runs[0]}
+        for name, runs in results.items()
+    }
+    for name in ("kimera", "kimera_with_connect_and_subscription"):
+        out[name]["to_starlette"] = ratios(results[name], results["starlette"], ("per_second", "per_cpu_second"))
+    return out
+
+
+def idle(plan: Plan) -> dict[str, Any]:
+    """Memory of connections that do nothing (ours have a subscription), and one event to all of them."""
+    out: dict[str, Any] = {}
+    rigs: list[Rig] = []
+    try:
+        for name in ("c", "kimera", *plan.peers):
+            rig = Rig(name, plan.tools, plan.idle)
+            kib = (rig.server.usage()["rss"] - rig.before["rss"]) / plan.idle / 1024
+            out[name] = {"kib_per_connection": round(kib, 2)}
+            if name in ("c", "kimera"):
+                rigs.append(rig)
+            else:
+                rig.end()
+        for rig in rigs:
+            rig.push(1, 0.0001)
+        out["one_event"] = paired(rigs, plan.rounds * 3, batch=1, seconds=0.0001)
+        times = {rig.name: out["one_event"][rig.name]["max_ms"] for rig in rigs}
+        out["last_delivery_ratio"] = round(times["kimera"] / times["c"], 3)
+    finally:
+        for rig in rigs:
+            rig.end()
+    return out
+
+
+def reconnect(plan: Plan, behind: int = 1000, rate: int = 200, seconds: int = 8) -> dict[str, Any]:
+    """Everyone comes back at once, each ``behind`` events late, while ``rate`` events a second go on being published."""
+    rig = Rig("kimera", plan.tools, 1, BENCH_TICK="0.001")
     watcher, others = rig.client, None
     try:
         while rig.next <= behind:
@@ -189,13 +129,14 @@ def reconnect(tools: Path, subscribers: int, behind: int) -> dict[str, Any]:
         hello = json.dumps({"op": "connect", "id": 1, "subs": [{"channel": "geoids", "since": since}]})
         watcher.say(f"reset {rig.next}")
         assert watcher.hear() == "reset"
-        others = Process([str(tools / "fanout_client"), rig.port, str(subscribers), "1", hello], CLIENT_CORE)
+        used = rig.server.usage()["cpu"]
+        others = Process([str(plan.tools / "fanout_client"), rig.port, str(plan.reconnecting), "1", hello], CLIENT_CORE)
         others.say(f"reset {since['offset'] + 1}")
-        rig.server.say(f"push 2 8 200 {rig.next} 1")
+        rig.server.say(f"push {rate // 100} {seconds} {rate} {rig.next} 1")
         begun = time.monotonic()
         heard = sorted([others.hear(), others.hear()])
         assert heard == ["ready", "reset"], heard
-        caught_up_from = time.monotonic()
+        connected = time.monotonic()
         others.say(f"until {rig.next - 1}")
         seen = json.loads(others.hear())
         caught_up = time.monotonic() - begun
@@ -203,13 +144,15 @@ def reconnect(tools: Path, subscribers: int, behind: int) -> dict[str, Any]:
         others.say(f"until {served['last']}")
         watcher.say(f"until {served['last']}")
         rest, live = json.loads(others.hear()), json.loads(watcher.hear())
-        if seen["wrong"] or rest["wrong"] or live["wrong"]:
-            raise RuntimeError("an event is missing, repeated or out of order")
+        expected = plan.reconnecting * (behind + served["events"])
+        if seen["wrong"] or rest["wrong"] or live["wrong"] or rest["deliveries"] != expected:
+            raise RuntimeError(f"an event is missing, repeated or out of order: {rest}, expected {expected} deliveries")
         return {
-            "subscribers": subscribers,
+            "subscribers": plan.reconnecting,
             "behind": behind,
             "seconds_until_all_caught_up": round(caught_up, 3),
-            "of_which_handshakes": round(caught_up_from - begun, 3),
+            "of_which_handshakes": round(connected - begun, 3),
+            "server_cpu_seconds": round(rig.server.usage()["cpu"] - used, 2),
             "live_p50_ms": live["p50_ms"],
             "live_p99_ms": live["p99_ms"],
             "deliveries_checked": rest["deliveries"],
@@ -220,59 +163,81 @@ def reconnect(tools: Path, subscribers: int, behind: int) -> dict[str, Any]:
         rig.end()
 
 
-def idle(tools: Path, names: list[str], subscribers: int) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    last: dict[str, float] = {}
-    for name in names:
-        rig = Rig(name, tools, subscribers)
-        try:
-            after = rig.usage()
-            out[name] = {
-                "handshakes_per_second": round(rig.handshakes),
-                "handshakes_per_cpu_second": round(subscribers / max(0.01, after["cpu"] - rig.before["cpu"])),
-                "kib_per_connection": round((after["rss"] - rig.before["rss"]) / subscribers / 1024, 2),
-            }
-            runs = [rig.push(1, 0.0001)["max_ms"] for _ in range(5)] if name in ("c", "kimera") else []
-            if runs:
-                last[name] = statistics.median(runs)
-                out[name]["last_of_one_event_ms"] = round(last[name], 2)
-        finally:
+def while_encoding(plan: Plan) -> dict[str, Any]:
+    """100 events a second while the same process, on the same core, encodes statements without a pause; and without that."""
+    rigs: list[Rig] = []
+    try:
+        for name, busy in (("quiet", ""), ("encoding", "1")):
+            rigs.append(Rig("kimera", plan.tools, plan.subscribers, BENCH_TICK="0.001", BENCH_ENCODE=busy))
+            rigs[-1].name = name
+        runs = {rig.name: rig.push(1, plan.seconds * 5, 100) for rig in rigs}
+        rigs[1].server.say("encoded")
+        return {
+            **{name: {key: run[key] for key in ("p50_ms", "p99_ms", "max_ms")} for name, run in runs.items()},
+            "statements_encoded": json.loads(rigs[1].server.hear()),
+        }
+    finally:
+        for rig in rigs:
             rig.end()
-    if len(last) == 2:
-        out["last_delivery_ratio"] = round(last["kimera"] / last["c"], 3)
-    return out
+
+
+def installed(peers: list[str]) -> list[str]:
+    """Those of ``peers`` that are here; says which are not."""
+    there = {"bun": shutil.which("bun") is not None, "socketify": importlib.util.find_spec("socketify") is not None}
+    missing = [peer for peer in peers if not there.get(peer, True)]
+    if missing:
+        sys.stderr.write(f"not installed, so not measured: {', '.join(missing)}\n")
+    return [peer for peer in peers if peer not in missing]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds, fewer connections")
+    parser.add_argument("--rounds", type=int, help="5; quick: 3")
+    parser.add_argument("--seconds", type=float, help="of one round; 1.0; quick: 0.4")
     parser.add_argument("--subscribers", type=int, default=1000)
-    parser.add_argument("--idle", type=int, default=10_000)
-    parser.add_argument("--only", nargs="*", choices=["throughput", "filters", "steady", "reconnect", "idle"])
-    parser.add_argument("--peers", nargs="*", default=["starlette", "websockets"])
-    arguments = parser.parse_args()
+    parser.add_argument("--idle", type=int, help="connections; 10,000; quick: 3,000")
+    parser.add_argument("--only", nargs="*", choices=RUNS)
+    parser.add_argument("--peers", nargs="*", default=["bun", "socketify", "starlette", "websockets"])
+    given = parser.parse_args()
+    quick = given.quick
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    peers = list(arguments.peers) + (["bun"] if shutil.which("bun") else [])
-    wanted = arguments.only or ["throughput", "filters", "steady", "reconnect", "idle"]
-    result: dict[str, Any] = {"subscribers": arguments.subscribers, "rounds": arguments.rounds}
+    began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        tools = Path(folder)
-        build(tools)
-        if "throughput" in wanted:
-            names = ["c", "kimera", *peers]
-            result["throughput"] = throughput(tools, names, arguments.rounds, arguments.seconds, arguments.subscribers)
-        if "filters" in wanted:
-            result["filters_10"] = filtered(tools, arguments.rounds, arguments.seconds, arguments.subscribers)
-        if "steady" in wanted:
-            result["steady"] = steady(tools, arguments.rounds, arguments.seconds, arguments.subscribers)
-        if "reconnect" in wanted:
-            result["reconnect"] = reconnect(tools, 2000, 1000)
-        if "idle" in wanted:
-            result["idle"] = idle(tools, ["c", "kimera", *[p for p in peers if p != "bun"]], arguments.idle)
-    print(json.dumps(result, indent=None if arguments.json else 2))
+        plan = Plan(
+            tools=Path(folder),
+            peers=installed(given.peers),
+            rounds=given.rounds or (3 if quick else 5),
+            seconds=given.seconds or (0.4 if quick else 1.0),
+            subscribers=given.subscribers,
+            idle=given.idle or (3_000 if quick else 10_000),
+            reconnecting=500 if quick else 2_000,
+        )
+        result: dict[str, Any] = {
+            "processors": os.cpu_count(),
+            "load_at_start": os.getloadavg()[0],
+            "subscribers": plan.subscribers,
+            "rounds": plan.rounds,
+        }
+        build(plan.tools)
+        runs = {
+            "throughput": lambda: throughput(plan),
+            "filters": lambda: filtered(plan),
+            "steady": lambda: steady(plan),
+            "handshakes": lambda: handshakes(plan),
+            "idle": lambda: idle(plan),
+            "reconnect": lambda: reconnect(plan),
+            "ingest": lambda: while_encoding(plan),
+        }
+        for name in given.only or RUNS:
+            result[name] = runs[name]()
+            if not given.json:
+                print(json.dumps({name: result[name]}, indent=2), flush=True)
+    result["load_at_end"] = os.getloadavg()[0]
+    result["took_seconds"] = round(time.monotonic() - began)
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

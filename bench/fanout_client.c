@@ -95,12 +95,13 @@ static void on_message(peer *p, int i, const uint8_t *text, size_t n, uint64_t n
         return;
     }
     uint64_t offset = number_after(text, n < 120 ? n : 120, "\"offset\":", 9);
+    uint64_t step = (uint64_t)filters;
     if (offset != p->next) {
         if (wrong++ < 5) fprintf(stderr, "subscriber %d expected %lu, got %lu\n", i, p->next, offset);
-        if (offset > p->next) lost += (offset - p->next) / (uint64_t)filters;
+        if (offset > p->next) lost += (offset - p->next) / step;
     }
-    p->next = offset + (uint64_t)filters;
-    if (until && p->next > until && p->next <= until + (uint64_t)filters) finished++;
+    if (until && p->next <= until && offset + step > until) finished++;
+    p->next = offset + step;
     if (!first_ns) first_ns = now;
     last_ns = now;
     deliveries++;
@@ -116,6 +117,7 @@ static void on_message(peer *p, int i, const uint8_t *text, size_t n, uint64_t n
 static void gone(peer *p, int i) {
     if (p->state == 4) return;
     fprintf(stderr, "subscriber %d was disconnected\n", i);
+    if (p->state < 3) exit(1); /* never ready: nothing can be measured */
     p->state = 4;
     close(p->fd);
     wrong++;
@@ -273,7 +275,7 @@ int main(int argc, char **argv) {
             if (p->state == 0 && events[e].events & EPOLLOUT) {
                 char request[256];
                 int size = snprintf(request, sizeof request,
-                                    "GET /v1/stream?i=%d HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                                    "GET /v1/stream?i=%d HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                                     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n", i);
                 if (send(p->fd, request, (size_t)size, MSG_NOSIGNAL) < 0) die("handshake");
                 p->state = 1;

@@ -9,6 +9,7 @@ import json
 import os
 import resource
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -19,11 +20,17 @@ import uvicorn
 import uvloop
 
 from kimera_stream.core.interfaces import ALL_ROLES, LogPage, Principal
+from kimera_stream.infrastructure.garbage import settle_garbage
 from kimera_stream.protocol.log import LogEntry
 from kimera_stream.protocol.messages import ServerInfo
 
 EVENT_BYTES = 200
 PAD = "x" * 400
+BACKLOG = 65_536
+"""Bytes that one connection of a peer that buffers without end may have waiting before the next tick waits for it."""
+ENCODED = [0]
+"""Statements that the encoder has been through."""
+LOADED = threading.Event()
 Push = Callable[[int, int, int, bool], Awaitable[None]]
 """Sends ``batch`` events from ``offset`` on to everyone; unless paced by the clock, returns when all of it is on its way."""
 
@@ -50,6 +57,9 @@ async def drive(push: Push) -> None:
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     while line := (await reader.readline()).decode().split():
+        if line[0] == "encoded":
+            print(ENCODED[0], flush=True)
+            continue
         batch, seconds, rate, offset, filters = int(line[1]), float(line[2]), float(line[3]), int(line[4]), int(line[5])
         begun, used, events = time.monotonic(), cpu(), 0
         while time.monotonic() - begun < seconds:
@@ -103,6 +113,21 @@ class Quiet(uvicorn.Server):
         print(listeners[0].getsockname()[1], flush=True)
 
 
+def encode_on_and_on() -> None:
+    """The ingest path's work beside the event loop: the packaged encoder, batch after batch, in a thread as in the product."""
+    from kimera_stream.core.embedding.minilm import model_path
+    from kimera_stream.core.embedding.minilm_encoder import MiniLmEncoder
+    from kimera_stream.infrastructure.compute import plan_compute
+
+    encoder = MiniLmEncoder(model_path(), plan_compute("cpu", "auto"), 32)
+    texts = [f"The pump number {number} in the north hall was checked on Friday." for number in range(32)]
+    encoder.encode(texts)
+    LOADED.set()
+    while True:
+        encoder.encode(texts)
+        ENCODED[0] += len(texts)
+
+
 async def kimera() -> None:
     from kimera_stream.api.egress import uvicorn_options
     from kimera_stream.api.websocket import StreamEndpoint
@@ -141,6 +166,9 @@ async def kimera() -> None:
         endpoint, host="0.0.0.0", port=0, lifespan="off", log_level="critical", access_log=False, backlog=4096,
         **uvicorn_options(settings),
     )  # fmt: skip
+    if os.environ.get("BENCH_ENCODE"):
+        threading.Thread(target=encode_on_and_on, daemon=True).start()
+        LOADED.wait()
     async with anyio.create_task_group() as group:
         group.start_soon(hub.run)
         group.start_soon(Quiet(config).serve)
@@ -206,11 +234,50 @@ async def websockets() -> None:
         os._exit(0)
 
 
+def socketify() -> None:
+    """uWebSockets from Python: its own publish, on its own loop."""
+    from socketify import App, OpCode, WebSocket
+
+    app = App()
+    sockets: list[WebSocket] = []
+
+    def opened(ws: WebSocket) -> None:
+        ws.subscribe("geoids")
+        sockets.append(ws)
+
+    async def push(batch: int, offset: int, filters: int, paced: bool) -> None:
+        for i in range(batch):
+            app.publish("geoids", event_text(offset + i, filters), OpCode.TEXT)
+        await asyncio.sleep(0)
+        while not paced and any(ws.get_buffered_amount() > BACKLOG for ws in sockets):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+    app.ws(
+        "/v1/stream",
+        {
+            "open": opened,
+            "idle_timeout": 0,
+            "max_backpressure": 1 << 28,
+            "compression": 0,
+            "send_pings_automatically": False,
+        },
+    )
+    app.listen(0, lambda config: print(config.port, flush=True))
+    driver = app.loop.create_task(drive(push))  # the loop itself holds it weakly
+    app.run()
+    del driver
+
+
 SERVERS = {"kimera": kimera, "starlette": starlette, "websockets": websockets}
 
 if __name__ == "__main__":
-    # As the product's server does once it has started: what was imported is not looked through for garbage again and again.
+    # What was imported is not looked through for garbage again and again; ours as the product's server has it.
     gc.collect()
     gc.freeze()
+    if sys.argv[1] == "kimera":
+        settle_garbage()
+    if sys.argv[1] == "socketify":
+        socketify()
+        sys.exit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(SERVERS[sys.argv[1]]())

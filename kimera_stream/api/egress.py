@@ -10,7 +10,8 @@ import asyncio
 import codecs
 import logging
 import math
-from typing import Any, ClassVar, Final
+import socket
+from typing import Any, ClassVar, Final, cast
 from urllib.parse import unquote
 
 from uvicorn._types import ASGISendEvent
@@ -47,16 +48,32 @@ _DEFLATE: Final = [
 _logger: Final = logging.getLogger("uvicorn.error")
 
 
+def _addresses(transport: asyncio.Transport) -> tuple[tuple[str, int] | None, tuple[str, int] | None]:
+    """Our address and the peer's, None where they are not of the internet's kind."""
+    given = transport.get_extra_info("socket")
+    if given is None or given.family not in (socket.AF_INET, socket.AF_INET6):
+        return None, None
+    # uvloop makes a socket of the descriptor at every question, and three system calls to find out of which kind.
+    sock = socket.socket(given.family, given.type, given.proto, fileno=given.fileno())
+    try:
+        ours, theirs = sock.getsockname(), sock.getpeername()
+    except OSError:  # gone already
+        return None, None
+    finally:
+        sock.detach()
+    return (ours[0], ours[1]), (theirs[0], theirs[1])
+
+
 class TransportEgress(Sink):
     """The handle of one connection. See ``streaming.egress.Egress``, and ``kernels.egress`` for the fields of a sink."""
 
     __slots__ = ("_listener", "_protocol", "paused")
 
     def __init__(self, protocol: "EgressProtocol", transport: asyncio.Transport) -> None:
-        socket = transport.get_extra_info("socket")
+        sock = transport.get_extra_info("socket")
         plain = transport.get_extra_info("sslcontext") is None
-        super().__init__(transport, socket.fileno() if plain and socket is not None else -1)
-        self._protocol = protocol
+        super().__init__(transport, sock.fileno() if plain and sock is not None else -1)
+        self._protocol: EgressProtocol | None = protocol
         self._listener: EgressListener | None = None
         self.paused = False
 
@@ -66,7 +83,7 @@ class TransportEgress(Sink):
 
     def listen(self, listener: EgressListener | None) -> None:
         self._listener = listener
-        if listener is not None:
+        if listener is not None and self._protocol is not None:
             self._protocol.forget_handshake()
 
     def write(self, frames: bytes) -> None:
@@ -75,13 +92,18 @@ class TransportEgress(Sink):
             self.transport.write(frames)
 
     def close(self, code: CloseCode, reason: str) -> None:
-        if not self.closing:
+        if not self.closing and self._protocol is not None:
             self.closing = True
             self._protocol.close(int(code), reason)
 
     def abort(self) -> None:
         self.closing = True
         self.transport.abort()
+
+    def lost(self) -> None:
+        """The connection is gone."""
+        self.closing = True
+        self._listener = self._protocol = None
 
     def changed(self, paused: bool) -> None:
         """The transport's buffer went above its high-water mark, or below its low one."""
@@ -105,7 +127,7 @@ class EgressProtocol(WebSocketsSansIOProtocol):
 
     # Naming the base class's attributes too keeps them out of a dictionary: a kilobyte less per connection.
     __slots__ = (
-        "_abort_timer", "_accept", "_asgi", "_decoder", "_text", "app", "app_state", "asgi_version", "client", "close_sent", "close_timeout",
+        "_abort_timer", "_accept", "_asgi", "_decoder", "_text", "app_state", "asgi_version", "client", "close_sent", "close_timeout",
         "close_timer", "config", "conn", "connections", "curr_msg_data_type", "default_headers", "disconnected", "egress", "frames",
         "handshake_complete", "handshake_initiated", "initial_response", "last_ping_rtt", "logger", "loop", "pending_ping_payload",
         "ping_interval", "ping_sent_at", "ping_timeout", "ping_timer", "pong_timer", "queue", "read_paused", "request", "response",
@@ -129,7 +151,6 @@ class EgressProtocol(WebSocketsSansIOProtocol):
         # In place of the base class's, which makes things that every connection would throw away again: a queue and an event
         # of asyncio, a factory of extensions. A test compares the attributes.
         self.config = config
-        self.app = self._with_egress
         self.loop = _loop or asyncio.get_running_loop()
         self.logger = _logger
         self.root_path = config.root_path
@@ -165,14 +186,14 @@ class EgressProtocol(WebSocketsSansIOProtocol):
 
         self.request = self.response = None  # type: ignore[assignment]
         self.egress: TransportEgress
-        # The scope does not exist yet, and once it does the application may be running already: so the application is wrapped.
         self._asgi = config.loaded_app
         self._accept: bytes | None = None
         self._decoder: codecs.IncrementalDecoder | None = None
         self._text: list[str] | None = None
         self._abort_timer: asyncio.TimerHandle | None = None
 
-    def _with_egress(self, scope: Any, receive: Any, send: Any) -> Any:
+    def app(self, scope: Any, receive: Any, send: Any) -> Any:
+        """The application, with the handle. Once the scope exists it may be running already: so it is wrapped."""
         scope["extensions"][EXTENSION] = self.egress
         return self._asgi(scope, receive, send)
 
@@ -253,16 +274,22 @@ class EgressProtocol(WebSocketsSansIOProtocol):
         super().send_keepalive_ping()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self.transport.set_write_buffer_limits(high=self.high_water)
+        # As the base class does, with the addresses asked for once.
+        transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but name
+        self.connections.add(self)
+        self.transport = transport
+        self.server, self.client = _addresses(transport)
+        self.scheme = "ws" if transport.get_extra_info("sslcontext") is None else "wss"
+        transport.set_write_buffer_limits(high=self.high_water)
         self.egress = TransportEgress(self, self.transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         if self._abort_timer is not None:
             self._abort_timer.cancel()
-        self.egress.closing = True
-        self.egress.listen(None)
+        self.egress.lost()
+        # Handle, protocol and parser name each other: let go of here, they need not wait for the collector of garbage.
+        self.conn.parser.close()
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -63,17 +63,23 @@ def read_opening(data: bytes, *, extensions: bool = False) -> Opening | None:
     Args:
         extensions: Whether any are offered here; a request that asks for one is then not ordinary.
     """
-    if not data.startswith(b"GET /") or not data.endswith(b"\r\n\r\n") or len(data) > _HEAD_BYTES or b"websocket" not in data:
+    if (
+        not data.startswith(b"GET /")
+        or not data.endswith(b"\r\n\r\n")
+        or len(data) > _HEAD_BYTES
+        or b"websocket" not in data
+    ):
         return None
     head = _Head()
     parser = httptools.HttpRequestParser(head)
     try:
         parser.feed_data(data)
-        return None
     except httptools.HttpParserUpgrade as upgrade:
         if upgrade.args[0] != len(data):
             return None
     except httptools.HttpParserError:
+        return None
+    else:
         return None
     single: dict[bytes, bytes] = {}
     for name, value in head.headers:

@@ -25,6 +25,7 @@ from kimera_stream.api.progress import StartProgress
 from kimera_stream.api.runtime import Runtime
 from kimera_stream.infrastructure.compute import bound_native_caches
 from kimera_stream.infrastructure.container import Services
+from kimera_stream.infrastructure.garbage import settle_garbage
 from kimera_stream.infrastructure.settings import Settings
 from kimera_stream.infrastructure.tasks import ServiceFailed
 from kimera_stream.infrastructure.telemetry import configure_logging
@@ -127,6 +128,7 @@ async def _serve(settings: Settings, services: Services | None, sock: socket.soc
             await runtime.ready()
         except ServiceFailed:
             return  # watch_for_failure ends the process and says why
+        settle_garbage()
         scheme = "https" if settings.api.tls_certificate else "http"
         print(f"listening on {scheme}://{address(sock)}", file=out, flush=True)
 

@@ -96,6 +96,7 @@ class Connection:
         """The peer is gone."""
         self._session.closed()
         self._outlet.detach()
+        self._outlet.owner = None  # each names the other
         if self._deadline is not None:
             self._deadline.cancel()
 

@@ -81,6 +81,7 @@ class Hub:
         self._joiner = Joiner(self.encoder, self.metrics, fan_out)
         self._channels: dict[str, Channel] = {}
         self._outlets: dict[Outlet, None] = {}
+        self.metrics.connections.set_function(self._outlets.__len__)
         self._pending: list[Record] = []
         self._pending_values: list[tuple[str, Value]] = []
         self._newest: dict[str, Value] = {}
@@ -219,7 +220,6 @@ class Hub:
         outlet = Outlet(self, egress, codec, spawn=spawn, owner=owner)
         egress.listen(outlet)
         self._outlets[outlet] = None
-        self.metrics.connections.set(len(self._outlets))
         return outlet
 
     def open(
@@ -273,7 +273,6 @@ class Hub:
         self._outlets.pop(outlet, None)
         self._stalled.pop(outlet, None)
         self._ahead.pop(outlet, None)
-        self.metrics.connections.set(len(self._outlets))
         if not self._outlets:
             self._empty.set()
 

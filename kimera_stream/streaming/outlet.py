@@ -65,7 +65,7 @@ class Outlet:
     """
 
     __slots__ = (
-        "_ended", "_heartbeat", "_hub", "_owner", "_pumping", "_spawn", "_stall", "backlog_mark", "codec", "egress", "live",
+        "_ended", "_heartbeat", "_hub", "_pumping", "_spawn", "_stall", "backlog_mark", "codec", "egress", "live", "owner",
         "principal", "subscriptions", "touched",
     )  # fmt: skip
 
@@ -80,7 +80,7 @@ class Outlet:
     ) -> None:
         self._hub = hub
         self._spawn = spawn
-        self._owner = owner
+        self.owner = owner
         self._pumping = False
         self._ended = False
         self._stall: Deadline | None = None
@@ -118,8 +118,8 @@ class Outlet:
         self.detach()
         self._hub.metrics.closed(code)
         self.egress.close(code, code.reason if reason is None else reason)
-        if self._owner is not None:
-            self._owner.outlet_ended()
+        if self.owner is not None:
+            self.owner.outlet_ended()
 
     def detach(self) -> None:
         """Leave the hub: the connection is gone, or about to be."""
@@ -172,10 +172,10 @@ class Outlet:
     def egress_draining(self) -> None:
         if self._ended:
             return
-        if self._owner is None:
+        if self.owner is None:
             self.end(CloseCode.SHUTDOWN)
         else:
-            self._owner.outlet_draining()
+            self.owner.outlet_draining()
 
     def _give_up(self) -> None:
         self._stall = None
