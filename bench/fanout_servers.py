@@ -16,6 +16,7 @@ from typing import Any
 
 import anyio
 import msgspec
+import structlog
 import uvicorn
 import uvloop
 
@@ -271,6 +272,7 @@ def socketify() -> None:
 SERVERS = {"kimera": kimera, "starlette": starlette, "websockets": websockets}
 
 if __name__ == "__main__":
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # standard output is spoken on
     # What was imported is not looked through for garbage again and again; ours as the product's server has it.
     gc.collect()
     gc.freeze()

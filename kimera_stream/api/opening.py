@@ -165,4 +165,4 @@ class Reception(asyncio.Protocol):
 
     def _leave(self) -> None:
         self._timer.cancel()
-        self._server_state.connections.discard(self)  # type: ignore[arg-type]
+        self._server_state.connections.discard(self)
