@@ -57,10 +57,19 @@ def variant_flags() -> dict[str, list[str]]:
     if machine in ("x86_64", "amd64", "i686"):
         avx2 = ["-mavx2", "-mfma", "-mbmi", "-mbmi2", "-mlzcnt", "-mpopcnt"]
         avx512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mprefer-vector-width=512"]
-        return {"isa_avx2": avx2, "isa_avx512": avx2 + avx512}
+        fused = ["-ffp-contract=fast"]  # -std=c11 would round between multiplying and adding
+        return {
+            "isa_avx2": avx2, "isa_avx512": avx2 + avx512,
+            "transformer_avx2": [*avx2, *fused], "transformer_avx512": [*avx2, *avx512, *fused],
+        }  # fmt: skip
     if machine in ("aarch64", "arm64"):
         return {"isa_neon": []}
     return {}
+
+
+def variants(prefix: str) -> list[str]:
+    """The C files of one family that have flags of their own."""
+    return [name for name in variant_flags() if name.startswith(prefix)]
 
 
 class BuildKernel(build_ext):
@@ -135,14 +144,23 @@ def extensions() -> list[Extension]:
         macros += [("CYTHON_TRACE_NOGIL", "1"), ("CYTHON_USE_SYS_MONITORING", "0")]
     kernel = Extension(
         "kimera_stream.kernels._kernel",
-        ["ext/_kernel.pyx", *(f"ext/{name}.c" for name in (*SOURCES, "isa_scalar", *variant_flags()))],
+        ["ext/_kernel.pyx", *(f"ext/{name}.c" for name in (*SOURCES, "isa_scalar", *variants("isa_")))],
         include_dirs=["ext"],
         depends=[str(path.relative_to(HERE)) for path in sorted(HERE.glob("ext/*.h"))],
         define_macros=macros,
         extra_compile_args=["-pthread", *arguments],
         extra_link_args=links,
     )
-    modules = [kernel]
+    transformer = Extension(
+        "kimera_stream.kernels._transformer",
+        ["ext/_transformer.pyx", *(f"ext/{name}.c" for name in ("transformer", "pool", *variants("transformer_")))],
+        include_dirs=["ext"],
+        depends=[str(path.relative_to(HERE)) for path in sorted(HERE.glob("ext/*.h"))],
+        define_macros=macros,
+        extra_compile_args=["-pthread", *arguments],
+        extra_link_args=[*links, "-lm"],
+    )
+    modules = [kernel, transformer]
     if sys.platform != "win32":
         modules.append(
             Extension(

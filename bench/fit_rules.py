@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kimera_stream.core.embedding.minilm import model_path
-from kimera_stream.core.embedding.minilm_encoder import MiniLmEncoder
+from kimera_stream.core.embedding.minilm import load_encoder
 from kimera_stream.engines.evidence.findings import FEATURES, compare
 from kimera_stream.engines.evidence.reading import read
 from kimera_stream.infrastructure.compute import plan_compute
@@ -60,7 +59,7 @@ def matrix(pairs: list, cache: Path | None = None) -> np.ndarray:
     if cache is not None and cache.exists():
         cosines = np.load(cache)
     else:
-        encoder = MiniLmEncoder(model_path(), plan_compute("auto", "auto"), 64)
+        encoder = load_encoder(plan_compute("auto", "auto"), 64)
         texts = list(dict.fromkeys(text for pair in pairs for text in pair[:2]))
         vectors = dict(zip(texts, encoder.encode(texts), strict=True))
         cosines = np.array([vectors[pair[0]] @ vectors[pair[1]] for pair in pairs], dtype=np.float32)

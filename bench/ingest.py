@@ -118,13 +118,12 @@ def encoder(texts: list[str]) -> dict[str, Any]:
     import torch
     from sentence_transformers import SentenceTransformer
 
-    from kimera_stream.core.embedding.minilm import model_path
-    from kimera_stream.core.embedding.minilm_encoder import MiniLmEncoder
+    from kimera_stream.core.embedding.minilm import load_encoder, model_path
     from kimera_stream.infrastructure.compute import plan_compute
 
     plan = plan_compute("cpu", "auto")
     torch.set_num_threads(plan.threads)
-    ours = MiniLmEncoder(model_path(), plan, 32)
+    ours = load_encoder(plan, 32)
     theirs = SentenceTransformer(str(model_path()), device="cpu", local_files_only=True)
     rates: dict[str, list[float]] = {"ours": [], "sentence_transformers": []}
     for _ in range(5):

@@ -22,7 +22,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry
 
 from bench.fit_rules import bucket, rows
-from kimera_stream.core.embedding.minilm import DIMENSION, model_path
+from kimera_stream.core.embedding.minilm import DIMENSION, load_encoder
 from kimera_stream.core.geoid import built
 from kimera_stream.core.index import FlatIndex
 from kimera_stream.core.interfaces import StoredGeoid
@@ -87,9 +87,8 @@ class Bench:
     """Encodes once, judges many."""
 
     def __init__(self, verifier: Verifier | None, texts: list[str]) -> None:
-        from kimera_stream.core.embedding.minilm_encoder import MiniLmEncoder
 
-        encoder = MiniLmEncoder(model_path(), plan_compute("auto", "auto"), 64)
+        encoder = load_encoder(plan_compute("auto", "auto"), 64)
         unique = list(dict.fromkeys(texts))
         began = time.perf_counter()
         self.vectors = dict(zip(unique, encoder.encode(unique), strict=True))

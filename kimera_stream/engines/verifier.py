@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import anyio
 import numpy as np
@@ -17,9 +17,10 @@ import numpy.typing as npt
 import structlog
 
 from kimera_stream.core.interfaces import Threads
+from kimera_stream.infrastructure.compute import DeviceChoice, PrecisionChoice
 from kimera_stream.protocol.errors import UnavailableError
 
-if TYPE_CHECKING:  # torch is heavy: it is imported in the worker thread that loads the model
+if TYPE_CHECKING:  # torch may be needed, and is heavy: it is imported in the worker thread that loads the model
     from kimera_stream.engines.verifier_runtime import VerifierRuntime
 
 log = structlog.get_logger(__name__)
@@ -56,7 +57,7 @@ class CrossEncoderVerifier:
     Args:
         threads: Runs loading and judging, as purpose ``score``.
         device: ``auto`` takes CUDA when there is one.
-        precision: ``auto``: bfloat16 where the processor has it, else float32.
+        precision: See ``plan_compute``.
         max_length: Tokens of a pair; what exceeds it is cut from the longer statement.
         batch_size: Pairs that the network reads at once at most.
         round_size: Pairs of waiting callers that are judged in one round at most; bounds what one caller can delay others.
@@ -68,8 +69,8 @@ class CrossEncoderVerifier:
         self,
         threads: Threads,
         *,
-        device: Literal["auto", "cpu", "cuda"] = "auto",
-        precision: Literal["auto", "float32", "bfloat16"] = "auto",
+        device: DeviceChoice = "auto",
+        precision: PrecisionChoice = "auto",
         max_length: int = 128,
         batch_size: int = 32,
         round_size: int = 512,
@@ -117,7 +118,12 @@ class CrossEncoderVerifier:
         async with self._loading:
             if self._runtime is None:
                 self._runtime = await self._threads.run("score", self._build)
-                log.info("verifier loaded", model=self._runtime.name, device=self._runtime.device)
+                log.info(
+                    "verifier loaded",
+                    model=self._runtime.name,
+                    device=self._runtime.device,
+                    precision=self._runtime.precision,
+                )
             return self._runtime
 
     def _build(self) -> "VerifierRuntime":

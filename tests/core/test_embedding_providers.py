@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kimera_stream.core.embedding import HashingProvider, MiniLmProvider, RemoteProvider, make_provider
-from kimera_stream.core.embedding.minilm import model_path
+from kimera_stream.core.embedding.minilm import load_encoder, model_path
 from kimera_stream.core.embedding.remote import ATTEMPTS, BREAKER_THRESHOLD
 from kimera_stream.infrastructure.compute import ComputePlan, plan_compute, processor_has_bfloat16
 from kimera_stream.infrastructure.settings import EmbeddingSettings
+from kimera_stream.kernels import transformer
 from kimera_stream.protocol.errors import UnavailableError
 
 T = TypeVar("T")
@@ -84,6 +85,31 @@ def test_the_encoder_gives_what_sentence_transformers_gives(exact: Any) -> None:
     reference = SentenceTransformer(str(model_path()), device="cpu", local_files_only=True)
     wanted = reference.encode(TEXTS, normalize_embeddings=True)
     assert (exact.encode(TEXTS) * wanted).sum(axis=1).min() > 0.99999
+
+
+@pytest.mark.skipif(not transformer.variants(), reason="no transformer in C on this processor")
+def test_integers_stay_within_a_thousandth_of_float32(exact: Any) -> None:
+    integers = load_encoder(ComputePlan("cpu", "int16", 2))
+    rows = integers.encode(TEXTS)
+    assert (exact.encode(TEXTS) * rows).sum(axis=1).min() >= 0.9999
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+    np.testing.assert_array_equal(integers.encode(TEXTS[::-1]), rows[::-1])
+    assert integers.encode([]).shape == (0, 384)
+
+
+@pytest.mark.skipif(not transformer.variants(), reason="no transformer in C on this processor")
+def test_integers_need_no_torch() -> None:
+    program = (
+        "import sys\n"
+        "from kimera_stream.core.embedding.minilm import load_encoder\n"
+        "from kimera_stream.engines.verifier_runtime import VerifierRuntime\n"
+        "from kimera_stream.infrastructure.compute import plan_compute\n"
+        "load_encoder(plan_compute('cpu', 'int16')).encode(['a'])\n"
+        "VerifierRuntime.load(None, 'cpu', 'int16', 128, 32, False).judge([('a', 'b')])\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout.strip().splitlines()[-1] == "False"
 
 
 @pytest.mark.skipif(not processor_has_bfloat16(), reason="this processor has no bfloat16 instructions")

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from kimera_stream.engines import verifier_runtime
 from kimera_stream.engines.verifier import MODEL_NAME, CrossEncoderVerifier, Verifier, weights_available
-from kimera_stream.engines.verifier_model import PairTokenizer
+from kimera_stream.engines.verifier_pairs import REMEMBERED, PairTokenizer
 from kimera_stream.engines.verifier_runtime import Calibration, VerifierRuntime, margin, shipped_weights
+from kimera_stream.engines.verifier_torch import TorchNetwork
+from kimera_stream.infrastructure import compute
+from kimera_stream.kernels import transformer
 from kimera_stream.protocol.errors import UnavailableError
 
 T = TypeVar("T")
@@ -105,6 +107,16 @@ def test_half_precision_says_nearly_the_same(runtime: VerifierRuntime) -> None:
     np.testing.assert_allclose(half.judge(PAIRS), runtime.judge(PAIRS), atol=0.08)
 
 
+@pytest.mark.skipif(not transformer.variants(), reason="no transformer in C on this processor")
+def test_integers_say_the_same(runtime: VerifierRuntime) -> None:
+    integers = VerifierRuntime.load(None, "cpu", "int16", 128, 8, False)
+    assert (integers.device, integers.precision) == ("cpu", "int16")
+    texts = sorted({text for pair in PAIRS for text in pair})
+    pairs = [(a, b) for a in texts for b in texts] + [("word " * 300, "the gate is shut")]
+    np.testing.assert_allclose(integers.judge(pairs), runtime.judge(pairs), atol=0.01)
+    assert integers.judge([]).shape == (0,)
+
+
 def test_both_directions_are_the_mean_of_the_two(runtime: VerifierRuntime) -> None:
     both = VerifierRuntime.load(None, "cpu", "float32", 128, 8, True)
     turned = runtime.judge([(b, a) for a, b in PAIRS])
@@ -122,25 +134,34 @@ def test_running_out_of_memory_halves_the_batch_and_goes_on(
     runtime: VerifierRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    forward = VerifierRuntime._forward
+    forward = TorchNetwork.forward
 
-    def scarce(self: VerifierRuntime, encoded: Any) -> Any:
+    def scarce(self: TorchNetwork, encoded: Any) -> Any:
         sizes.append(len(encoded))
         if len(encoded) > 2:
             raise torch.OutOfMemoryError
         return forward(self, encoded)
 
     expected = runtime.judge(PAIRS)
-    monkeypatch.setattr(VerifierRuntime, "_forward", scarce)
+    monkeypatch.setattr(TorchNetwork, "forward", scarce)
     np.testing.assert_allclose(runtime.judge(PAIRS), expected, atol=2e-3)
     assert sizes[:3] == [8, 4, 2]
 
-    def none(self: VerifierRuntime, encoded: Any) -> Any:
+    def none(self: TorchNetwork, encoded: Any) -> Any:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(VerifierRuntime, "_forward", none)
+    monkeypatch.setattr(TorchNetwork, "forward", none)
     with pytest.raises(UnavailableError, match="single pair"):
         runtime.judge(PAIRS)
+
+
+def test_a_remembered_statement_is_the_same_and_few_are_remembered() -> None:
+    tokenizer = PairTokenizer(64)
+    texts = [f"valve {number} is shut" for number in range(REMEMBERED + 10)]
+    first = tokenizer.statements(texts[:3])
+    assert tokenizer.statements([texts[2], texts[0], "new", texts[0]])[:2] == [first[2], first[0]]
+    assert tokenizer.statements(texts)[: len(first)] == first
+    assert len(tokenizer._known) == REMEMBERED
 
 
 def test_the_longer_statement_is_cut_and_the_input_never_too_long() -> None:
@@ -294,11 +315,17 @@ async def test_cuda_asked_for_and_not_there_is_said_clearly() -> None:
         await CrossEncoderVerifier(Workers(), device="cuda").start()
 
 
-def test_processors_without_bfloat16_get_float32(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    flags = tmp_path / "cpuinfo"
-    monkeypatch.setattr(verifier_runtime, "CPU_FLAGS", flags)
-    assert not verifier_runtime.fast_half("cpu")
-    flags.write_text("flags: fpu sse avx2")
-    assert not verifier_runtime.fast_half("cpu")
-    flags.write_text("flags: fpu avx512_bf16")
-    assert verifier_runtime.fast_half("cpu")
+@pytest.mark.parametrize(
+    ("flags", "variants", "precision"),
+    [({"avx2"}, (), "float32"), ({"avx2"}, ("avx2",), "int16"), ({"avx512_bf16"}, ("avx512",), "bfloat16")],
+)
+def test_the_precision_follows_the_processor(
+    monkeypatch: pytest.MonkeyPatch, flags: set[str], variants: tuple[str, ...], precision: str
+) -> None:
+    monkeypatch.setattr(compute, "processor_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(transformer, "variants", lambda: variants)
+    assert compute.plan_compute("cpu", "auto").precision == precision
+    assert compute.plan_compute("cpu", "float32").precision == "float32"
+    if not variants:
+        with pytest.raises(UnavailableError, match="int16"):
+            compute.plan_compute("cpu", "int16")

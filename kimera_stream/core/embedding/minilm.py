@@ -14,6 +14,7 @@ from kimera_stream.protocol.errors import UnavailableError
 
 if TYPE_CHECKING:
     from kimera_stream.core.embedding.minilm_encoder import MiniLmEncoder
+    from kimera_stream.core.embedding.minilm_integer import IntegerMiniLm
 
 log = structlog.get_logger(__name__)
 
@@ -39,6 +40,21 @@ def model_path() -> Path:
     return path
 
 
+def load_encoder(plan: ComputePlan, batch_size: int = 32) -> "MiniLmEncoder | IntegerMiniLm":
+    """The packaged encoder as ``plan`` wants it run; blocking.
+
+    Raises:
+        UnavailableError: its weights are not installed.
+    """
+    if plan.precision == "int16":
+        from kimera_stream.core.embedding.minilm_integer import IntegerMiniLm
+
+        return IntegerMiniLm(model_path(), plan)
+    from kimera_stream.core.embedding.minilm_encoder import MiniLmEncoder
+
+    return MiniLmEncoder(model_path(), plan, batch_size)
+
+
 class MiniLmProvider:
     """``Provider`` by the packaged MiniLM.
 
@@ -50,7 +66,7 @@ class MiniLmProvider:
     def __init__(self, settings: EmbeddingSettings, threads: Threads) -> None:
         self._settings = settings
         self._threads = threads
-        self._encoder: MiniLmEncoder | None = None
+        self._encoder: MiniLmEncoder | IntegerMiniLm | None = None
 
     @property
     def model(self) -> str:
@@ -66,7 +82,7 @@ class MiniLmProvider:
         return None if self._encoder is None else self._encoder.plan
 
     async def start(self) -> None:
-        """Import torch and load the weights, in a worker thread.
+        """Load the weights (and torch, where it runs them), in a worker thread.
 
         Raises:
             UnavailableError: weights are missing, or CUDA is asked for and absent.
@@ -80,12 +96,8 @@ class MiniLmProvider:
                 precision=self._encoder.plan.precision,
             )
 
-    def _load(self) -> "MiniLmEncoder":
-        from kimera_stream.core.embedding.minilm_encoder import MiniLmEncoder
-
-        return MiniLmEncoder(
-            model_path(), plan_compute(self._settings.device, self._settings.precision), self._settings.batch_size
-        )
+    def _load(self) -> "MiniLmEncoder | IntegerMiniLm":
+        return load_encoder(plan_compute(self._settings.device, self._settings.precision), self._settings.batch_size)
 
     async def encode(self, texts: Sequence[str]) -> Matrix:
         """One unit row per text, in order."""

@@ -1,0 +1,132 @@
+"""How fast the verifier reads, beside its plain form: ``python -m bench.verifier --json``.
+
+Plain: the same network in float32 by torch, on the same threads, in batches of 16 as the pairs come, padded to the longest.
+Both in alternating rounds, tokenizing included; ratios are taken within a round, by wall clock and by processor time. And
+whether quality holds: ROC-AUC on the test part of the corpus' clusters, and how far scores move, per precision.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bench.fit_rules import bucket
+from bench.quality import auc
+from kimera_stream.engines.verifier_model import CrossEncoder, collate, load_encoder, load_trained
+from kimera_stream.engines.verifier_pairs import PairTokenizer
+from kimera_stream.engines.verifier_runtime import VerifierRuntime, shipped_weights
+from kimera_stream.infrastructure.compute import available_processors, plan_compute, processor_has_bfloat16
+from kimera_stream.kernels import transformer
+from training.verifier.clusters import read_clusters
+from training.verifier.examples import CONTRADICTION
+from training.verifier.recipe import OWN_CORPUS
+
+PLAIN_BATCH = 16
+Scores = npt.NDArray[np.float32]
+
+
+class Plain:
+    """The network as anybody would write it down: no sorting, no packing, nothing remembered."""
+
+    def __init__(self) -> None:
+        from safetensors.torch import load_file
+
+        self._model = CrossEncoder()
+        load_encoder(self._model, words_only=True)
+        load_trained(self._model, load_file(shipped_weights()))
+        self._model.eval()
+        self._calibration = VerifierRuntime.load(None, "cpu", "float32", 128, 32, False).calibration
+
+    @torch.inference_mode()
+    def judge(self, pairs: Sequence[tuple[str, str]]) -> Scores:
+        tokenizer = PairTokenizer(128)
+        parts = []
+        for start in range(0, len(pairs), PLAIN_BATCH):
+            encoded = tokenizer.pairs(pairs[start : start + PLAIN_BATCH])
+            parts.append(self._model(*collate(encoded)).float().numpy())
+        return self._calibration(np.concatenate(parts))
+
+
+def measure(judge: Callable[[Sequence[tuple[str, str]]], Scores], pairs: list[tuple[str, str]]) -> tuple[float, float]:
+    """Pairs per second by the clock, and per second of processor time."""
+    wall, own = time.perf_counter(), time.process_time()
+    judge(pairs)
+    return len(pairs) / (time.perf_counter() - wall), len(pairs) / (time.process_time() - own)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="only the one JSON line")
+    parser.add_argument("--pairs", type=int, default=512, help="pairs of one round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quality", type=int, default=2000, help="pairs that quality is compared on; 0: not at all")
+    parser.add_argument("--threads", type=int, default=available_processors())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    labelled = [
+        (cluster.anchor, item.text, int(item.label == CONTRADICTION))
+        for cluster in read_clusters([OWN_CORPUS])
+        if cluster.split == "test"
+        for item in cluster.items
+    ]
+    labelled.sort(key=lambda each: bucket(each[0] + each[1]))
+    texts = [(a, b) for a, b, _ in labelled]
+    wanted = [
+        "float32",
+        *(["bfloat16"] if processor_has_bfloat16() else []),
+        *(["int16"] if transformer.variants() else []),
+    ]
+    runtimes = {name: VerifierRuntime.load(None, "cpu", name, 128, 32, False) for name in wanted}  # type: ignore[arg-type]
+    torch.set_num_threads(arguments.threads)
+    plain = Plain()
+    torch.set_num_threads(arguments.threads)
+    plain.judge(texts[:64])
+    rates: dict[str, list[tuple[float, float]]] = {name: [] for name in ("plain", *runtimes)}
+    for turn in range(arguments.rounds):
+        start = turn * arguments.pairs % max(1, len(texts) - arguments.pairs)  # other statements: nothing is remembered
+        part = texts[start : start + arguments.pairs]
+        rates["plain"].append(measure(plain.judge, part))
+        for name, runtime in runtimes.items():
+            rates[name].append(measure(runtime.judge, part))
+    result: dict[str, Any] = {
+        "processors": os.cpu_count(),
+        "threads": arguments.threads,
+        "load": os.getloadavg()[0],
+        "auto": plan_compute("cpu", "auto").precision,
+        "plain_pairs_per_second": round(statistics.median(wall for wall, _ in rates["plain"]), 1),
+        "precisions": {},
+    }
+    reference = plain.judge(texts[: arguments.quality]) if arguments.quality else None
+    labels = np.array([label for _, _, label in labelled[: arguments.quality]])
+    for name, runtime in runtimes.items():
+        ratios = list(zip(rates[name], rates["plain"], strict=True))
+        found: dict[str, Any] = {
+            "pairs_per_second": round(statistics.median(wall for wall, _ in rates[name]), 1),
+            "ratio": round(statistics.median(a[0] / b[0] for a, b in ratios), 2),
+            "ratio_processor_time": round(statistics.median(a[1] / b[1] for a, b in ratios), 2),
+        }
+        if reference is not None:
+            scores = runtime.judge(texts[: arguments.quality])
+            point = runtime.operating_points["balanced"]
+            found |= {
+                "auc": round(auc(labels, scores) or 0.0, 4),
+                "auc_plain": round(auc(labels, reference) or 0.0, 4),
+                "largest_difference": round(float(np.abs(scores - reference).max()), 4),
+                "decided_otherwise": int(((scores >= point) != (reference >= point)).sum()),
+            }
+        result["precisions"][name] = found
+    if not arguments.json:
+        print(json.dumps(result, indent=2))
+    sys.stdout.write(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    main()

