@@ -148,8 +148,6 @@ def _meaning(services: Services, settings: Settings) -> None:
 
 
 def _upon_the_log(services: Services, settings: Settings) -> None:
-    capacity = None if settings.performance.index_full == "evict_oldest" else settings.performance.max_geoids
-
     def hub(reader: LogReader, registry: CollectorRegistry) -> Hub:
         return Hub(reader, settings.stream, metrics=HubMetrics(registry))
 
@@ -180,7 +178,6 @@ def _upon_the_log(services: Services, settings: Settings) -> None:
             Publishing(vault, cache, engine, watches),
             Removals(vault, cache),
             metrics,
-            capacity=capacity,
             sure=THRESHOLDS["precise"],
         )
 

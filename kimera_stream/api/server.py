@@ -23,7 +23,7 @@ from kimera_stream.api.egress import uvicorn_options
 from kimera_stream.api.http.protocol import KimeraHttpProtocol
 from kimera_stream.api.progress import StartProgress
 from kimera_stream.api.runtime import Runtime
-from kimera_stream.infrastructure.compute import bound_native_caches
+from kimera_stream.infrastructure.compute import bound_native_caches, use_one_blas_thread
 from kimera_stream.infrastructure.container import Services
 from kimera_stream.infrastructure.garbage import settle_garbage
 from kimera_stream.infrastructure.settings import Settings
@@ -84,6 +84,7 @@ def serve(settings: Settings, *, services: Services | None = None, console: IO[s
     out = console or sys.stdout
     configure_logging(settings.telemetry)
     bound_native_caches()
+    use_one_blas_thread()
     try:
         sock = bind(settings.api.host, settings.api.port)
     except BindError as error:

@@ -7,6 +7,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from kimera_stream.protocol.errors import LimitExceededError
 from kimera_stream.protocol.log import LogEntry
 from kimera_stream.protocol.objects import (
     Contradiction,
@@ -237,6 +238,13 @@ class Candidate:
     fused: float
 
 
+class IndexRoom(Protocol):
+    """What is left in the index for a group of geoids, before any of them is committed."""
+
+    def refusal(self, stored: StoredGeoid) -> LimitExceededError | None:
+        """Why there is no room for it; None keeps it for this one. Asked once for each of the group."""
+
+
 @runtime_checkable
 class IndexService(Protocol):
     """All live geoids in memory: vectors and signatures in the form that the kernel scans."""
@@ -257,6 +265,9 @@ class IndexService(Protocol):
         """
 
     def remove(self, geoid_id: str) -> None: ...
+
+    def room(self) -> IndexRoom:
+        """What is left for geoids that are put later: a geoid that it does not refuse can be put."""
 
     async def scan(
         self, queries: Sequence[StoredGeoid], *, k: int, min_relatedness: float, exclude_self: bool = True

@@ -10,6 +10,7 @@ from kimera_stream.core.geoid_cache import GeoidCache
 from kimera_stream.core.interfaces import (
     ContradictionEngine,
     IdempotencyRecord,
+    IndexRoom,
     Judgement,
     PublishResult,
     StoredGeoid,
@@ -46,16 +47,16 @@ class Publishing:
         self._watches = watches
 
     async def plan(
-        self, works: Sequence[PublishWork], planner: Planner
+        self, works: Sequence[PublishWork], planner: Planner, room: IndexRoom
     ) -> list[tuple[PublishWork, PublishResult | OperationalError]]:
         """Write everything the publishes lead to into the planner's batch; returns each one's answer, to be given
-        after the commit.
+        after the commit. What the index has no ``room`` for is refused before anything is written.
 
         Raises:
             UnavailableError: the vault or the encoder behind the engine cannot answer.
         """
         outcomes: list[tuple[PublishWork, PublishResult | OperationalError]] = []
-        items = await self._items(works, planner, outcomes)
+        items = await self._items(works, planner, room, outcomes)
         changed = [item for item in items if item.changed]
         if changed:
             detected = await self._engine.detect([item.stored for item in changed])
@@ -70,6 +71,7 @@ class Publishing:
         self,
         works: Sequence[PublishWork],
         planner: Planner,
+        room: IndexRoom,
         outcomes: list[tuple[PublishWork, PublishResult | OperationalError]],
     ) -> list[_Item]:
         ids = [work.body.id for work in works if work.body.id is not None]
@@ -94,6 +96,10 @@ class Publishing:
                 previous=None if previous is None else previous.geoid,
             )
             stored = StoredGeoid(geoid, vector, work.principal.id)
+            refusal = room.refusal(stored)
+            if refusal is not None:
+                outcomes.append((work, refusal))
+                continue
             changed = previous is None or not same_statement(stored, previous)
             items.append(_Item(work, stored, previous, changed, []))
         return items

@@ -22,7 +22,7 @@ from kimera_stream.engines.planning import Planner
 from kimera_stream.engines.publishing import Publishing
 from kimera_stream.engines.removals import Removals
 from kimera_stream.engines.work import DeleteWork, PublishWork, ResolveWork, Work
-from kimera_stream.protocol.errors import ConflictError, LimitExceededError, OperationalError, UnavailableError
+from kimera_stream.protocol.errors import ConflictError, OperationalError, UnavailableError
 from kimera_stream.protocol.log import LogEntry
 from kimera_stream.protocol.objects import Contradiction
 
@@ -37,7 +37,6 @@ class Sequencer:
     """Commits work in order. Belongs to one task.
 
     Args:
-        capacity: Geoids the index takes; above it a new one is refused before anything is written. None: it evicts.
         sure: Score at which a clash counts as sure, for the advice.
         clock: Unix seconds.
     """
@@ -54,7 +53,6 @@ class Sequencer:
         removals: Removals,
         metrics: PipelineMetrics,
         *,
-        capacity: int | None,
         sure: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -67,7 +65,6 @@ class Sequencer:
         self._publishing = publishing
         self._removals = removals
         self._metrics = metrics
-        self._capacity = capacity
         self._sure = sure
         self._clock = clock
         self._last_ms = 0
@@ -126,8 +123,7 @@ class Sequencer:
         outcomes: list[tuple[Work, Any]] = []
         publishes = [work for work in segment if isinstance(work, PublishWork)]
         if publishes:
-            admitted = self._within_capacity(publishes, outcomes)
-            outcomes += await self._publishing.plan(admitted, planner)
+            outcomes += await self._publishing.plan(publishes, planner, self._index.room())
         deletes = [work for work in segment if isinstance(work, DeleteWork)]
         if deletes:
             outcomes += await self._removals.delete(deletes, planner)
@@ -135,25 +131,6 @@ class Sequencer:
         if resolves:
             outcomes += await self._removals.resolve(resolves, planner)
         return outcomes
-
-    def _within_capacity(self, publishes: list[PublishWork], outcomes: list[tuple[Work, Any]]) -> list[PublishWork]:
-        if self._capacity is None or self._index.size + len(publishes) <= self._capacity:
-            return publishes
-        room = self._capacity - self._index.size
-        admitted: list[PublishWork] = []
-        for work in publishes:
-            if work.body.id is not None and work.body.id in self._index:
-                admitted.append(work)
-            elif room > 0:
-                room -= 1
-                admitted.append(work)
-            else:
-                message = (
-                    f"the index is full ({self._capacity} geoids, KIMERA_PERFORMANCE__MAX_GEOIDS); "
-                    "delete some, raise the limit, or set KIMERA_PERFORMANCE__INDEX_FULL=evict_oldest"
-                )
-                outcomes.append((work, LimitExceededError(message)))
-        return admitted
 
     async def _read_back(self, entries: Sequence[LogEntry]) -> WriteBatch:
         """What was committed with ``entries``: geoids in their newest version, contradictions as they were told."""

@@ -146,6 +146,11 @@ class PerformanceSettings(Group):
     threads: Positive = Field(8, description="Worker threads in all.")
     scan_threads: int = Field(0, ge=0, description="Threads of one scan; 0: one per processor.")
     max_geoids: Positive = Field(2_000_000, description="Geoids in the index.")
+    max_index_bytes: int = Field(
+        4_294_967_296,
+        ge=0,
+        description="Bytes of memory that the geoids in the index take at most, besides their mapped vectors; 0: no limit.",
+    )
     index_full: Literal["refuse", "evict_oldest"] = Field(
         "refuse", description="What a full index does with a new geoid."
     )

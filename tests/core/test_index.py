@@ -253,6 +253,80 @@ async def test_a_full_index_refuses_but_still_takes_updates() -> None:
     assert index.statistics.refused == 1
 
 
+def test_bytes_are_bounded_too() -> None:
+    index = make(max_index_bytes=20_000)
+    put, refused = 0, 0
+    for i in range(200):
+        item = stored(f"g{i}", random_unit(i), text="said", symbols={"subject": f"s{i}", "state": "long value " * 20})
+        if index.room().refusal(item) is None:
+            index.put(item)
+            put += 1
+        else:
+            with pytest.raises(LimitExceededError, match="MAX_INDEX_BYTES"):
+                index.put(item)
+            refused += 1
+    assert put > 10
+    assert refused > 100
+    assert 15_000 < index.live_bytes <= 20_000
+    statistics = index.statistics
+    assert (statistics.full, statistics.max_bytes, statistics.live_bytes) == (True, 20_000, index.live_bytes)
+    smaller = stored("g0", random_unit(0))
+    assert index.room().refusal(smaller) is None
+    index.put(smaller)
+    index.put(stored("small", None))
+    for i in range(200):
+        index.remove(f"g{i}")
+    index.remove("small")
+    assert index.live_bytes == 0
+    assert not index.statistics.full
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 12), st.booleans(), st.integers(0, 40), st.booleans()), max_size=80),
+    st.sampled_from(["refuse", "evict_oldest"]),
+)
+def test_what_is_not_refused_fits_and_the_bounds_hold(steps: list[tuple[int, bool, int, bool]], policy: str) -> None:
+    index = make("reference", max_geoids=7, max_index_bytes=3_000, index_full=policy)
+    for number, with_vector, length, removes in steps:
+        if removes:
+            index.remove(f"g{number}")
+            continue
+        item = stored(
+            f"g{number}", random_unit(number) if with_vector else None,
+            symbols={"subject": f"subject {number}", "state": "x" * length} if length else None,
+        )  # fmt: skip
+        if index.room().refusal(item) is None:
+            index.put(item)
+            assert f"g{number}" in index
+        else:
+            assert policy == "refuse"
+        assert index.size <= 7
+        assert index.live_bytes <= 3_000
+        assert index.live_bytes <= index.bytes
+    assert (index.statistics.evicted > 0) <= (policy == "evict_oldest")
+    for number in range(13):
+        index.remove(f"g{number}")
+    assert index.live_bytes == 0
+
+
+def test_one_that_never_fits_is_refused_whatever_the_policy() -> None:
+    index = make(max_index_bytes=2_000, index_full="evict_oldest")
+    index.put(stored("a", unit(1)))
+    refusal = index.room().refusal(stored("b", symbols={"n": "x" * 3_000}))
+    assert refusal is not None
+    assert "MAX_INDEX_BYTES" in refusal.message
+    assert "a" in index
+
+
+def test_places_are_kept_for_the_others_of_a_group() -> None:
+    index = make(max_geoids=3)
+    index.put(stored("a", unit(1)))
+    room = index.room()
+    answers = [room.refusal(stored(id, unit(1))) is None for id in ("b", "a", "c", "d")]
+    assert answers == [True, True, True, False]
+
+
 @pytest.mark.anyio
 async def test_a_full_index_drops_the_one_untouched_for_longest_where_told_to() -> None:
     evicted: list[str] = []
@@ -383,6 +457,7 @@ class TestSnapshot:
         saved = await index.save(path, model="m", point=LogPoint("e", 77))
         assert (saved.point, saved.geoids, saved.bytes) == (LogPoint("e", 77), index.size, path.stat().st_size)
         assert await again.load(path, model="m", epoch="e") == (saved, {})
+        assert again.live_bytes == index.live_bytes
         again.put(stored("new", random_unit(9)))
         again.put(stored("g2", random_unit(10)))
         index.put(stored("new", random_unit(9)))

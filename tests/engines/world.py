@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from kimera_stream.core.conversation import ConversationMemory
 from kimera_stream.core.embedding import HashingProvider
 from kimera_stream.core.geoid_cache import GeoidCache
+from kimera_stream.core.index.limits import Limits, Room
 from kimera_stream.core.interfaces import (
     Candidate,
     IdempotencyRecord,
@@ -178,9 +179,10 @@ class MemoryVault:
 class PlainIndex:
     """``IndexService`` that looks at everything, and hands on ``most`` candidates per query."""
 
-    def __init__(self) -> None:
+    def __init__(self, capacity: int | None = None) -> None:
         self.most: int | None = None
         self.held: dict[str, StoredGeoid] = {}
+        self.limits = Limits(10**9 if capacity is None else capacity, 0, "refuse")
 
     @property
     def size(self) -> int:
@@ -189,6 +191,17 @@ class PlainIndex:
     @property
     def bytes(self) -> int:
         return 0
+
+    live_bytes = bytes
+
+    def growth(self, stored: StoredGeoid) -> tuple[int, int]:
+        return int(stored.geoid.id not in self.held), 0
+
+    def most_bytes(self, stored: StoredGeoid) -> int:
+        return 0
+
+    def room(self) -> Room:
+        return Room(self.limits, self)
 
     def __contains__(self, geoid_id: str) -> bool:
         return geoid_id in self.held
@@ -289,7 +302,7 @@ class World:
     def __init__(self, *, capacity: int | None = None, **changes: Any) -> None:
         self.settings = Settings(**changes)
         self.vault = MemoryVault()
-        self.index = PlainIndex()
+        self.index = PlainIndex(capacity)
         self.encoder = Encoder()
         self.sink = Sink()
         self.now = 1_700_000_000.0
@@ -318,7 +331,6 @@ class World:
             Publishing(self.vault, self.cache, self.engine, self.watches),  # type: ignore[arg-type]
             Removals(self.vault, self.cache),  # type: ignore[arg-type]
             self.metrics,
-            capacity=capacity,
             sure=THRESHOLDS["precise"],
             clock=lambda: self.now,
         )

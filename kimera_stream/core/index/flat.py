@@ -15,7 +15,8 @@ import structlog
 
 from kimera_stream import kernels
 from kimera_stream.core.index.cells import Cells, cell_count, is_enough, train
-from kimera_stream.core.index.probe import Scope, probing_pays, recall_of, scan_cells, scan_rows
+from kimera_stream.core.index.limits import ID_BYTES, Limits, Room, most_bytes
+from kimera_stream.core.index.probe import Scope, mean_recall, probe_measured, probing_pays, scan_rows
 from kimera_stream.core.index.signature import build_geoid_record, text_signature
 from kimera_stream.core.index.slots import BARE, HOLE, LOOSE, Age, Slots
 from kimera_stream.core.index.snapshot import (
@@ -31,6 +32,7 @@ from kimera_stream.core.index.storage import CHUNK_BITS, CHUNK_ROWS, Chunk, RowS
 from kimera_stream.core.index.values import ValueCodes
 from kimera_stream.core.interfaces import Candidate, Matrix, StoredGeoid, Threads, Vector
 from kimera_stream.infrastructure.settings import PerformanceSettings, ScoringSettings
+from kimera_stream.kernels import stride_of
 from kimera_stream.kernels.layout import F32
 from kimera_stream.protocol.errors import BadRequestError, LimitExceededError, UnavailableError
 
@@ -38,8 +40,6 @@ FLAG_WEIGHT = 0.5
 """Lift of a candidate whose negations or numbers differ: measured to beat every learned scan score on negation."""
 _SLICE = 256
 """Rows moved into cells before other work on the event loop gets a turn."""
-_ID_BYTES = 49 + 42 + 32 + 8
-"""Per id besides its characters: the string's head, its dictionary entry, the slot's integer, the list entry."""
 
 log = structlog.get_logger(__name__)
 
@@ -56,6 +56,12 @@ class IndexStatistics:
     evicted: int
     refused: int
     policy: str
+    full: bool
+    """Whether one more new geoid meets the policy."""
+    live_bytes: int
+    """Bytes of the live geoids: what ``max_bytes`` bounds. Freed rows that wait for reuse are not among them."""
+    max_bytes: int
+    """0: as many as ``capacity`` geoids take."""
     kernel: str
     threads: int
     cells: int = 0
@@ -77,7 +83,7 @@ class FlatIndex:
     Args:
         dimension: Length of the vectors.
         threads: Where scans run.
-        performance: ``max_geoids``, ``index_full`` and ``scan_threads``.
+        performance: ``max_geoids``, ``max_index_bytes``, ``index_full`` and ``scan_threads``.
         scoring: ``kernel``.
         directory: Where float32 rows are kept in unnamed mapped files; None keeps them in memory.
         on_evict: Called with the id of a geoid that the policy ``evict_oldest`` drops.
@@ -99,20 +105,19 @@ class FlatIndex:
             raise ValueError(f"dimension: expected at least 1, got {dimension}")
         self.dimension = dimension
         self._threads = threads
-        self._capacity = performance.max_geoids
-        self._policy = performance.index_full
+        self._limits = Limits(performance.max_geoids, performance.max_index_bytes, performance.index_full)
         self.on_evict = on_evict
         scan_threads = performance.scan_threads or len(os.sched_getaffinity(0))
         self._kernel = kernels.load(scoring.kernel, variant=variant, threads=scan_threads)
         self._rows = RowStore(directory, dimension)
         self._codes = ValueCodes()
+        row = stride_of(dimension) + 1 + (4 * dimension if directory is None else 0)
+        self._row_bytes = (Chunk.SMALL_BYTES, Chunk.SMALL_BYTES + row)
         self._reset()
-        self._evicted = 0
-        self._refused = 0
 
     def _reset(self) -> None:
         self._slots = Slots()
-        self._age = Age() if self._policy == "evict_oldest" else None
+        self._age = Age() if self._limits.policy == "evict_oldest" else None
         self._chunks: list[Chunk] = []
         self._cells: Cells | None = None
         self._fresh: dict[int, tuple[int, int]] = {}
@@ -120,6 +125,8 @@ class FlatIndex:
         self._by_id: dict[str, int] = {}
         self._ids: list[str | None] = []
         self._id_chars = 0
+        self._rows_and_records = 0
+        """Bytes of the live geoids' rows and records."""
         self._view: kernels.View | None = None
         self._margin = 0.0
 
@@ -137,13 +144,18 @@ class FlatIndex:
     def bytes(self) -> int:
         """Memory of what is held: rows in use, signatures, ids. Mapped float32 rows are not counted."""
         total = self._slots.bytes + self._codes.bytes + (self._age.bytes if self._age else 0)
-        total += len(self._by_id) * _ID_BYTES + self._id_chars
+        total += len(self._by_id) * ID_BYTES + self._id_chars
         for chunk, rows in zip(self._chunks, self._used(), strict=True):
-            row = 24 + (0 if chunk.codes is None else chunk.codes.shape[1] + 1)
+            row = Chunk.SMALL_BYTES + (0 if chunk.codes is None else chunk.codes.shape[1] + 1)
             if chunk.exact is not None and not chunk.mapped:
                 row += 4 * self.dimension
             total += rows * row + chunk.pool_bytes + chunk.copied_bytes
         return total
+
+    @property
+    def live_bytes(self) -> int:
+        """Of ``bytes``, those that the live geoids take."""
+        return self._rows_and_records + len(self._by_id) * ID_BYTES + self._id_chars + self._codes.bytes
 
     @property
     def mapped_bytes(self) -> int:
@@ -155,13 +167,16 @@ class FlatIndex:
         cells = self._cells
         return IndexStatistics(
             geoids=self.size,
-            capacity=self._capacity,
+            capacity=self._limits.geoids,
             bytes=self.bytes,
             mapped_bytes=self.mapped_bytes,
             tombstones=self._slots.tombstones,
-            evicted=self._evicted,
-            refused=self._refused,
-            policy=self._policy,
+            evicted=self._limits.evicted,
+            refused=self._limits.refused,
+            policy=self._limits.policy,
+            full=self._limits.lack(self.size + 1, self.live_bytes + self._limits.short) is not None,
+            live_bytes=self.live_bytes,
+            max_bytes=self._limits.bytes,
             kernel=self._kernel.variant,
             threads=self._kernel.threads,
             cells=0 if cells is None else len(cells),
@@ -182,9 +197,9 @@ class FlatIndex:
         geoid, vector = stored.geoid, stored.vector
         if vector is not None:
             vector = self._checked(vector)
+        if self._limits.may_lack(len(self._by_id), self.live_bytes):
+            self._make_room_for(stored)
         old = self._by_id.get(geoid.id)
-        if old is None and len(self._by_id) >= self._capacity:
-            self._make_room()
         slot = self._take(self._kind_for(vector))
         chunk, row = self._chunks[slot >> CHUNK_BITS], slot & (CHUNK_ROWS - 1)
         record = build_geoid_record(geoid, self._codes, store=True)
@@ -196,6 +211,7 @@ class FlatIndex:
         self._by_id[geoid.id] = slot
         self._id_chars += len(geoid.id) if old is None else 0
         self._slots.publish(slot)
+        self._rows_and_records += self._slot_bytes(chunk, row)
         if self._age is not None:
             self._age.append(slot)
         if old is not None:
@@ -254,18 +270,48 @@ class FlatIndex:
             vector = vector / np.float32(np.sqrt(length))
         return vector
 
-    def _make_room(self) -> None:
-        if self._age is None or self._age.oldest is None:
-            self._refused += 1
-            raise LimitExceededError(
-                f"The index holds {self._capacity} geoids and takes no more (KIMERA_PERFORMANCE__MAX_GEOIDS)"
-            )
-        oldest = self._ids[self._age.oldest]
-        assert oldest is not None
-        self.remove(oldest)
-        self._evicted += 1
-        if self.on_evict is not None:
-            self.on_evict(oldest)
+    def room(self) -> Room:
+        """What is left for geoids that are put later."""
+        return Room(self._limits, self)
+
+    def _make_room_for(self, stored: StoredGeoid) -> None:
+        met = False
+        while True:
+            geoids, growth = self.growth(stored)
+            lack = self._limits.lack(self.size + geoids, self.live_bytes + growth)
+            if lack is None:
+                break
+            met = True
+            self._limits.met(self.size, self.live_bytes, growth)
+            if self._age is None or self._age.oldest is None:
+                self._limits.refused += 1
+                raise LimitExceededError(lack)
+            oldest = self._ids[self._age.oldest]
+            assert oldest is not None
+            self.remove(oldest)
+            self._limits.evicted += 1
+            if self.on_evict is not None:
+                self.on_evict(oldest)
+        if not met:
+            self._limits.eased()
+
+    def growth(self, stored: StoredGeoid) -> tuple[int, int]:
+        """By how many geoids, and bytes at most, the index grows when this one is put."""
+        most = self.most_bytes(stored)
+        old = self._by_id.get(stored.geoid.id)
+        if old is None:
+            return 1, most
+        chunk, row = self._chunks[old >> CHUNK_BITS], old & (CHUNK_ROWS - 1)
+        return 0, most - self._slot_bytes(chunk, row) - ID_BYTES - len(stored.geoid.id)
+
+    def most_bytes(self, stored: StoredGeoid) -> int:
+        """Bytes that a geoid takes at most."""
+        return most_bytes(stored.geoid, self._row_bytes[stored.vector is not None])
+
+    def _slot_bytes(self, chunk: Chunk, row: int) -> int:
+        at = int(chunk.record[row])
+        words = kernels.record_length(int(chunk.pool[at])) if at else 0
+        return self._row_bytes[chunk.codes is not None] + 8 * words
 
     def _kind_for(self, vector: Vector | None) -> int:
         if vector is None:
@@ -289,6 +335,7 @@ class FlatIndex:
 
     def _free(self, slot: int) -> None:
         chunk, row = self._chunks[slot >> CHUNK_BITS], slot & (CHUNK_ROWS - 1)
+        self._rows_and_records -= self._slot_bytes(chunk, row)
         at = int(chunk.record[row])
         if at:
             for code in kernels.record_codes(chunk.pool, at):
@@ -337,16 +384,15 @@ class FlatIndex:
         Raises:
             SnapshotError: there is none, or it is damaged, or foreign: rebuild from the vault. The index is unchanged.
             RuntimeError: the index is not empty.
-            LimitExceededError: the snapshot holds more geoids than ``max_geoids``.
+            LimitExceededError: the snapshot holds more than the index may.
         """
         if self._chunks:
             raise RuntimeError("load: expected an empty index")
         read = partial(read_snapshot, rows=self._rows, dimension=self.dimension, model=model, epoch=epoch)
         found = await self._threads.run("io", read, path)
-        if found.info.geoids > self._capacity:
-            raise LimitExceededError(
-                f"The snapshot holds {found.info.geoids} geoids, KIMERA_PERFORMANCE__MAX_GEOIDS allows {self._capacity}"
-            )
+        lack = self._limits.lack(found.info.geoids, 0)
+        if lack is not None:
+            raise LimitExceededError(lack)
         if self._age is not None and found.state.order is None:
             raise SnapshotError(
                 "foreign", f"{path.name}: written under another policy, it does not say which is oldest"
@@ -364,6 +410,10 @@ class FlatIndex:
         self._id_chars = sum(map(len, by_id))
         self._margin = state.margin
         self._codes.restore(state.values)
+        self._rows_and_records = sum(
+            chunk.live_bytes(self._slots.chunk_live(chunk.base), self._row_bytes[chunk.codes is not None])
+            for chunk in state.chunks
+        )
         for i, (kind, used) in enumerate(zip(state.kinds, state.used, strict=True)):
             if kind != HOLE and used < CHUNK_ROWS:
                 self._fresh[kind] = (i * CHUNK_ROWS + used, (i + 1) * CHUNK_ROWS)
@@ -465,7 +515,7 @@ class FlatIndex:
             exact = await self._threads.run("score", scan_rows, scope, block, weights, k)
             while not is_enough(tried) and probes not in tried:
                 tried[probes] = await self._threads.run(
-                    "score", _mean_recall, scope, cells, block, weights, k, probes, exact
+                    "score", mean_recall, scope, cells, block, weights, k, probes, exact
                 )
                 probes = min(len(cells), probes * 2 if probes < 8 else probes + probes // 4)
         cells.probes = max(tried)
@@ -525,7 +575,9 @@ class FlatIndex:
                 hits = await self._threads.run("score", scan_rows, scope, block, weights, k)
             else:
                 due = [i for i in range(len(block)) if cells.is_due()]
-                hits, proofs, recalls = await self._threads.run("score", _probe, scope, cells, block, weights, k, due)
+                hits, proofs, recalls = await self._threads.run(
+                    "score", probe_measured, scope, cells, block, weights, k, due
+                )
                 cells.proved += sum(proofs)
                 for recall in recalls:
                     if cells.measured(recall):
@@ -547,28 +599,3 @@ class FlatIndex:
 
 def _slots_by_id(state: IndexState) -> dict[str, int]:
     return {name: slot for slot, name in enumerate(state.ids) if name is not None}
-
-
-def _probe(
-    scope: Scope, cells: Cells, block: kernels.Queries, weights: kernels.Weights, k: int, due: list[int]
-) -> tuple[kernels.Hits, list[bool], list[float]]:
-    """Probe for every query; the due ones are scanned exactly besides, to measure."""
-    hits, proofs = scan_cells(scope, cells, block, weights, k)
-    recalls = []
-    if due:
-        exact = scan_rows(scope, block, weights, k)
-        recalls = [recall_of(hits, exact, i) for i in due]
-    return hits, proofs, recalls
-
-
-def _mean_recall(
-    scope: Scope,
-    cells: Cells,
-    block: kernels.Queries,
-    weights: kernels.Weights,
-    k: int,
-    probes: int,
-    exact: kernels.Hits,
-) -> float:
-    hits, _ = scan_cells(scope, cells, block, weights, k, probes=probes)
-    return sum(recall_of(hits, exact, i) for i in range(len(block))) / len(block)

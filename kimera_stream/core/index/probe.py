@@ -82,6 +82,31 @@ def recall_of(found: Hits, exact: Hits, query: int) -> float:
     return len(wanted & got) / len(wanted) if wanted else 1.0
 
 
+def probe_measured(
+    scope: Scope, cells: Cells, block: Queries, weights: Weights, k: int, due: list[int]
+) -> tuple[Hits, list[bool], list[float]]:
+    """Probe for every query; the due ones are scanned exactly besides, to measure."""
+    hits, proofs = scan_cells(scope, cells, block, weights, k)
+    recalls = []
+    if due:
+        exact = scan_rows(scope, block, weights, k)
+        recalls = [recall_of(hits, exact, i) for i in due]
+    return hits, proofs, recalls
+
+
+def mean_recall(
+    scope: Scope,
+    cells: Cells,
+    block: Queries,
+    weights: Weights,
+    k: int,
+    probes: int,
+    exact: Hits,
+) -> float:
+    hits, _ = scan_cells(scope, cells, block, weights, k, probes=probes)
+    return sum(recall_of(hits, exact, i) for i in range(len(block))) / len(block)
+
+
 def _selection(kinds: Kinds, probed: npt.NDArray[np.bool_], query: Queries) -> U8:
     """1 for segments to scan, 2 for those to look at for oppositions, 0 for the rest."""
     of_cell = np.where(probed, 1, 2 if query.keys[0] else 0)

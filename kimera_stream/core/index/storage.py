@@ -99,6 +99,9 @@ class RowStore:
 class Chunk:
     """``CHUNK_ROWS`` slots from ``base`` on, all with vectors or all without."""
 
+    SMALL_BYTES = 24
+    """Of a row without its vector."""
+
     def __init__(self, base: int, codes: U8 | None = None, exact: F32 | None = None, *, mapped: bool = False) -> None:
         self.base = base
         self.codes = codes
@@ -185,6 +188,11 @@ class Chunk:
         word = int(self.keys[row])
         keys = word & (1 << KEY_BITS) - 1
         return Record(tuple(words), keys, word - keys, int(self.layers[row]))
+
+    def live_bytes(self, live: U8, row_bytes: int) -> int:
+        """Bytes of the live rows (0/1 per row), each with its record."""
+        heads = self.pool[self.record[live.astype(bool) & (self.record != 0)]].tolist()
+        return int(live.sum()) * row_bytes + 8 * sum(map(record_length, heads))
 
     def forget(self, row: int) -> None:
         """The row's record is garbage from now on. The row itself stays readable for running scans."""

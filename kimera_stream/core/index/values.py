@@ -22,8 +22,8 @@ _CONSTANTS: dict[bool | None, int] = {None: _TAG | 1, True: _TAG | 2, False: _TA
 _ZERO = 1 << 63
 _INTERNED = _TAG | 1 << 51
 _INTERNED_MASK = (1 << 51) - 1
-_INLINE_BYTES = 6
-_ENTRY_BYTES = 240
+INLINE_BYTES = 6
+ENTRY_BYTES = 240
 """Three dictionary entries, two integers and a string's head."""
 
 
@@ -42,10 +42,10 @@ def _written_out(value: Scalar) -> int | None:
     if value is None or isinstance(value, bool):
         return _CONSTANTS[value]
     if isinstance(value, str):
-        if len(value) > _INLINE_BYTES:
+        if len(value) > INLINE_BYTES:
             return None
         raw = value.encode("utf-8", "surrogatepass")
-        if len(raw) > _INLINE_BYTES:
+        if len(raw) > INLINE_BYTES:
             return None
         return _TAG | len(raw) + 1 << 48 | int.from_bytes(raw, "little")
     try:
@@ -90,7 +90,7 @@ class ValueCodes:
     @property
     def bytes(self) -> int:
         """Memory that the interned values take."""
-        return len(self._codes) * _ENTRY_BYTES + self._text
+        return len(self._codes) * ENTRY_BYTES + self._text
 
     def look(self, value: Scalar) -> int:
         """The code to compare with: that of no stored value if this one is not stored."""
