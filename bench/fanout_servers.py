@@ -138,7 +138,7 @@ async def kimera() -> None:
     tick = float(os.environ.get("BENCH_TICK", "0"))
     settings = Settings(
         _env_file=None,
-        api={"max_connections": 20_000},
+        api={"max_connections": 20_000, "max_connections_per_principal": 20_000},
         stream={"tick": tick, "outbox_age": 300, "pong_timeout": 300, "ping_interval": 300},
     )
     log = Log()

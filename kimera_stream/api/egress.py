@@ -8,6 +8,7 @@ in ``tests/api/test_egress_seams.py``, and docs/adr/0004-egress.md says why it i
 
 import asyncio
 import codecs
+import contextlib
 import logging
 import math
 import socket
@@ -122,6 +123,15 @@ class TransportEgress(Sink):
         return True
 
 
+class _Conversation(ServerProtocol):
+    """``websockets``' protocol, failing with our reasons: one word of the contract where the library has a sentence."""
+
+    def fail(self, code: int, reason: str = "") -> None:
+        with contextlib.suppress(ValueError):  # Not a code of the contract: none that is sent.
+            reason = CloseCode(code).reason
+        super().fail(code, reason)
+
+
 class EgressProtocol(WebSocketsSansIOProtocol):
     """``WebSocketsSansIOProtocol`` with the handle, the contract's close codes, and a bound on every wait for a peer."""
 
@@ -168,7 +178,7 @@ class EgressProtocol(WebSocketsSansIOProtocol):
         self.close_timer = None
         self.close_timeout = self.close_deadline
         self.initial_response = None
-        self.conn = ServerProtocol(
+        self.conn = _Conversation(
             extensions=_DEFLATE if config.ws_per_message_deflate else None,
             state=state,
             max_size=config.ws_max_size,

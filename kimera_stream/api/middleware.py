@@ -128,8 +128,8 @@ class OriginMiddleware:
 
     A page of another origin is refused unless ``KIMERA_SECURITY__ALLOWED_ORIGINS`` names it; one that is named gets the CORS
     headers it needs. Where access is open, the server is on a loopback address and has to be called by a loopback name: a page
-    that has its own name point there (DNS rebinding) is refused. WebSocket handshakes are judged by their own endpoint, except
-    for the name.
+    that has its own name point there (DNS rebinding) is refused. ``/v1/stream`` is judged by its own door (``api.app``),
+    another WebSocket handshake by the name alone.
     """
 
     def __init__(self, app: ASGIApp, api: ApiSettings, allowed_origins: Sequence[str], *, open_access: bool) -> None:

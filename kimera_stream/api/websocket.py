@@ -82,6 +82,7 @@ class StreamEndpoint:
             commands_per_second=api.commands_per_second,
             commands_burst=api.commands_burst,
             subscriptions=stream.max_subscriptions,
+            connections_per_principal=api.max_connections_per_principal,
         )
         self._welcome: dict[str, int | float] = {
             "command_bytes": api.max_command_bytes,

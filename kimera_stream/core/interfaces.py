@@ -377,6 +377,9 @@ class KnowledgeService(Protocol):
 
     async def watches(self, *, principal: Principal) -> list[Watch]: ...
 
+    def watch_owner(self, watch_id: str) -> str | None:
+        """The id of the principal whose watch it is; None: there is no such watch."""
+
 
 class FieldService(Protocol):
     """Thermodynamics and cognitive field dynamics over everything said so far."""

@@ -196,6 +196,10 @@ class Pipeline:
         """The standing queries of a principal."""
         return self._queries.watches(principal)
 
+    def watch_owner(self, watch_id: str) -> str | None:
+        """See ``core.interfaces.KnowledgeService``."""
+        return self._queries.watch_owner(watch_id)
+
     # -- life ------------------------------------------------------------------------------------------------------------
 
     @property

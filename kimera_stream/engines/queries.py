@@ -126,6 +126,9 @@ class Queries:
     def watches(self, principal: Principal) -> list[Watch]:
         return self._watches.of(principal.id)
 
+    def watch_owner(self, watch_id: str) -> str | None:
+        return self._watches.owner(watch_id)
+
     # -- how
 
     async def _vector(self, text: str | None, vector: list[float] | None) -> Vector | None:

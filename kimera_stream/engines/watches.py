@@ -54,6 +54,7 @@ class WatchRegistry:
         self._filter_nodes = filter_nodes
         self._filter_depth = filter_depth
         self._standing: dict[tuple[str, str], _Standing] = {}
+        self._owners: dict[str, str] = {}
         self._order: list[_Standing] = []
         self._vectors: np.ndarray[tuple[int, int], np.dtype[np.float32]] | None = None
 
@@ -65,6 +66,7 @@ class WatchRegistry:
         self._standing = {
             (watch.principal, watch.watch): self._stand(watch, vector) for watch, vector in await self._vault.watches()
         }
+        self._owners = {each.watch.id: each.watch.principal for each in self._standing.values()}
         self._vectors = None
 
     async def add(self, watch: Watch, vector: Vector | None) -> Watch:
@@ -90,6 +92,7 @@ class WatchRegistry:
         standing = self._stand(watch, vector)
         await self._vault.save_watch(watch, vector)
         self._standing[key] = standing
+        self._owners[watch.id] = watch.principal
         self._vectors = None
         return watch
 
@@ -102,7 +105,9 @@ class WatchRegistry:
         async with self._changing:
             if not await self._vault.delete_watch(principal, name):
                 raise NotFoundError(f"watch: {name!r} does not exist", field="watch")
-            self._standing.pop((principal, name), None)
+            gone = self._standing.pop((principal, name), None)
+            if gone is not None:
+                self._owners.pop(gone.watch.id, None)
             self._vectors = None
 
     def of(self, principal: str) -> list[Watch]:
@@ -111,7 +116,7 @@ class WatchRegistry:
 
     def owner(self, watch_id: str) -> str | None:
         """The principal whose watch it is."""
-        return next((each.watch.principal for each in self._standing.values() if each.watch.id == watch_id), None)
+        return self._owners.get(watch_id)
 
     async def matches(self, fresh: StoredGeoid, found: Sequence[Contradiction]) -> list[tuple[str, WatchMatch]]:
         """(watch id, match) for every watch that ``fresh`` concerns.

@@ -51,6 +51,9 @@ class ApiSettings(Group):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8765, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     max_connections: Positive = Field(10_000, description="WebSocket connections per node.")
+    max_connections_per_principal: Positive = Field(
+        10_000, description="WebSocket connections of one principal per node; more are closed with 4503."
+    )
     max_command_bytes: Bytes = Field(65_536, description="Bytes of one WebSocket command.")
     max_line_bytes: Bytes = Field(1_048_576, description="Bytes of one NDJSON line.")
     max_body_bytes: Bytes = Field(16_777_216, description="Bytes of one HTTP body that is not NDJSON.")
@@ -78,7 +81,8 @@ class StreamSettings(Group):
     )
     slow_consumer: Literal["catch_up", "disconnect"] = Field(
         "catch_up",
-        description="What happens to a slow subscriber of a log channel: read on from the log, or close with 4001.",
+        description="What happens to a slow subscriber of a log channel: read on from the log, or close with 4001. "
+        "Latest channels are conflated.",
     )
     max_subscriptions: Positive = Field(128, description="Channels per connection.")
     max_channel_bytes: Positive = Field(255, description="Bytes of a channel name.")

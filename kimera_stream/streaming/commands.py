@@ -37,7 +37,7 @@ from kimera_stream.protocol.messages import (
 )
 from kimera_stream.protocol.objects import Position
 from kimera_stream.streaming.hub import Hub
-from kimera_stream.streaming.starts import Start
+from kimera_stream.streaming.starts import Start, require_watch
 
 _DEFAULT_PRIORITY: Final = 5
 
@@ -78,17 +78,28 @@ class Commands:
         """
         return await self._handlers[type(command)](command, caller)
 
+    def start_live(self, channel: str) -> Start:
+        """The start of a subscription that asks for nothing older.
+
+        Raises:
+            BadChannelError, NotFoundError: there is no such channel, or no such watch.
+        """
+        start = self._hub.start_live(channel)
+        require_watch(self._knowledge, channel)
+        return start
+
     async def start(
         self, channel: str, since: Position | CursorRef | None, rewind: int | None, principal: Principal
     ) -> Start:
         """Where a subscription starts, a durable cursor looked up.
 
         Raises:
-            NotFoundError: there is no such cursor.
+            NotFoundError: there is no such cursor, or no such watch.
             OperationalError: as ``Hub.resolve``.
         """
+        channel_kind(channel, max_bytes=self._hub.settings.max_channel_bytes)
+        require_watch(self._knowledge, channel)
         if isinstance(since, CursorRef):
-            channel_kind(channel, max_bytes=self._hub.settings.max_channel_bytes)
             offset = await self._vault.cursor(principal.id, since.cursor, channel)
             if offset is None:
                 raise NotFoundError(

@@ -9,8 +9,9 @@ import msgspec
 import structlog
 
 from kimera_stream.core.interfaces import Authenticator, Principal
+from kimera_stream.protocol.close_codes import CloseCode
 from kimera_stream.protocol.codec import Codec, error_reply
-from kimera_stream.protocol.errors import InternalError, OperationalError, UnauthorizedError
+from kimera_stream.protocol.errors import InternalError, LimitExceededError, OperationalError, UnauthorizedError
 from kimera_stream.protocol.messages import AnyCommand, Connected, Error, ServerInfo, Subscribed, Unsubscribed
 from kimera_stream.streaming.commands import Caller, Commands
 from kimera_stream.streaming.deadlines import Deadline
@@ -50,7 +51,7 @@ class Connection:
     """
 
     __slots__ = (
-        "_authenticator", "_commands", "_deadline", "_deadline_at", "_encoding", "_hub", "_outlet", "_server", "_session", "_spawn",
+        "_authenticator", "_commands", "_deadline", "_deadline_at", "_encoding", "_hub", "_most_per_principal", "_outlet", "_server", "_session", "_spawn",
         "_welcome", "id",
     )  # fmt: skip
 
@@ -77,6 +78,7 @@ class Connection:
         self._server = server
         self._welcome = welcome
         self._encoding = codec.encoding
+        self._most_per_principal = limits.connections_per_principal
         self._session = Session(codec, limits, now=hub.clock(), unix=unix, handshake_token=handshake_token)
         self._outlet = hub.connect(egress, codec, spawn=spawn, owner=self)
         self._deadline: Deadline | None = None
@@ -149,8 +151,14 @@ class Connection:
                     self._spawn(self._authenticate, effect, name="authenticate")
                 else:
                     self._apply(self._session.authenticated(id, known, self._hub.clock()))
+            case Begin(id, principal, _) if not self._hub.identify(
+                self._outlet, principal.id, limit=self._most_per_principal
+            ):
+                error = LimitExceededError(f"connections: at most {self._most_per_principal} per principal")
+                self._hub.metrics.error(error.code)
+                self._outlet.send(error_reply(error, id))
+                self._outlet.end(CloseCode.CONNECTION_LIMIT)
             case Begin(_, _, subs):
-                self._outlet.principal = effect.principal.id
                 if all(isinstance(sub, Error) or _at_live_edge(sub) for sub in subs or ()):
                     self._begin(
                         effect, [self._start_now(sub) if isinstance(sub, Wanted) else None for sub in subs or ()]
@@ -186,7 +194,7 @@ class Connection:
 
     def _start_now(self, wanted: Wanted) -> Start | OperationalError:
         try:
-            return self._hub.start_live(wanted.channel)
+            return self._commands.start_live(wanted.channel)
         except OperationalError as exc:
             return exc
 

@@ -8,6 +8,7 @@ so there is no hand-over at which an event could be lost or repeated.
 """
 
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -81,6 +82,8 @@ class Hub:
         self._joiner = Joiner(self.encoder, self.metrics, fan_out)
         self._channels: dict[str, Channel] = {}
         self._outlets: dict[Outlet, None] = {}
+        self._principals: Counter[str] = Counter()
+        """Connections by whose they are."""
         self.metrics.connections.set_function(self._outlets.__len__)
         self._pending: list[Record] = []
         self._pending_values: list[tuple[str, Value]] = []
@@ -222,6 +225,15 @@ class Hub:
         self._outlets[outlet] = None
         return outlet
 
+    def identify(self, outlet: Outlet, principal: str, *, limit: int) -> bool:
+        """Whose connection it is; False: ``limit`` of theirs are open already, and it has to be closed."""
+        if self._principals[principal] >= limit:
+            return False
+        self._principals[principal] += 1
+        outlet.principal = principal
+        outlet.identified = True
+        return True
+
     def open(
         self, outlet: Outlet, channel: str, start: Start, filter: Filter | None
     ) -> tuple[Subscription, Subscribed]:
@@ -271,6 +283,11 @@ class Hub:
             self.exit(subscription.selection, outlet.principal)
         outlet.subscriptions.clear()
         self._outlets.pop(outlet, None)
+        if outlet.identified:
+            outlet.identified = False
+            self._principals[outlet.principal] -= 1
+            if not self._principals[outlet.principal]:
+                del self._principals[outlet.principal]
         self._stalled.pop(outlet, None)
         self._ahead.pop(outlet, None)
         if not self._outlets:
@@ -419,7 +436,9 @@ class Hub:
                 waiter.wake(before)
         if self._stalled and self.settings.slow_consumer == "disconnect":
             for outlet in list(self._stalled):
-                if self._bytes_seen - outlet.backlog_mark > self.settings.outbox_bytes:
+                # Of a latest channel it is owed one value, however long it has stalled.
+                owed = any(sub.selection.channel.kind == "log" for sub in outlet.subscriptions.values())
+                if owed and self._bytes_seen - outlet.backlog_mark > self.settings.outbox_bytes:
                     outlet.end(CloseCode.SLOW_CONSUMER)
 
     # -- life

@@ -65,7 +65,7 @@ class Outlet:
     """
 
     __slots__ = (
-        "_ended", "_heartbeat", "_hub", "_pumping", "_spawn", "_stall", "backlog_mark", "codec", "egress", "live", "owner",
+        "_ended", "_heartbeat", "_hub", "_pumping", "_spawn", "_stall", "backlog_mark", "codec", "egress", "identified", "live", "owner",
         "principal", "subscriptions", "touched",
     )  # fmt: skip
 
@@ -89,6 +89,7 @@ class Outlet:
         self.egress = egress
         self.codec = codec
         self.principal = ""
+        self.identified = False
         self.subscriptions: dict[str, Subscription] = {}
         self.live = 0
         """Subscriptions at the live edge."""

@@ -88,6 +88,7 @@ class SessionLimits:
     commands_per_second: float = 100.0
     commands_burst: int = 200
     subscriptions: int = 128
+    connections_per_principal: int = 10_000
     in_flight: int = 256
     in_flight_bytes: int = 4_194_304
 

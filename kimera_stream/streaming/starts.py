@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from kimera_stream.core.interfaces import LogReader
+from kimera_stream.core.interfaces import KnowledgeService, LogReader
 from kimera_stream.infrastructure.settings import StreamSettings
 from kimera_stream.protocol.channels import channel_kind
-from kimera_stream.protocol.errors import BadPositionError, BadRequestError
+from kimera_stream.protocol.errors import BadPositionError, BadRequestError, NotFoundError
 from kimera_stream.protocol.objects import Position
 
 
@@ -16,6 +16,17 @@ class Start:
     position: int | None
     was_recovering: bool = False
     recovered: bool = False
+
+
+def require_watch(knowledge: KnowledgeService, channel: str) -> None:
+    """Refuse the channel of a watch that does not exist: nothing would ever come, where every other channel's thing may yet.
+
+    Raises:
+        NotFoundError: there is no such watch.
+    """
+    prefix, _, watch_id = channel.partition(":")
+    if prefix == "watch" and watch_id and knowledge.watch_owner(watch_id) is None:
+        raise NotFoundError(f"channel: there is no watch {watch_id[:128]!r}; `watch` makes one", field="channel")
 
 
 async def resolve(

@@ -178,6 +178,9 @@ class FakeKnowledge:
             raise NotFoundError("watch: no such watch", field="watch")
         del self.watched[name]
 
+    def watch_owner(self, watch_id: str) -> str | None:
+        return next((watch.principal for watch in self.watched.values() if watch.id == watch_id), None)
+
 
 class FakeAuthenticator:
     """Tokens are `name`, `name/role+role`, optionally `@expires`; `bad` is refused. Without one: all roles, unless required."""

@@ -174,6 +174,8 @@ async def get_geoid(call: Call) -> ASGIApp:
 async def update_geoid(call: Call) -> ASGIApp:
     geoid_id = call.path_id()
     body = await call.body(GeoidBody)
+    if body == GeoidBody(id=body.id):
+        raise BadRequestError("body: expected at least one field to change")
     if body.id is not None and body.id != geoid_id:
         raise BadRequestError(f"id: expected {geoid_id} as in the path, or none", field="id")
     result = await call.open_services.knowledge.publish(

@@ -13,6 +13,7 @@ from kimera_stream.protocol.errors import BadFilterError, BadRequestError, Unava
 from kimera_stream.protocol.filters import Filter
 from kimera_stream.protocol.messages import Event
 from kimera_stream.protocol.objects import FieldState, Position
+from kimera_stream.streaming.starts import require_watch
 
 ChannelName = Annotated[
     str, Meta(description="geoids, contradictions, scars, field, stats, geoid:<id>, session:<id>, ...")
@@ -62,6 +63,7 @@ async def events(call: Call) -> ASGIApp:
         since = parse_position(query.since, "since")
     if query.rewind is not None and query.since is not None:
         raise BadRequestError("rewind: expected either since or rewind", field="rewind")
+    require_watch(call.open_services.knowledge, query.channel)
     return EventStream(
         call.door,
         call.open_services.hub,

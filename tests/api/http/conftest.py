@@ -257,6 +257,9 @@ class MemoryKnowledge:
     async def watches(self, *, principal: Principal) -> list[Watch]:
         return list(self.known_watches.values())
 
+    def watch_owner(self, watch_id: str) -> str | None:
+        return next((watch.principal for watch in self.known_watches.values() if watch.id == watch_id), None)
+
 
 class MemoryField:
     def state(self) -> FieldState:
