@@ -7,6 +7,7 @@ import anyio
 import msgspec
 import numpy as np
 
+from kimera_stream import kernels
 from kimera_stream.core.geoid import new_id
 from kimera_stream.core.interfaces import ContradictionEngine, StoredGeoid, VaultService, Vector
 from kimera_stream.protocol.errors import BadRequestError, LimitExceededError, NotFoundError
@@ -19,6 +20,9 @@ RELATED = 0.6
 """Cosine at which a ``related`` watch fires if it names no ``min_score``."""
 JUDGED = 64
 """Watches judged for a contradiction with one statement at most: the closest ones."""
+
+
+_F32 = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 
 @dataclass(slots=True)
@@ -56,7 +60,8 @@ class WatchRegistry:
         self._standing: dict[tuple[str, str], _Standing] = {}
         self._owners: dict[str, str] = {}
         self._order: list[_Standing] = []
-        self._vectors: np.ndarray[tuple[int, int], np.dtype[np.float32]] | None = None
+        self._vectors: tuple[_F32, _F32] | None = None
+        self._kernel = kernels.load()
 
     def __len__(self) -> int:
         return len(self._standing)
@@ -126,14 +131,14 @@ class WatchRegistry:
         """
         if not self._standing or fresh.vector is None:
             return []
-        cosines = self._matrix() @ fresh.vector
+        rows, thresholds = self._asked(len(fresh.vector))
+        places, cosines = self._kernel.match(fresh.vector, rows, thresholds)
         results: list[tuple[str, WatchMatch]] = []
-        close = np.flatnonzero(cosines >= min(self._min_relatedness, RELATED, self._lowest()))
         judged: list[tuple[float, _Standing]] = []
         kind = "geoid.created" if fresh.geoid.version == 1 else "geoid.updated"
-        event = {"type": kind, "data": msgspec.to_builtins(fresh.geoid)} if len(close) else {}
-        for place in close.tolist():
-            standing, cosine = self._order[place], float(cosines[place])
+        event = {"type": kind, "data": msgspec.to_builtins(fresh.geoid)} if len(places) else {}
+        for place, cosine in zip(places.tolist(), cosines.tolist(), strict=True):
+            standing = self._order[place]
             watch = standing.watch
             if standing.filter is not None and not standing.filter.matches(event):
                 continue
@@ -162,15 +167,21 @@ class WatchRegistry:
                     results.append((standing.watch.id, match))
         return results
 
-    def _lowest(self) -> float:
-        return min((each.watch.min_score for each in self._order if each.watch.min_score is not None), default=1.0)
-
-    def _matrix(self) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+    def _asked(self, dimension: int) -> tuple[_F32, _F32]:
+        """A row per watch that has a vector, in ``_order``, and the cosine from which each wants to know."""
         if self._vectors is None:
             self._order = [standing for standing in self._standing.values() if standing.stored.vector is not None]
             rows = [standing.stored.vector for standing in self._order if standing.stored.vector is not None]
-            self._vectors = np.stack(rows) if rows else np.zeros((0, 1), np.float32)
+            vectors = np.stack(rows) if rows else np.zeros((0, dimension), np.float32)
+            thresholds = np.array([self._threshold(standing.watch) for standing in self._order], np.float32)
+            self._vectors = vectors, thresholds
         return self._vectors
+
+    def _threshold(self, watch: Watch) -> float:
+        related = RELATED if watch.min_score is None else watch.min_score
+        return min(
+            related if "related" in watch.kinds else 1.0, self._min_relatedness if "contradicts" in watch.kinds else 1.0
+        )
 
     def _stand(self, watch: Watch, vector: Vector | None) -> _Standing:
         compiled = None

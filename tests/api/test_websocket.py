@@ -176,6 +176,36 @@ async def test_durable_cursors(way: tuple[World, str]) -> None:
         assert [event["offset"] for event in await peer.events(3)] == [7, 8, 9]
 
 
+async def test_a_cursor_goes_where_it_was_put_last_be_it_back(way: tuple[World, str]) -> None:
+    """A consumer that wants to see some of it again says so with `ack`; what was acknowledged before is no floor."""
+    world, encoding = way
+    world.publish(9)
+    async with dial(world, encoding) as peer:
+        for offset in (7, 3):
+            assert (await peer.ask("ack", channel="geoids", offset=offset, name="mine"))["op"] == "acked"
+        reply = await peer.ask("subscribe", channel="geoids", since={"cursor": "mine"})
+        assert (reply["offset"], reply["recovered"]) == (3, True)
+        assert [event["offset"] for event in await peer.events(6)] == [4, 5, 6, 7, 8, 9]
+        # One cursor per channel: the same name elsewhere is another.
+        assert (await peer.ask("subscribe", channel="scars", since={"cursor": "mine"}))["code"] == "not_found"
+        assert (await peer.ask("ack", channel="geoids", offset=-1, name="mine"))["code"] in (
+            "bad_request",
+            "bad_position",
+        )
+
+
+async def test_the_channel_of_no_watch_is_not_found(way: tuple[World, str]) -> None:
+    world, encoding = way
+    async with dial(world, encoding, say_connect=False) as peer:
+        hello = await peer.ask("connect", subs=[{"channel": "watch:none"}, {"channel": "geoid:none"}])
+        assert [sub.get("code") for sub in hello["subs"]] == ["not_found", None], "a geoid may come yet"
+        for more in ({}, {"rewind": 5}, {"since": {"epoch": "E1", "offset": 0}}, {"since": {"cursor": "c"}}):
+            assert (await peer.ask("subscribe", channel="watch:none", **more))["code"] == "not_found"
+        made = await peer.ask("watch", watch="doors", text="the door is shut", kinds=["related"])
+        assert (await peer.ask("subscribe", channel=made["channel"]))["op"] == "subscribed"
+        assert (await peer.ask("subscribe", channel="watch:"))["code"] == "bad_channel"
+
+
 async def test_bad_input_is_answered_and_the_connection_stays(way: tuple[World, str]) -> None:
     world, encoding = way
     async with dial(world, encoding) as peer:
@@ -305,6 +335,9 @@ class TestHandshake:
             for origin in ("https://evil.example", "null"):
                 async with dial(world, origin=origin, say_connect=False) as peer:
                     assert await peer.closed() == (4505, "origin_refused")
+        settings = settings_with(security={"allowed_origins": ["*"]})
+        async with serving(settings, egress=egress) as world, dial(world, origin="https://any.example"):
+            pass
 
     async def test_a_full_node(self, egress: bool) -> None:
         async with serving(settings_with(api={"max_connections": 1}), egress=egress) as world:
@@ -313,6 +346,31 @@ class TestHandshake:
             await until(lambda: world.endpoint._open == 0)
             async with dial(world):
                 pass
+
+    async def test_too_many_of_one_principal(self, egress: bool) -> None:
+        async with serving(settings_with(api={"max_connections_per_principal": 2}), egress=egress) as world:
+            async with dial(world) as first, dial(world), dial(world, say_connect=False) as third:
+                assert (await third.ask("connect"))["code"] == "limit_exceeded"
+                assert await third.closed() == (4503, "connection_limit")
+                async with dial(world, say_connect=False) as other:
+                    assert (await other.ask("connect", token="somebody-else"))["op"] == "connected"
+                assert (await first.ask("ping"))["op"] == "pong"
+            await until(lambda: not world.hub.statistics()["connections"])
+            async with dial(world), dial(world):
+                pass
+
+    async def test_what_cannot_be_a_token_is_said_unless_connect_brings_one(self, egress: bool) -> None:
+        wrong: list[dict[str, Any]] = [
+            {"additional_headers": {"Authorization": "Basic abc"}},
+            {"subprotocols": ["kimera.v1.json", "kimera.token.a", "kimera.token.b"]},
+        ]
+        async with serving(egress=egress, required=True) as world:
+            for options in wrong:
+                async with dial(world, say_connect=False, **options) as peer:
+                    assert (await peer.ask("connect"))["code"] == "unauthorized"
+                    assert await peer.closed() == (4500, "unauthorized")
+                async with dial(world, say_connect=False, **options) as peer:
+                    assert (await peer.ask("connect", token="mine"))["op"] == "connected"
 
     async def test_connect_must_come_first_and_in_time(self, egress: bool) -> None:
         async with serving(settings_with(stream={"connect_timeout": 0.05}), egress=egress) as world:
@@ -344,8 +402,9 @@ class TestHandshake:
     async def test_an_enormous_message_is_1009(self, egress: bool) -> None:
         async with serving(egress=egress) as world, dial(world) as peer:
             await peer.ws.send("x" * 300_000)
-            code, _ = await peer.closed()
+            code, reason = await peer.closed()
             assert code == 1009
+            assert reason == "too_big" or not egress, "another server's reasons are its own"
 
     async def test_commands_are_rate_limited(self, egress: bool) -> None:
         settings = settings_with(api={"commands_per_second": 0.5, "commands_burst": 3})

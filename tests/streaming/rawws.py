@@ -2,12 +2,14 @@
 
 import os
 import socket
+import ssl
 import struct
 from dataclasses import dataclass
 from typing import Any
 
 import anyio
 import msgspec
+from anyio.streams.tls import TLSStream
 
 CONT, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 
@@ -53,7 +55,7 @@ class Frame:
 class RawPeer:
     """Sends what it is told to and parses what comes."""
 
-    def __init__(self, stream: anyio.abc.SocketStream) -> None:
+    def __init__(self, stream: anyio.abc.ByteStream) -> None:
         self.stream = stream
         self.data = b""
         self.response = b""
@@ -66,13 +68,17 @@ class RawPeer:
         headers: dict[str, str] | None = None,
         receive_buffer: int | None = None,
         path: str = "/v1/stream",
+        tls: ssl.SSLContext | None = None,
     ) -> "RawPeer":
         sock = socket.socket()
         if receive_buffer is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         sock.setblocking(False)
         sock.connect_ex(("127.0.0.1", port))
-        peer = cls(await anyio.abc.SocketStream.from_socket(sock))
+        stream: anyio.abc.ByteStream = await anyio.abc.SocketStream.from_socket(sock)
+        if tls is not None:
+            stream = await TLSStream.wrap(stream, ssl_context=tls, hostname="localhost", standard_compatible=False)
+        peer = cls(stream)
         lines = {
             "Host": f"127.0.0.1:{port}",
             "Upgrade": "websocket",

@@ -249,6 +249,10 @@ async def test_patch_merges_into_what_exists(world):
         patched = await http.patch("/v1/geoids/p", json={"metadata": {"n": 1}})
         missing = await http.patch("/v1/geoids/q", json={"text": "b"})
         other = await http.patch("/v1/geoids/p", json={"id": "q", "text": "b"})
+        for nothing in ({}, {"id": "p"}):
+            empty = await http.patch("/v1/geoids/p", json=nothing)
+            assert (empty.status_code, empty.json()["code"]) == (400, "bad_request")
+            assert "at least one" in empty.json()["detail"]
     assert patched.status_code == 200
     assert (patched.json()["geoid"]["text"], patched.json()["geoid"]["version"]) == ("a", 2)
     assert world.knowledge.calls[1]["merge"] is True
