@@ -10,6 +10,7 @@ import numpy as np
 from kimera_stream import kernels
 from kimera_stream.core.geoid import new_id
 from kimera_stream.core.interfaces import ContradictionEngine, StoredGeoid, VaultService, Vector
+from kimera_stream.kernels import Queries, Segment, Weights, bitmap
 from kimera_stream.protocol.errors import BadRequestError, LimitExceededError, NotFoundError
 from kimera_stream.protocol.filters import Filter, compile_filter
 from kimera_stream.protocol.objects import Contradiction, Geoid, Watch, WatchMatch
@@ -22,7 +23,10 @@ JUDGED = 64
 """Watches judged for a contradiction with one statement at most: the closest ones."""
 
 
+_FEW = 256
+"""Watches that one statement reaches, as a rule, at most."""
 _F32 = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+_I64 = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 
 @dataclass(slots=True)
@@ -30,6 +34,44 @@ class _Standing:
     watch: Watch
     stored: StoredGeoid
     filter: Filter | None
+
+
+class _Rows:
+    """The vectors of watches as the kernel reads them: 8 bits to find who may be reached, float32 to decide.
+
+    Args:
+        vectors: float32 (n, dim), unit rows.
+        thresholds: float32 (n,): cosine from which each watch wants to know.
+    """
+
+    def __init__(self, vectors: _F32, thresholds: _F32) -> None:
+        self._vectors = vectors
+        self._thresholds = thresholds
+        self._kernel = kernels.load()
+        if len(vectors):
+            codes, grades, lost = kernels.quantize(vectors)
+            self._margin = float(lost.max())
+            self._view = self._kernel.view([Segment(0, len(vectors), codes=codes, grades=grades, exact=vectors)])
+            self._live = bitmap(np.ones(len(vectors), bool))
+            self._weights = Weights(min_related=float(thresholds.min()))
+
+    def reached(self, vector: Vector) -> tuple[_I64, _F32]:
+        """Places of the watches that ``vector`` (float32 (dim,), a unit vector) reaches, ascending, and their cosines."""
+        count = len(self._vectors)
+        if not count:
+            return np.zeros(0, np.int64), np.zeros(0, np.float32)
+        hits = self._kernel.scan(
+            self._view, self._live, Queries.build(vector[None, :]), self._weights,
+            k=_FEW, margin=self._margin, rescore=True,
+        )  # fmt: skip
+        found = int(hits.counts[0])
+        if found == _FEW < count:
+            # Something that a crowd waits for: all are looked at.
+            return self._kernel.match(vector, self._vectors, self._thresholds)
+        places, cosines = hits.slots[0, :found], hits.cosine[0, :found]
+        reached = cosines >= self._thresholds[places]
+        order = np.argsort(places[reached])
+        return places[reached][order], cosines[reached][order]
 
 
 class WatchRegistry:
@@ -60,8 +102,7 @@ class WatchRegistry:
         self._standing: dict[tuple[str, str], _Standing] = {}
         self._owners: dict[str, str] = {}
         self._order: list[_Standing] = []
-        self._vectors: tuple[_F32, _F32] | None = None
-        self._kernel = kernels.load()
+        self._rows: _Rows | None = None
 
     def __len__(self) -> int:
         return len(self._standing)
@@ -72,7 +113,7 @@ class WatchRegistry:
             (watch.principal, watch.watch): self._stand(watch, vector) for watch, vector in await self._vault.watches()
         }
         self._owners = {each.watch.id: each.watch.principal for each in self._standing.values()}
-        self._vectors = None
+        self._rows = None
 
     async def add(self, watch: Watch, vector: Vector | None) -> Watch:
         """Keep a watch; one of the same name and principal is replaced and keeps its id, and so its channel.
@@ -98,7 +139,7 @@ class WatchRegistry:
         await self._vault.save_watch(watch, vector)
         self._standing[key] = standing
         self._owners[watch.id] = watch.principal
-        self._vectors = None
+        self._rows = None
         return watch
 
     async def remove(self, principal: str, name: str) -> None:
@@ -113,7 +154,7 @@ class WatchRegistry:
             gone = self._standing.pop((principal, name), None)
             if gone is not None:
                 self._owners.pop(gone.watch.id, None)
-            self._vectors = None
+            self._rows = None
 
     def of(self, principal: str) -> list[Watch]:
         """The watches of one principal."""
@@ -131,8 +172,7 @@ class WatchRegistry:
         """
         if not self._standing or fresh.vector is None:
             return []
-        rows, thresholds = self._asked(len(fresh.vector))
-        places, cosines = self._kernel.match(fresh.vector, rows, thresholds)
+        places, cosines = self._asked(len(fresh.vector)).reached(fresh.vector)
         results: list[tuple[str, WatchMatch]] = []
         judged: list[tuple[float, _Standing]] = []
         kind = "geoid.created" if fresh.geoid.version == 1 else "geoid.updated"
@@ -167,15 +207,14 @@ class WatchRegistry:
                     results.append((standing.watch.id, match))
         return results
 
-    def _asked(self, dimension: int) -> tuple[_F32, _F32]:
-        """A row per watch that has a vector, in ``_order``, and the cosine from which each wants to know."""
-        if self._vectors is None:
+    def _asked(self, dimension: int) -> "_Rows":
+        """The watches that have a vector, in ``_order``."""
+        if self._rows is None:
             self._order = [standing for standing in self._standing.values() if standing.stored.vector is not None]
             rows = [standing.stored.vector for standing in self._order if standing.stored.vector is not None]
             vectors = np.stack(rows) if rows else np.zeros((0, dimension), np.float32)
-            thresholds = np.array([self._threshold(standing.watch) for standing in self._order], np.float32)
-            self._vectors = vectors, thresholds
-        return self._vectors
+            self._rows = _Rows(vectors, np.array([self._threshold(each.watch) for each in self._order], np.float32))
+        return self._rows
 
     def _threshold(self, watch: Watch) -> float:
         related = RELATED if watch.min_score is None else watch.min_score

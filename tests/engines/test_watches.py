@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from kimera_stream.core.interfaces import Principal
@@ -177,3 +178,25 @@ async def test_their_number_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         await watch(world, "one", principal=BEN)
         with pytest.raises(LimitExceededError):
             await watch(world, "two", principal=BEN)
+
+
+@pytest.mark.parametrize("few", [1, 8, 256])
+def test_the_quick_way_reaches_whom_the_plain_way_reaches(monkeypatch: pytest.MonkeyPatch, few: int) -> None:
+    monkeypatch.setattr(module, "_FEW", few)
+    rng = np.random.default_rng(few)
+    for count in (0, 1, 63, 700):
+        rows = rng.standard_normal((count, 96)).astype(np.float32)
+        rows[count // 2 :] += 3 * rng.standard_normal(96).astype(np.float32)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        thresholds = rng.uniform(-0.2, 0.9, count).astype(np.float32)
+        asked = module._Rows(rows, thresholds)
+        for vector in [*rows[:3], *rows[-3:]]:
+            cosines = rows @ vector
+            clear = np.abs(cosines - thresholds) > 1e-5  # where rounding decides, either is right
+            places, found = asked.reached(vector)
+            assert places.tolist() == sorted(places.tolist())
+            assert (set(places.tolist()) ^ set(np.flatnonzero(cosines >= thresholds).tolist())) <= set(
+                np.flatnonzero(~clear).tolist()
+            )
+            assert found == pytest.approx(cosines[places], abs=1e-5)
+        assert asked.reached(np.eye(96, dtype=np.float32)[0])[0].dtype == np.int64
