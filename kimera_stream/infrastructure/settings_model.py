@@ -140,6 +140,16 @@ class ScoringSettings(Group):
     verifier: Literal["auto", "off"] = Field(
         "auto", description="auto: the packaged cross-encoder; off: evidence rules alone."
     )
+    scan_device: Literal["kernel", "cuda", "torch-cpu"] = Field(
+        "kernel",
+        description="Where vectors are scanned: kernel: on the processor. cuda: through torch on the GPU. torch-cpu: the same "
+        "code on the processor, for tests.",
+    )
+    device_bytes: int = Field(
+        0,
+        ge=0,
+        description="Bytes of GPU memory for the vectors at most, above which the kernel scans; 0: what there is.",
+    )
     kernel: Literal["auto", "compiled", "reference"] = Field("auto", description="Scoring kernel: compiled, or numpy.")
 
 

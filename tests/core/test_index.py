@@ -393,6 +393,8 @@ async def test_many_chunks_are_scanned_and_addressed(monkeypatch: pytest.MonkeyP
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     for i in range(n):
         index.put(stored(f"g{i}", vectors[i]))
+        if i % 2_000 == 0:
+            await anyio.lowlevel.checkpoint()
     for i in (0, 16_383, 16_384, 39_999):
         (found,) = await index.related(vectors[i][None], k=10)
         best = np.argsort(-(vectors @ vectors[i]), kind="stable")[:10]

@@ -100,3 +100,23 @@ async def test_letting_the_oldest_go(start_server: StartServer) -> None:
         assert (await say(client, 9))["op"] == "published"
         assert await clashes(client, 3) == [], "it was the oldest before the stop, and is so after it"
     assert again.errors() == []
+
+
+@pytest.mark.parametrize("device", ["torch-cpu", "cuda"])
+async def test_the_scan_through_torch(start_server: StartServer, device: str) -> None:
+    server = start_server(KIMERA_SCORING__SCAN_DEVICE=device, **STATS)
+    async with peer(server) as client, web(server) as http:
+        for n in range(5):
+            assert (await say(client, n, text=f"The gate {n} is open."))["op"] == "published"
+        assert await clashes(client, 3) == ["g3"]
+        found = await http.post("/v1/search", json={"text": "The gate 2 is open.", "relation": "related", "k": 1})
+        assert [each["geoid"]["id"] for each in found.json()["items"]] == ["g2"]
+        index = (await http.get("/v1/stats")).json()["index"]
+        assert index["device"] == device
+        if device == "cuda" and index["device_trouble"] is not None:  # the kernel has found it
+            assert "no CUDA device" in index["device_trouble"]
+            await index_says(server, device_bytes=0)
+        else:
+            assert index["device_trouble"] is None
+            await index_says(server, device_bytes=262_144 * (2 * 384 + 4))
+    assert server.errors() == []

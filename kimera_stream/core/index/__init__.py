@@ -7,9 +7,10 @@
 and writes snapshots while the server runs and when it stops.
 """
 
-from kimera_stream.core.index.flat import FlatIndex, IndexStatistics
+from kimera_stream.core.index.flat import FlatIndex
 from kimera_stream.core.index.keeper import SnapshotKeeper, SnapshotStatistics
 from kimera_stream.core.index.snapshot import LogPoint, SnapshotError, SnapshotInfo
+from kimera_stream.core.index.statistics import IndexStatistics
 
 __all__ = [
     "FlatIndex",

@@ -4,7 +4,6 @@ import copy
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import structlog
 
 from kimera_stream import kernels
 from kimera_stream.core.index.cells import Cells, cell_count, is_enough, train
+from kimera_stream.core.index.device import DeviceScan
 from kimera_stream.core.index.limits import ID_BYTES, Limits, Room, most_bytes
 from kimera_stream.core.index.probe import Scope, mean_recall, probe_measured, probing_pays, scan_rows
 from kimera_stream.core.index.signature import build_geoid_record, text_signature
@@ -28,6 +28,7 @@ from kimera_stream.core.index.snapshot import (
     read_snapshot,
     save,
 )
+from kimera_stream.core.index.statistics import IndexStatistics
 from kimera_stream.core.index.storage import CHUNK_BITS, CHUNK_ROWS, Chunk, RowStore
 from kimera_stream.core.index.values import ValueCodes
 from kimera_stream.core.interfaces import Candidate, Matrix, StoredGeoid, Threads, Vector
@@ -42,35 +43,6 @@ _SLICE = 256
 """Rows moved into cells before other work on the event loop gets a turn."""
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class IndexStatistics:
-    """The index in numbers, for the ``stats`` channel and the metrics."""
-
-    geoids: int
-    capacity: int
-    bytes: int
-    mapped_bytes: int
-    tombstones: int
-    evicted: int
-    refused: int
-    policy: str
-    full: bool
-    """Whether one more new geoid meets the policy."""
-    live_bytes: int
-    """Bytes of the live geoids: what ``max_bytes`` bounds. Freed rows that wait for reuse are not among them."""
-    max_bytes: int
-    """0: as many as ``capacity`` geoids take."""
-    kernel: str
-    threads: int
-    cells: int = 0
-    """Cells of the partition; 0: every scan is over all rows."""
-    probes: int = 0
-    recall: float | None = None
-    """Of the exact result, over the queries last measured; None without cells or before the first."""
-    proved: float | None = None
-    """Share of the queries whose result the bounds prove exact."""
 
 
 class FlatIndex:
@@ -113,6 +85,9 @@ class FlatIndex:
         self._codes = ValueCodes()
         row = stride_of(dimension) + 1 + (4 * dimension if directory is None else 0)
         self._row_bytes = (Chunk.SMALL_BYTES, Chunk.SMALL_BYTES + row)
+        self._device: DeviceScan | None = None
+        if scoring.scan_device != "kernel":
+            self._device = DeviceScan(scoring.scan_device, dimension, most_bytes=scoring.device_bytes)
         self._reset()
 
     def _reset(self) -> None:
@@ -129,6 +104,8 @@ class FlatIndex:
         """Bytes of the live geoids' rows and records."""
         self._view: kernels.View | None = None
         self._margin = 0.0
+        if self._device is not None:
+            self._device.attach(self._slots, self._chunks)
 
     # -- what is in it ---------------------------------------------------------------------------------------------
 
@@ -164,7 +141,7 @@ class FlatIndex:
 
     @property
     def statistics(self) -> IndexStatistics:
-        cells = self._cells
+        cells, device = self._cells, self._device
         return IndexStatistics(
             geoids=self.size,
             capacity=self._limits.geoids,
@@ -181,6 +158,9 @@ class FlatIndex:
             threads=self._kernel.threads,
             cells=0 if cells is None else len(cells),
             probes=0 if cells is None else cells.probes,
+            device="kernel" if device is None else device.kind,
+            device_bytes=0 if device is None else device.bytes,
+            device_trouble=None if device is None else device.trouble,
             recall=None if cells is None else cells.recall,
             proved=cells.proved / cells.queries if cells is not None and cells.queries else None,
         )
@@ -243,6 +223,11 @@ class FlatIndex:
         """Forget everything. No scan or snapshot may be running."""
         self._codes = ValueCodes()
         self._reset()
+
+    async def prepare(self) -> None:
+        """Have what is held where it is scanned: on the device, if there is one. A scan would do it as well."""
+        if self._device is not None:
+            await self._threads.run("score", self._device.prepare)
 
     async def reserve(self, geoids: int = 1) -> None:
         """Have files for the vectors of so many further geoids at hand; scans do this for the next ones by themselves.
@@ -397,7 +382,7 @@ class FlatIndex:
             raise SnapshotError(
                 "foreign", f"{path.name}: written under another policy, it does not say which is oldest"
             )
-        by_id = await self._threads.run("io", _slots_by_id, found.state)
+        by_id = await self._threads.run("io", found.state.slots_by_id)
         self._adopt(found.state, by_id)
         return found.info, found.extras
 
@@ -421,6 +406,8 @@ class FlatIndex:
             assert state.order is not None
             self._age = state.order
         self._view = None
+        if self._device is not None:
+            self._device.attach(self._slots, self._chunks)
 
     # -- cells -----------------------------------------------------------------------------------------------------
 
@@ -571,7 +558,9 @@ class FlatIndex:
     async def _run(self, block: kernels.Queries, weights: kernels.Weights, k: int) -> list[list[Candidate]]:
         cells = self._cells
         with self._pinned() as scope:
-            if cells is None or not probing_pays(cells, len(block)):
+            if self._device is not None:
+                hits = await self._threads.run("score", self._device.scan_rows, scope, block, weights, k)
+            elif cells is None or not probing_pays(cells, len(block)):
                 hits = await self._threads.run("score", scan_rows, scope, block, weights, k)
             else:
                 due = [i for i in range(len(block)) if cells.is_due()]
@@ -595,7 +584,3 @@ class FlatIndex:
             if geoid_id is not None and geoid_id in self._by_id:  # else deleted since the scan began
                 candidates.append(Candidate(geoid_id, max(-1.0, min(1.0, cosine)), opposed, fused))
         return candidates
-
-
-def _slots_by_id(state: IndexState) -> dict[str, int]:
-    return {name: slot for slot, name in enumerate(state.ids) if name is not None}

@@ -158,6 +158,7 @@ class SnapshotKeeper:
             self._covered = 0
             await rebuild(self._index, self._follower, self._vault, progress)
             stats.source = "vault"
+        await self._index.prepare()
         self._restored.labels(stats.source).set(1)
         self._schedule()
         log.info("index filled", source=stats.source, geoids=self._index.size, replayed=stats.replayed)

@@ -37,6 +37,8 @@ class Slots:
         self._free: dict[int, list[int]] = {}
         self._kind: list[int] = []
         self.live = 0
+        self.published: deque[int] | None = None
+        """Where each slot is noted that is published, if anyone asks for it."""
 
     @property
     def capacity(self) -> int:
@@ -87,6 +89,9 @@ class Slots:
         """From now on scans see the row."""
         self._words[slot >> 6] |= 1 << (slot & 63)
         self.live += 1
+        noted = self.published
+        if noted is not None:
+            noted.append(slot)
 
     def release(self, slot: int) -> None:
         """From now on new scans do not see the row; it may be written once the running ones have ended."""

@@ -131,6 +131,10 @@ class IndexState:
     kinds: list[int]
     cells: Cells | None
 
+    def slots_by_id(self) -> dict[str, int]:
+        """Where each id is."""
+        return {name: slot for slot, name in enumerate(self.ids) if name is not None}
+
     def live_slots(self) -> npt.NDArray[np.int64]:
         return np.flatnonzero(np.unpackbits(self.bits.view(np.uint8), bitorder="little")).astype(np.int64)
 
