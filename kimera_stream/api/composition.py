@@ -35,8 +35,10 @@ from kimera_stream.core.interfaces import (
 )
 from kimera_stream.core.vault.retention import Retention
 from kimera_stream.core.vault.vault import SqlVault
+from kimera_stream.engines.backlog import Backlog
 from kimera_stream.engines.contradiction import THRESHOLDS, CascadeEngine
 from kimera_stream.engines.field import FieldDynamics
+from kimera_stream.engines.late import LateReader, LateWord
 from kimera_stream.engines.metrics import PipelineMetrics
 from kimera_stream.engines.pipeline import Pipeline
 from kimera_stream.engines.publishing import Publishing
@@ -157,6 +159,12 @@ def _upon_the_log(services: Services, settings: Settings) -> None:
     def pipeline_metrics(registry: CollectorRegistry) -> PipelineMetrics:
         return PipelineMetrics(registry)
 
+    def backlog(vault: VaultService) -> Backlog:
+        return Backlog(vault)
+
+    def late_reader(vault: VaultService, backlog: Backlog, pipeline: Pipeline) -> LateReader:
+        return LateReader(vault, backlog, pipeline.reread)
+
     def sequencer(
         vault: VaultService,
         index: IndexService,
@@ -167,6 +175,7 @@ def _upon_the_log(services: Services, settings: Settings) -> None:
         engine: ContradictionEngine,
         watches: WatchRegistry,
         metrics: PipelineMetrics,
+        backlog: Backlog,
     ) -> Sequencer:
         return Sequencer(
             vault,
@@ -178,6 +187,9 @@ def _upon_the_log(services: Services, settings: Settings) -> None:
             Publishing(vault, cache, engine, watches),
             Removals(vault, cache),
             metrics,
+            backlog=backlog,
+            late=LateWord(vault, cache, engine, backlog),
+            verify_within=settings.scoring.verify_within,
             sure=THRESHOLDS["precise"],
         )
 
@@ -224,6 +236,7 @@ def _upon_the_log(services: Services, settings: Settings) -> None:
         resources: Resources,
         conversation: ConversationMemory,
         snapshots: SnapshotKeeper,
+        backlog: Backlog,
         server: ServerInfo,
     ) -> StatsService:
         return StatsService(
@@ -235,6 +248,7 @@ def _upon_the_log(services: Services, settings: Settings) -> None:
             metrics,
             resources,
             conversation,
+            backlog,
             node=server.node,
             interval=settings.stream.stats_interval,
         )
@@ -262,9 +276,11 @@ def _upon_the_log(services: Services, settings: Settings) -> None:
     services.add(Hub, factory=hub)
     services.add(FieldDynamics, factory=field, also=[FieldService])
     services.add(PipelineMetrics, factory=pipeline_metrics)
+    services.add(Backlog, factory=backlog)
     services.add(Sequencer, factory=sequencer)
     services.add(Queries, factory=queries)
     services.add(Pipeline, factory=pipeline, also=[KnowledgeService])
+    services.add(LateReader, factory=late_reader)
     services.add(StreamEndpoint, factory=endpoint)
     services.add(StatsService, factory=stats)
 

@@ -16,6 +16,7 @@ from kimera_stream.core.vault.errors import VaultSchemaError
 from kimera_stream.core.vault.retention import Retention
 from kimera_stream.core.vault.vault import SqlVault
 from kimera_stream.engines.field import FieldDynamics
+from kimera_stream.engines.late import LateReader
 from kimera_stream.engines.pipeline import Pipeline
 from kimera_stream.engines.sequencer import Sequencer
 from kimera_stream.engines.verifier import CrossEncoderVerifier
@@ -137,6 +138,11 @@ def service_specs(
         service.ready()
         await container.get(StatsService).run()
 
+    async def late(service: Service) -> None:
+        await assembled(LateReader)
+        service.ready()
+        await container.get(LateReader).run()
+
     async def retention(service: Service) -> None:
         service.ready()
         while True:
@@ -163,6 +169,7 @@ def service_specs(
         pass  # switched off, or this build carries no weights: the rules decide
     else:
         specs.append(ServiceSpec("verifier", verifier, backoff=PATIENT))
+        specs.append(ServiceSpec("late", late, after=("pipeline",)))
         before_work.append("verifier")
     specs.append(ServiceSpec("pipeline", pipeline, after=tuple(before_work)))
     specs.append(ServiceSpec("stats", stats, after=("pipeline",)))

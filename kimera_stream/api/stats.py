@@ -10,6 +10,7 @@ import msgspec
 from kimera_stream.core.conversation import ConversationMemory
 from kimera_stream.core.index import FlatIndex, SnapshotKeeper
 from kimera_stream.core.interfaces import FieldService, VaultService
+from kimera_stream.engines.backlog import Backlog
 from kimera_stream.engines.metrics import PipelineMetrics
 from kimera_stream.infrastructure.resources import Resources
 from kimera_stream.streaming.hub import Hub
@@ -32,6 +33,7 @@ class StatsService:
         metrics: PipelineMetrics,
         resources: Resources,
         conversation: ConversationMemory,
+        backlog: Backlog,
         *,
         node: str,
         interval: float,
@@ -44,6 +46,7 @@ class StatsService:
         self._metrics = metrics
         self._resources = resources
         self._conversation = conversation
+        self._backlog = backlog
         self._node = node
         self._interval = interval
         self._began = time.monotonic()
@@ -74,6 +77,7 @@ class StatsService:
             },
             "latency": {"p50": _ms(numbers.p50), "p99": _ms(numbers.p99)},
             "queues": self._resources.queues,
+            "verification": asdict(self._backlog.numbers),
             "sessions": asdict(self._conversation.statistics()),
             "connections": stream["connections"],
             "subscribers": stream["subscriptions"],

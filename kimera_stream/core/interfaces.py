@@ -292,6 +292,19 @@ class Judgement:
     provisional: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """What the engine finds for a batch of new statements.
+
+    Attributes:
+        hits: For each, the statements that it contradicts (threshold applied), the surest first.
+        unread: For each, whether its texts were decided without the verifier, which is to read them later.
+    """
+
+    hits: list[list[tuple[StoredGeoid, Judgement]]]
+    unread: list[bool]
+
+
 @runtime_checkable
 class ContradictionEngine(Protocol):
     """The cascade: scan -> prefilter -> verify -> scope."""
@@ -301,6 +314,10 @@ class ContradictionEngine(Protocol):
 
     async def detect(self, fresh: Sequence[StoredGeoid]) -> list[list[tuple[StoredGeoid, Judgement]]]:
         """For each new geoid, the stored ones and the earlier ones of ``fresh`` that it contradicts (threshold applied)."""
+
+    async def look(self, fresh: Sequence[StoredGeoid], *, hurried: bool = False) -> Detection:
+        """As ``detect``, and who was not read. ``hurried``: the verifier is left out, and what it would have read is
+        decided provisionally."""
 
     @property
     def threshold(self) -> float:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from kimera_stream.core.interfaces import Candidate, IndexService, Judgement, StoredGeoid, Threads
+from kimera_stream.core.interfaces import Candidate, Detection, IndexService, Judgement, StoredGeoid, Threads
 from kimera_stream.engines.composite import components, cosine, relatedness
 from kimera_stream.engines.evidence import Evidence, Rules, packaged_rules
 from kimera_stream.engines.scope import SUPERSEDED, supersedes
@@ -159,8 +159,12 @@ class CascadeEngine:
         The order of ``fresh`` is the order of commit: a stored geoid that an earlier one of ``fresh`` replaces is compared
         in its new version only.
         """
+        return (await self.look(fresh)).hits
+
+    async def look(self, fresh: Sequence[StoredGeoid], *, hurried: bool = False) -> Detection:
+        """As ``detect``, and whose texts the verifier has not read: it was away, or left out (``hurried``)."""
         if not fresh:
-            return []
+            return Detection([], [])
         with self._seconds.labels("scan").time():
             scanned = await self._index.scan(
                 fresh, k=self._settings.candidates, min_relatedness=self._settings.min_relatedness
@@ -168,7 +172,7 @@ class CascadeEngine:
             loaded = await self._geoids.get_many([each.geoid_id for found in scanned for each in found])
         pairs, owner = self._worthy(fresh, scanned, loaded)
         self._pairs.labels("scan").inc(len(pairs))
-        await self._judge(pairs, select=True, owner=owner)
+        await self._judge(pairs, select=True, owner=owner, hurried=hurried)
         results: list[list[tuple[StoredGeoid, Judgement]]] = [[] for _ in fresh]
         with self._seconds.labels("scope").time():
             for pair, number in zip(pairs, owner, strict=True):
@@ -176,7 +180,10 @@ class CascadeEngine:
                     results[number].append((pair.older, self._judgement(pair)))
         for found in results:
             found.sort(key=lambda hit: -hit[1].score)
-        return results
+        unread = [False] * len(fresh)
+        for pair, number in zip(pairs, owner, strict=True):
+            unread[number] = unread[number] or pair.fallen_back
+        return Detection(results, unread)
 
     def _bar(self, pair: _Pair) -> float:
         """Score that this pair needs. The verifier's point holds for its own probabilities; where the rules stand in for
@@ -239,13 +246,20 @@ class CascadeEngine:
     def _is_related(self, pair: _Pair) -> bool:
         return pair.related >= self._settings.min_relatedness
 
-    async def _judge(self, pairs: list[_Pair], *, select: bool, owner: Sequence[int] = ()) -> None:
-        """Rules and verifier on the pairs. ``select``: leave out what is not worth reading (``owner``: whose each is)."""
+    async def _judge(
+        self, pairs: list[_Pair], *, select: bool, owner: Sequence[int] = (), hurried: bool = False
+    ) -> None:
+        """Rules and verifier on the pairs. ``select``: leave out what is not worth reading (``owner``: whose each is).
+        ``hurried``: leave the verifier out."""
         readable = [pair for pair in pairs if pair.has_texts]
         await self._compare(readable)
         if self._verifier is not None and self._stages.verify:
             chosen = self._prefilter(pairs, owner) if select and self._stages.prefilter else readable
-            await self._verify(self._verifier, chosen)
+            if hurried:
+                for pair in chosen:
+                    pair.fallen_back = True
+            else:
+                await self._verify(self._verifier, chosen)
 
     async def _compare(self, pairs: list[_Pair]) -> None:
         if not pairs:

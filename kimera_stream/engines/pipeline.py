@@ -21,7 +21,7 @@ from kimera_stream.engines.intake import Intake, Ticket
 from kimera_stream.engines.metrics import PipelineMetrics
 from kimera_stream.engines.queries import Queries
 from kimera_stream.engines.sequencer import Sequencer
-from kimera_stream.engines.work import DeleteWork, PublishWork, ResolveWork, Work
+from kimera_stream.engines.work import DeleteWork, PublishWork, RereadWork, ResolveWork, Work
 from kimera_stream.infrastructure.settings import Settings
 from kimera_stream.protocol.channels import is_id
 from kimera_stream.protocol.errors import BadRequestError, InternalError, OperationalError, UnavailableError
@@ -47,6 +47,8 @@ KEY_LOOKUPS = 8
 BODY_OVERHEAD = 512
 """Bytes counted for a statement besides its text and vector."""
 REASON_CHARS = 2_000
+REREADER = ("~verifier", "")
+"""Lane of the verifier's later word."""
 
 
 class Pipeline:
@@ -144,6 +146,16 @@ class Pipeline:
             raise BadRequestError(f"reason: expected at most {REASON_CHARS} characters", field="reason")
         ticket: Ticket[tuple[Scar, int]] = self._ticket(principal, session_id)
         self._accept(ResolveWork(ticket, contradiction_id, decision, reason, principal))
+        return await ticket.outcome()
+
+    async def reread(self, geoid_ids: Sequence[str]) -> int:
+        """Have the verifier read stored statements that were decided without it, after everything else that waits.
+
+        Raises:
+            UnavailableError: it cannot read at present, or the server is stopping.
+        """
+        ticket: Ticket[int] = Ticket(REREADER, priority=0, cost=BODY_OVERHEAD, admitted_at=time.monotonic())
+        self._accept(RereadWork(ticket, list(geoid_ids)))
         return await ticket.outcome()
 
     # -- questions -----------------------------------------------------------------------------------------------------

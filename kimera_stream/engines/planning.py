@@ -37,11 +37,15 @@ class Planner:
         head: The newest committed offset; the first entry gets the next.
         now: Unix ms of everything in the batch.
         sure: Score at which a clash counts as sure, for the advice.
+        hurried: The verifier has fallen behind and is left out.
+        unread: Statements in the batch whose texts it has not read.
     """
 
     head: int
     now: int
     sure: float
+    hurried: bool = False
+    unread: int = 0
     batch: WriteBatch = field(default_factory=WriteBatch)
 
     @property

@@ -59,8 +59,9 @@ class Publishing:
         items = await self._items(works, planner, room, outcomes)
         changed = [item for item in items if item.changed]
         if changed:
-            detected = await self._engine.detect([item.stored for item in changed])
-            for item, hits in zip(changed, detected, strict=True):
+            detected = await self._engine.look([item.stored for item in changed], hurried=planner.hurried)
+            planner.unread += sum(detected.unread)
+            for item, hits in zip(changed, detected.hits, strict=True):
                 item.hits = hits
         known = await self._known(changed)
         await self._look_again(changed, known)

@@ -16,12 +16,14 @@ import structlog
 from kimera_stream.core.conversation import ConversationMemory
 from kimera_stream.core.geoid_cache import GeoidCache
 from kimera_stream.core.interfaces import EventSink, IndexService, VaultService, WriteBatch
+from kimera_stream.engines.backlog import Backlog
 from kimera_stream.engines.field import FieldDynamics
+from kimera_stream.engines.late import LateWord
 from kimera_stream.engines.metrics import PipelineMetrics
 from kimera_stream.engines.planning import Planner
 from kimera_stream.engines.publishing import Publishing
 from kimera_stream.engines.removals import Removals
-from kimera_stream.engines.work import DeleteWork, PublishWork, ResolveWork, Work
+from kimera_stream.engines.work import DeleteWork, PublishWork, RereadWork, ResolveWork, Work
 from kimera_stream.protocol.errors import ConflictError, OperationalError, UnavailableError
 from kimera_stream.protocol.log import LogEntry
 from kimera_stream.protocol.objects import Contradiction
@@ -37,8 +39,12 @@ class Sequencer:
     """Commits work in order. Belongs to one task.
 
     Args:
+        backlog: Learns of statements that the verifier has not read.
+        late: Plans its later word on them.
+        verify_within: Seconds that a statement may have waited and still be read by the verifier before it is answered.
         sure: Score at which a clash counts as sure, for the advice.
         clock: Unix seconds.
+        monotonic: The clock of ``Ticket.admitted_at``.
     """
 
     def __init__(
@@ -53,8 +59,12 @@ class Sequencer:
         removals: Removals,
         metrics: PipelineMetrics,
         *,
+        backlog: Backlog,
+        late: LateWord,
+        verify_within: float,
         sure: float,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._vault = vault
         self._index = index
@@ -65,6 +75,10 @@ class Sequencer:
         self._publishing = publishing
         self._removals = removals
         self._metrics = metrics
+        self._backlog = backlog
+        self._late = late
+        self._verify_within = verify_within
+        self._monotonic = monotonic
         self._sure = sure
         self._clock = clock
         self._last_ms = 0
@@ -98,18 +112,28 @@ class Sequencer:
         for attempt in range(REPLANS):
             if self.applied < self._vault.head:  # an earlier catching up failed half-way: nothing may be passed over
                 await self.catch_up()
-            planner = Planner(head=self._vault.head, now=self._now(), sure=self._sure)
+            planner = Planner(
+                head=self._vault.head, now=self._now(), sure=self._sure, hurried=self._late_already(segment)
+            )
             outcomes = await self._plan(segment, planner)
             batch = planner.batch
+            if planner.unread:
+                await self._backlog.put_off_entries(batch.entries[0].offset, batch.entries[-1].offset)
             if batch.entries:
                 began = time.perf_counter()
                 try:
                     await self._vault.commit(batch)
-                except ConflictError:
+                except OperationalError as error:
+                    if planner.unread:
+                        self._backlog.withdraw(batch.entries[0].offset)
+                    if not isinstance(error, ConflictError):
+                        raise
                     log.info("another writer was faster, planning again", attempt=attempt + 1)
                     continue
                 self._metrics.committed(batch, time.perf_counter() - began)
                 self._apply(batch)
+                if planner.unread:
+                    self._backlog.committed(batch.entries[-1].offset, planner.unread)
             for work, outcome in outcomes:
                 if isinstance(outcome, OperationalError):
                     self._metrics.refused(outcome.code, 1)
@@ -130,7 +154,15 @@ class Sequencer:
         resolves = [work for work in segment if isinstance(work, ResolveWork)]
         if resolves:
             outcomes += await self._removals.resolve(resolves, planner)
+        rereads = [work for work in segment if isinstance(work, RereadWork)]
+        if rereads:
+            outcomes += await self._late.plan(rereads, planner)
         return outcomes
+
+    def _late_already(self, segment: Sequence[Work]) -> bool:
+        """Whether what is published here has waited so long that the verifier's word on it has to come later."""
+        admitted = [work.ticket.admitted_at for work in segment if isinstance(work, PublishWork)]
+        return bool(admitted) and self._monotonic() - min(admitted) > self._verify_within
 
     async def _read_back(self, entries: Sequence[LogEntry]) -> WriteBatch:
         """What was committed with ``entries``: geoids in their newest version, contradictions as they were told."""
@@ -180,8 +212,10 @@ def segments(group: Sequence[Work]) -> Iterator[list[Work]]:
             target = work.body.id
         elif isinstance(work, DeleteWork):
             target = work.geoid_id
-        else:
+        elif isinstance(work, ResolveWork):
             target = work.contradiction_id
+        else:
+            target = "~reread"  # each in a transaction of its own: what one finds, the next has to know
         if run and (type(work) is not type(run[0]) or (target is not None and target in seen)):
             yield run
             run, seen = [], set()

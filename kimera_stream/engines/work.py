@@ -43,4 +43,12 @@ class ResolveWork:
     principal: Principal
 
 
-Work: TypeAlias = PublishWork | DeleteWork | ResolveWork
+@dataclass(slots=True)
+class RereadWork:
+    """Have the verifier read stored statements that were decided without it; answers how many it read."""
+
+    ticket: Ticket[int]
+    geoid_ids: list[str]
+
+
+Work: TypeAlias = PublishWork | DeleteWork | ResolveWork | RereadWork

@@ -136,6 +136,11 @@ class ScoringSettings(Group):
     )
     candidates: Positive = Field(64, description="Candidates the scan hands on per statement.")
     verify_candidates: Positive = Field(16, description="Candidates the verifier reads per statement.")
+    verify_within: Seconds = Field(
+        10.0,
+        description="Seconds a statement may have waited when its turn comes; beyond, the rules decide at once, marked "
+        "provisional, and the verifier's word follows when it has caught up.",
+    )
     min_relatedness: Fraction = Field(0.35, description="Cosine below which two statements are about different things.")
     verifier: Literal["auto", "off"] = Field(
         "auto", description="auto: the packaged cross-encoder; off: evidence rules alone."

@@ -1,5 +1,6 @@
 """The whole of ``engines`` over a vault in memory and an index that compares everything: small, fast, and told to fail."""
 
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -19,13 +20,16 @@ from kimera_stream.core.interfaces import (
     IdempotencyRecord,
     LogPage,
     Matrix,
+    Page,
     Principal,
     StoredGeoid,
     Vector,
     WriteBatch,
 )
+from kimera_stream.engines.backlog import Backlog
 from kimera_stream.engines.contradiction import THRESHOLDS, CascadeEngine
 from kimera_stream.engines.field import FieldDynamics
+from kimera_stream.engines.late import LateWord
 from kimera_stream.engines.metrics import PipelineMetrics
 from kimera_stream.engines.pipeline import Pipeline
 from kimera_stream.engines.publishing import Publishing
@@ -33,11 +37,12 @@ from kimera_stream.engines.queries import Queries
 from kimera_stream.engines.removals import Removals
 from kimera_stream.engines.sequencer import Sequencer
 from kimera_stream.engines.symbolic import compare_states
+from kimera_stream.engines.verifier import Verifier
 from kimera_stream.engines.watches import WatchRegistry
 from kimera_stream.infrastructure.settings import Settings
 from kimera_stream.protocol.errors import ConflictError, OperationalError
 from kimera_stream.protocol.log import LogEntry
-from kimera_stream.protocol.objects import Contradiction, Scar, Watch
+from kimera_stream.protocol.objects import Contradiction, Geoid, Scar, Watch
 
 T = TypeVar("T")
 DIMENSION = 128
@@ -63,6 +68,7 @@ class MemoryVault:
         self.keys: dict[tuple[str, str], IdempotencyRecord] = {}
         self.kept_watches: dict[tuple[str, str], tuple[Watch, Vector | None]] = {}
         self.audit: list[tuple[int, str, str, str]] = []
+        self.cursors: dict[tuple[str, str, str], int] = {}
         self.faults: list[Exception | None] = []
         self.commits: list[int] = []
         self.gate: anyio.Event | None = None
@@ -157,6 +163,21 @@ class MemoryVault:
         await anyio.lowlevel.checkpoint()
         record = self.keys.get((principal, key))
         return record if record is not None and record.created_at >= not_before else None
+
+    async def save_cursor(self, principal: str, name: str, channel: str, offset: int) -> None:
+        await anyio.lowlevel.checkpoint()
+        self.cursors[principal, name, channel] = offset
+
+    async def cursor(self, principal: str, name: str, channel: str) -> int | None:
+        await anyio.lowlevel.checkpoint()
+        return self.cursors.get((principal, name, channel))
+
+    async def list_geoids(self, *, after: int, limit: int) -> Page[Geoid]:
+        await anyio.lowlevel.checkpoint()
+        found = sorted(
+            (each.geoid for each in self.stored.values() if each.geoid.offset > after), key=lambda g: g.offset
+        )
+        return Page(found[:limit], found[limit - 1].offset if len(found) > limit else None)
 
     async def save_watch(self, watch: Watch, vector: Vector | None) -> None:
         self.kept_watches[watch.principal, watch.watch] = (watch, vector)
@@ -299,7 +320,7 @@ class Sink:
 class World:
     """Everything wired, nothing running. ``changes``: of settings, as ``performance={"queue_items": 2}``."""
 
-    def __init__(self, *, capacity: int | None = None, **changes: Any) -> None:
+    def __init__(self, *, capacity: int | None = None, verifier: Verifier | None = None, **changes: Any) -> None:
         self.settings = Settings(**changes)
         self.vault = MemoryVault()
         self.index = PlainIndex(capacity)
@@ -307,8 +328,11 @@ class World:
         self.sink = Sink()
         self.now = 1_700_000_000.0
         registry = CollectorRegistry()
+        self.late_by = 0.0
+        """Seconds that everything has waited longer than it has."""
+        self.backlog = Backlog(self.vault)
         self.cache = GeoidCache(self.vault, 1_000_000)
-        self.engine = CascadeEngine(self.index, self.cache, None, self.settings.scoring, SameThread(), registry)
+        self.engine = CascadeEngine(self.index, self.cache, verifier, self.settings.scoring, SameThread(), registry)
         self.watches = WatchRegistry(
             self.vault,  # type: ignore[arg-type]
             self.engine,
@@ -331,8 +355,12 @@ class World:
             Publishing(self.vault, self.cache, self.engine, self.watches),  # type: ignore[arg-type]
             Removals(self.vault, self.cache),  # type: ignore[arg-type]
             self.metrics,
+            backlog=self.backlog,
+            late=LateWord(self.vault, self.cache, self.engine, self.backlog),  # type: ignore[arg-type]
+            verify_within=self.settings.scoring.verify_within,
             sure=THRESHOLDS["precise"],
             clock=lambda: self.now,
+            monotonic=lambda: time.monotonic() + self.late_by,
         )
         self.queries = Queries(
             self.encoder,
