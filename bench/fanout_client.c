@@ -31,7 +31,7 @@ typedef struct {
     uint8_t *buf;
 } peer;
 
-static int count, filters, epfd, ready, finished;
+static int count, filters, epfd, ready, finished, told;
 static const char *hello;
 static peer *peers;
 static uint64_t deliveries, bytes, wrong, lost, until, first_ns, last_ns;
@@ -116,7 +116,7 @@ static void on_message(peer *p, int i, const uint8_t *text, size_t n, uint64_t n
 
 static void gone(peer *p, int i) {
     if (p->state == 4) return;
-    fprintf(stderr, "subscriber %d was disconnected\n", i);
+    if (told++ < 5) fprintf(stderr, "subscriber %d was disconnected\n", i);
     if (p->state < 3) exit(1); /* never ready: nothing can be measured */
     p->state = 4;
     close(p->fd);
@@ -173,7 +173,7 @@ static void on_bytes(peer *p, int i) {
             uint8_t opcode = p->buf[at] & 15;
             if (opcode == 1) on_message(p, i, p->buf + at + head, size, now);
             else if (opcode == 8) {
-                fprintf(stderr, "subscriber %d was closed with %d\n", i, size >= 2 ? p->buf[at + head] << 8 | p->buf[at + head + 1] : 0);
+                if (told < 5) fprintf(stderr, "subscriber %d was closed with %d\n", i, size >= 2 ? p->buf[at + head] << 8 | p->buf[at + head + 1] : 0);
                 gone(p, i);
                 return;
             } else if (opcode == 9) {

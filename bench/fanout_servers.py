@@ -139,7 +139,7 @@ async def kimera() -> None:
     settings = Settings(
         _env_file=None,
         api={"max_connections": 20_000, "max_connections_per_principal": 20_000},
-        stream={"tick": tick, "outbox_age": 300, "pong_timeout": 300, "ping_interval": 300},
+        stream={"tick": tick, "outbox_age": 300, "pong_timeout": 300, "connect_timeout": 300, "ping_interval": 300},
     )
     log = Log()
     hub = Hub(log, settings.stream)

@@ -7,6 +7,7 @@ RFC 7692 for compression.
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import anyio
 import msgspec
@@ -436,3 +437,75 @@ async def test_fuzzed_frames_never_hurt_the_server(server: World, parts: list[by
         await pongs(peer)
     await until(lambda: not server.hub.statistics()["connections"])
     assert server.hub.metrics._defects._metrics == {}
+
+
+# -- both encodings
+
+
+@pytest.fixture(params=["json", "msgpack"])
+def said(request: pytest.FixtureRequest) -> tuple[dict[str, str], int, Any]:
+    """Headers of the handshake, opcode and encoder of one encoding."""
+    headers = {"Sec-WebSocket-Protocol": f"kimera.v1.{request.param}"}
+    if request.param == "json":
+        return headers, TEXT, msgspec.json.encode
+    return headers, BINARY, msgspec.msgpack.encode
+
+
+@asynccontextmanager
+async def speaking(world: World, said: tuple[dict[str, str], int, Any]) -> AsyncIterator[RawPeer]:
+    headers, opcode, encode = said
+    async with await RawPeer.open(world.port, headers=headers) as peer:
+        await peer.send(build(opcode, encode({"op": "connect", "id": 1})))
+        assert (await peer.message())["op"] == "connected"
+        yield peer
+
+
+@pytest.mark.parametrize("size", [0, 100, 200, 65_000])
+async def test_lengths_and_fragments_in_both_encodings(
+    world: World, said: tuple[dict[str, str], int, Any], size: int
+) -> None:
+    _, opcode, encode = said
+    whole = encode({"op": "publish", "id": 2, "geoid": {"text": "x" * size}})
+    async with speaking(world, said) as peer:
+        await peer.send(build(opcode, whole))
+        assert (await peer.message())["id"] == 2
+        cut = len(whole) // 3
+        await peer.send(
+            build(opcode, whole[:cut], fin=False),
+            build(PING, b"p"),
+            build(CONT, b"", fin=False),
+            build(CONT, whole[cut:]),
+        )
+        answers = [await peer.frame() for _ in range(2)]
+        assert [frame.opcode for frame in answers] == [PONG, opcode]
+        assert answers[0].payload == b"p"
+
+
+async def test_broken_messages_and_the_other_kind_of_frame_in_both_encodings(
+    world: World, said: tuple[dict[str, str], int, Any]
+) -> None:
+    _, opcode, encode = said
+    async with speaking(world, said) as peer:
+        broken = encode({"op": "ping", "id": 2})[:-3]
+        await peer.send(build(opcode, broken))
+        assert (await peer.message())["code"] == "bad_request"
+        await peer.send(build(opcode, encode({"op": "publish", "id": 3, "geoid": {"text": "x" * 100_000}})))
+        assert (await peer.message())["code"] == "too_large"
+        await peer.send(build(BINARY if opcode == TEXT else TEXT, b"{}"))
+        assert await peer.close_code() == 1003
+
+
+async def test_closes_of_the_protocol_name_their_reason_in_one_word(
+    world: World, said: tuple[dict[str, str], int, Any]
+) -> None:
+    _, opcode, _ = said
+    for bad, code, word in [
+        (build(opcode, b"x" * 300_000), 1009, b"too_big"),
+        (build(3, b""), 1002, b"protocol_error"),
+        (build(opcode, b"x", masked=False), 1002, b"protocol_error"),
+        (build(CLOSE, b"\x03\xe8\xff"), 1007, b"invalid_payload"),
+    ]:
+        async with speaking(world, said) as peer:
+            await peer.send(bad)
+            frame = await peer.frame()
+            assert (frame.opcode, frame.code, frame.payload[2:]) == (CLOSE, code, word)

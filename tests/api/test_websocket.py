@@ -18,6 +18,12 @@ from tests.streaming.fakes import World, serving, settings_with, until
 
 pytestmark = [pytest.mark.anyio]
 
+
+@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    return "asyncio", {"use_uvloop": request.param}
+
+
 WAYS = [(egress, encoding) for egress in (True, False) for encoding in ("json", "msgpack")]
 
 
