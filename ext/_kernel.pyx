@@ -79,6 +79,24 @@ cdef extern from "kimera.h" nogil:
     int km_pool_threads(const km_pool *pool)
     int km_scan_run(const km_scan *scan, km_hit *hits, int64_t *counts)
     void km_rescore(const km_scan *scan, km_hit *hits, int64_t *counts)
+    ctypedef struct km_sieve:
+        int64_t dims
+        int64_t cells
+        const int8_t *centres
+        const float *spread
+        const uint8_t *kinds
+        const int64_t *starts
+        const int8_t *codes
+        const uint8_t *rest
+        const uint32_t *slots
+
+    ctypedef struct km_short:
+        const int8_t *codes
+        float step
+        float rest
+
+    int km_sieve_run(const km_scan *scan, const km_sieve *sieve, const km_short *shorts, float row_slack,
+                     float cell_slack, km_hit *hits, int64_t *counts, int64_t *read)
     int km_pair_head(const km_isa *isa, const float *query, const float *rows, int64_t n, int64_t dim,
                      const float *extra, int64_t extras, const float *w1, const float *b1, const float *w2, float b2,
                      int64_t hidden, float *out)
@@ -313,6 +331,106 @@ cdef class Backend:
         if failed:
             raise MemoryError
         return worst
+
+    def sift(
+        self,
+        View view,
+        const uint64_t[::1] live,
+        const float[:, ::1] vectors,
+        const uint8_t[::1] has_vector,
+        const uint32_t[::1] text,
+        const int64_t[::1] exclude,
+        const int8_t[:, ::1] short_codes,
+        const float[::1] short_steps,
+        const float[::1] short_rest,
+        const int8_t[:, :, :, ::1] centres,
+        const float[::1] spread,
+        const uint8_t[::1] kinds,
+        const int64_t[::1] starts,
+        const int8_t[:, :, :, ::1] codes,
+        const uint8_t[::1] rest,
+        const uint32_t[::1] row_slots,
+        weights,
+        int64_t stride,
+        float margin,
+        float row_slack,
+        float cell_slack,
+        bint rescore,
+        int64_t[:, ::1] slots,
+        float[:, ::1] fused,
+        float[:, ::1] cosine,
+        int64_t[::1] counts,
+        int64_t[::1] read,
+    ):
+        cdef int64_t i, j, m = slots.shape[0], k = slots.shape[1], dim = vectors.shape[1]
+        cdef km_scan scan
+        cdef km_sieve sieve
+        cdef km_query *queries = NULL
+        cdef km_short *shorts = NULL
+        cdef int8_t *full = NULL
+        cdef km_hit *hits = NULL
+        cdef float worst = 0
+        cdef int failed = -1
+        if m == 0 or starts[spread.shape[0]] == 0:
+            return
+        scan.weights.min_related = weights.min_related
+        scan.weights.threshold = weights.threshold
+        scan.weights.flag = weights.flag
+        scan.weights.layer = 0
+        scan.weights.l1 = 0
+        sieve.dims = short_codes.shape[1]
+        sieve.cells = spread.shape[0]
+        sieve.centres = &centres[0, 0, 0, 0]
+        sieve.spread = &spread[0]
+        sieve.kinds = &kinds[0]
+        sieve.starts = &starts[0]
+        sieve.codes = &codes[0, 0, 0, 0]
+        sieve.rest = &rest[0]
+        sieve.slots = &row_slots[0]
+        with nogil:
+            queries = <km_query *>calloc(m, sizeof(km_query))
+            shorts = <km_short *>calloc(m, sizeof(km_short))
+            full = <int8_t *>malloc(m * stride)
+            hits = <km_hit *>malloc(m * k * sizeof(km_hit))
+            if queries != NULL and shorts != NULL and full != NULL and hits != NULL:
+                for i in range(m):
+                    queries[i].text = text[i]
+                    queries[i].exclude = exclude[i]
+                    shorts[i].codes = &short_codes[i, 0]
+                    shorts[i].step = short_steps[i]
+                    shorts[i].rest = short_rest[i]
+                    if has_vector[i]:
+                        queries[i].vector = &vectors[i, 0]
+                        queries[i].codes = full + i * stride
+                        worst = max(worst, km_quantize_query(
+                            &vectors[i, 0], dim, stride, full + i * stride, &queries[i].step, &queries[i].bias
+                        ))
+                scan.isa = self.isa
+                scan.pool = self.pool
+                scan.segments = view.segments
+                scan.segment_count = view.count
+                scan.live = &live[0]
+                scan.dim = dim
+                scan.stride = stride
+                scan.queries = queries
+                scan.query_count = m
+                scan.k = k
+                scan.weights.margin = margin + 1.01 * worst if margin > 0 else 0
+                failed = km_sieve_run(&scan, &sieve, shorts, row_slack, cell_slack, hits, &counts[0], &read[0])
+                if not failed:
+                    if rescore:
+                        km_rescore(&scan, hits, &counts[0])
+                    for i in range(m):
+                        for j in range(counts[i]):
+                            slots[i, j] = hits[i * k + j].slot
+                            fused[i, j] = hits[i * k + j].fused
+                            cosine[i, j] = hits[i * k + j].cosine
+            free(queries)
+            free(shorts)
+            free(full)
+            free(hits)
+        if failed:
+            raise MemoryError
 
     def pair_head(
         self,

@@ -88,6 +88,21 @@ static inline uint64_t body_same(const uint64_t *restrict words, int64_t n, uint
     return bits;
 }
 
+static inline uint64_t body_sift(const int32_t *restrict dots, const uint8_t *restrict rest, int64_t n, float step,
+                                 float slack, float bar)
+{
+    uint8_t over[KM_BLOCK] = {0};
+    for (int64_t i = 0; i < n; i++)
+        over[i] = (uint8_t)((float)dots[i] * step + slack * (float)(int32_t)rest[i] >= bar);
+    uint64_t bits = 0;
+    for (int i = 0; i < KM_BLOCK / 8; i++) {
+        uint64_t word;
+        __builtin_memcpy(&word, over + 8 * i, 8);
+        bits |= ((word * UINT64_C(0x0102040810204080)) >> 56) << (8 * i);
+    }
+    return bits;
+}
+
 /* The yardstick of the benchmarks: how fast one thread can read, with nothing to compute. */
 typedef uint64_t lanes __attribute__((vector_size(64), aligned(1), may_alias));
 

@@ -201,8 +201,29 @@ static void multi_f32(const float *packed, int groups, const float *rows, int64_
     }
 }
 
+/* Both factors are at most 127, so `maddubs` cannot saturate; the query's sign goes onto the rows. */
+static void lanes_i8(const int8_t *query, const int8_t *packed, int64_t groups, int64_t dims, int32_t *out)
+{
+    const __m256i ones = _mm256_set1_epi16(1);
+    for (int64_t g = 0; g < groups; g++) {
+        const int8_t *rows = packed + g * dims * KM_LANES;
+        __m256i a = _mm256_setzero_si256(), b = a;
+        for (int64_t j = 0; j < dims; j += 4, rows += 4 * KM_LANES) {
+            int32_t word;
+            __builtin_memcpy(&word, query + j, 4);
+            const __m256i q = _mm256_set1_epi32(word), size = _mm256_abs_epi8(q);
+            const __m256i r0 = _mm256_loadu_si256((const __m256i *)rows);
+            const __m256i r1 = _mm256_loadu_si256((const __m256i *)(rows + 32));
+            a = _mm256_add_epi32(a, _mm256_madd_epi16(_mm256_maddubs_epi16(size, _mm256_sign_epi8(r0, q)), ones));
+            b = _mm256_add_epi32(b, _mm256_madd_epi16(_mm256_maddubs_epi16(size, _mm256_sign_epi8(r1, q)), ones));
+        }
+        _mm256_storeu_si256((__m256i *)(out + g * KM_LANES), a);
+        _mm256_storeu_si256((__m256i *)(out + g * KM_LANES + 8), b);
+    }
+}
+
 const km_isa km_isa_avx2 = {
     "avx2", supported, dots_f32, dots_l1_f32, dots_u8, dots_l1_u8, multi_u8, multi_f32,
-    body_admit, body_admit_multi, body_unbias, body_overlap, body_same, body_read,
+    body_admit, body_admit_multi, body_unbias, body_overlap, body_same, lanes_i8, body_sift, body_read,
 };
 #endif

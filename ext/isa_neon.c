@@ -142,8 +142,25 @@ static void multi_f32(const float *packed, int groups, const float *rows, int64_
         }
 }
 
+static void lanes_i8(const int8_t *query, const int8_t *packed, int64_t groups, int64_t dims, int32_t *out)
+{
+    for (int64_t g = 0; g < groups; g++) {
+        const int8_t *rows = packed + g * dims * KM_LANES;
+        int32x4_t a[4] = {vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0)};
+        for (int64_t j = 0; j < dims; j += 4, rows += 4 * KM_LANES) {
+            int32_t word;
+            __builtin_memcpy(&word, query + j, 4);
+            const int8x16_t q = vreinterpretq_s8_s32(vdupq_n_s32(word));
+            for (int v = 0; v < 4; v++)
+                a[v] = dot16(a[v], q, vld1q_s8(rows + 16 * v));
+        }
+        for (int v = 0; v < 4; v++)
+            vst1q_s32(out + g * KM_LANES + 4 * v, a[v]);
+    }
+}
+
 const km_isa km_isa_neon = {
     "neon", supported, dots_f32, dots_l1_f32, dots_u8, dots_l1_u8, multi_u8, multi_f32,
-    body_admit, body_admit_multi, body_unbias, body_overlap, body_same, body_read,
+    body_admit, body_admit_multi, body_unbias, body_overlap, body_same, lanes_i8, body_sift, body_read,
 };
 #endif

@@ -90,7 +90,20 @@ static void multi_f32(const float *packed, int groups, const float *rows, int64_
     }
 }
 
+static void lanes_i8(const int8_t *query, const int8_t *packed, int64_t groups, int64_t dims, int32_t *out)
+{
+    for (int64_t g = 0; g < groups; g++) {
+        int32_t acc[KM_LANES] = {0};
+        for (int64_t j = 0; j < dims; j += 4, packed += 4 * KM_LANES)
+            for (int l = 0; l < KM_LANES; l++)
+                for (int b = 0; b < 4; b++)
+                    acc[l] += (int32_t)query[j + b] * (int32_t)packed[4 * l + b];
+        for (int l = 0; l < KM_LANES; l++)
+            out[g * KM_LANES + l] = acc[l];
+    }
+}
+
 const km_isa km_isa_scalar = {
     "scalar", supported, dots_f32, dots_l1_f32, dots_u8, dots_l1_u8, multi_u8, multi_f32,
-    body_admit, body_admit_multi, body_unbias, body_overlap, body_same, body_read,
+    body_admit, body_admit_multi, body_unbias, body_overlap, body_same, lanes_i8, body_sift, body_read,
 };

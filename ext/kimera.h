@@ -101,6 +101,10 @@ typedef struct {
     uint64_t (*overlap)(const uint64_t *words, int64_t n, uint64_t mask);
     /* bit i: (words[i] & KM_SUBJECT) == subject */
     uint64_t (*same)(const uint64_t *words, int64_t n, uint64_t subject);
+    /* out[i] = dot(query, row i) over rows packed as the queries of multi_u8 are: [groups][dims / 4][KM_LANES][4] */
+    void (*lanes_i8)(const int8_t *query, const int8_t *packed, int64_t groups, int64_t dims, int32_t *out);
+    /* bit i: dots[i] * step + slack * rest[i] >= bar; n <= KM_BLOCK */
+    uint64_t (*sift)(const int32_t *dots, const uint8_t *rest, int64_t n, float step, float slack, float bar);
     /* reads a buffer once and computes next to nothing: the yardstick of the benchmarks */
     uint64_t (*read)(const uint8_t *data, size_t bytes);
 } km_isa;
@@ -163,6 +167,31 @@ int km_scan_run(const km_scan *scan, km_hit *hits, int64_t *counts);
 /* Replaces the cosines (and with them the fused scores) of hits by those of the float32 rows, drops what falls out of
  * the thresholds, and sorts again. */
 void km_rescore(const km_scan *scan, km_hit *hits, int64_t *counts);
+
+/* sieve.c: short codes of all rows in cells, from which a query picks the rows worth reading in full */
+#define KM_UNUSED UINT32_MAX /* slot of a padding row */
+typedef struct {
+    int64_t dims;           /* of the short codes, a multiple of 4 */
+    int64_t cells;          /* a multiple of KM_LANES; the last ones may be empty */
+    const int8_t *centres;  /* packed */
+    const float *spread;    /* of each cell: root mean square of what its centre leaves out of a row */
+    const uint8_t *kinds;   /* of each cell: kind of its rows' texts, see km_kind */
+    const int64_t *starts;  /* cells + 1: first group of KM_LANES rows */
+    const int8_t *codes;    /* packed */
+    const uint8_t *rest;    /* of each row: norm outside the short codes, in 255ths */
+    const uint32_t *slots;  /* of each row */
+} km_sieve;
+typedef struct {
+    const int8_t *codes; /* dims */
+    float step;          /* of codes */
+    float rest;          /* norm of the query outside the short codes */
+} km_short;
+/* Hits as km_scan_run gives them, without symbols, layers and L1, of rows that the bounds let through.
+ * row_slack, cell_slack: how much of what the short codes leave out is allowed for, as a cosine; 1 is all of it. */
+int km_sieve_run(const km_scan *scan, const km_sieve *sieve, const km_short *shorts, float row_slack, float cell_slack,
+                 km_hit *hits, int64_t *counts, int64_t *read);
+const km_segment *km_segment_of(const km_scan *scan, int64_t slot);
+float km_flag_of(const km_scan *scan, const km_segment *segment, int64_t row, uint32_t text);
 
 /* head.c */
 int km_pair_head(const km_isa *isa, const float *query, const float *rows, int64_t n, int64_t dim, const float *extra,

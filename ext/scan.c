@@ -82,7 +82,7 @@ static void consider(const km_scan *scan, const km_query *query, const km_segmen
         km_heap_push(heap, hit);
 }
 
-static inline float flag_of(const km_scan *scan, const km_segment *segment, int64_t row, uint32_t text)
+float km_flag_of(const km_scan *scan, const km_segment *segment, int64_t row, uint32_t text)
 {
     if (segment->text == NULL)
         return 0.0f;
@@ -207,7 +207,7 @@ static void block_multi(const km_scan *scan, const pass *p, const km_segment *se
             const km_query *query = &scan->queries[p->first + j];
             int has = has_vectors && query->vector != NULL;
             float c = has ? cosine[j] : 0.0f;
-            consider(scan, query, segment, row + i, c, c + (has ? flag_of(scan, segment, row + i, query->text) : 0.0f),
+            consider(scan, query, segment, row + i, c, c + (has ? km_flag_of(scan, segment, row + i, query->text) : 0.0f),
                      has, (int)(related >> j & 1), (int)(passing >> j & 1), (int)(symbolic >> j & 1),
                      &heaps[p->first + j]);
         }
@@ -362,7 +362,7 @@ out:
     return failed;
 }
 
-static const km_segment *segment_of(const km_scan *scan, int64_t slot)
+const km_segment *km_segment_of(const km_scan *scan, int64_t slot)
 {
     int64_t low = 0, high = scan->segment_count - 1;
     while (low < high) {
@@ -382,7 +382,7 @@ void km_rescore(const km_scan *scan, km_hit *hits, int64_t *counts)
         km_heap kept = {hits + q * scan->k, 0, scan->k};
         for (int64_t i = 0; i < counts[q]; i++) {
             km_hit hit = hits[q * scan->k + i];
-            const km_segment *segment = segment_of(scan, hit.slot);
+            const km_segment *segment = km_segment_of(scan, hit.slot);
             if (query->vector != NULL && segment->codes != NULL && segment->exact != NULL) {
                 float exact;
                 scan->isa->dots_f32(query->vector, segment->exact + (hit.slot - segment->base) * scan->dim, 1,

@@ -29,6 +29,7 @@ from kimera_stream.kernels.layout import (
     stride_of,
 )
 from kimera_stream.kernels.reference import Reference
+from kimera_stream.kernels.sieving import Sieve
 
 try:
     import kimera_stream.kernels._kernel as _kernel
@@ -60,6 +61,7 @@ __all__ = [
     "Queries",
     "Record",
     "Segment",
+    "Sieve",
     "View",
     "Weights",
     "bitmap",

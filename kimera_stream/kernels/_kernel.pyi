@@ -3,7 +3,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from kimera_stream.kernels.layout import F32, I32, I64, U8, U32, U64, Segment, Weights
+from kimera_stream.kernels.layout import F32, I8, I32, I64, U8, U32, U64, Segment, Weights
 
 def variants() -> tuple[str, ...]: ...
 def steps() -> list[float]: ...
@@ -45,5 +45,35 @@ class Backend:
         opposed: I32,
         counts: I64,
     ) -> float: ...
+    def sift(
+        self,
+        view: View,
+        live: U64,
+        vectors: F32,
+        has_vector: U8,
+        text: U32,
+        exclude: I64,
+        short_codes: I8,
+        short_steps: F32,
+        short_rest: F32,
+        centres: I8,
+        spread: F32,
+        kinds: U8,
+        starts: I64,
+        codes: I8,
+        rest: U8,
+        row_slots: U32,
+        weights: Weights,
+        stride: int,
+        margin: float,
+        row_slack: float,
+        cell_slack: float,
+        rescore: bool,
+        slots: I64,
+        fused: F32,
+        cosine: F32,
+        counts: I64,
+        read: I64,
+    ) -> None: ...
     def pair_head(self, query: F32, rows: F32, extra: F32, w1: F32, b1: F32, w2: F32, b2: float, out: F32) -> None: ...
     def match(self, vector: F32, rows: F32, thresholds: F32, indices: I64, cosines: F32) -> int: ...

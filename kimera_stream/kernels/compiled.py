@@ -6,6 +6,7 @@ import numpy as np
 
 from kimera_stream.kernels import _kernel
 from kimera_stream.kernels.layout import F32, I64, U8, U64, Hits, Queries, Segment, Weights, stride_of
+from kimera_stream.kernels.sieving import Sieve
 
 
 class Compiled:
@@ -56,6 +57,53 @@ class Compiled:
             hits.counts,
         )
         return hits
+
+    def sift(
+        self,
+        view: _kernel.View,
+        live: U64,
+        queries: Queries,
+        weights: Weights,
+        sieve: Sieve,
+        *,
+        k: int,
+        row_slack: float,
+        cell_slack: float,
+        margin: float,
+        rescore: bool,
+    ) -> tuple[Hits, I64]:
+        hits, read = Hits.empty(len(queries), k), np.zeros(len(queries), np.int64)
+        codes, steps, rest = sieve.ask(queries.vectors)
+        self._backend.sift(
+            view,
+            live,
+            queries.vectors,
+            queries.has_vector,
+            queries.text,
+            queries.exclude,
+            codes,
+            steps,
+            rest,
+            sieve.centres,
+            sieve.spread,
+            sieve.kinds,
+            sieve.starts,
+            sieve.codes,
+            sieve.rest,
+            sieve.slots,
+            weights,
+            stride_of(queries.dim),
+            margin,
+            row_slack,
+            cell_slack,
+            rescore,
+            hits.slots,
+            hits.fused,
+            hits.cosine,
+            hits.counts,
+            read,
+        )
+        return hits, read
 
     def pair_head(self, query: F32, rows: F32, extra: F32, w1: F32, b1: F32, w2: F32, b2: float) -> F32:
         out = np.empty(len(rows), np.float32)

@@ -20,6 +20,7 @@ from kimera_stream.kernels.layout import (
     stride_of,
 )
 from kimera_stream.kernels.reference import quantize as reference_quantize
+from kimera_stream.kernels.sieving import Sieve
 
 try:
     import kimera_stream.kernels._kernel as _kernel
@@ -49,6 +50,21 @@ class Backend(Protocol):
         rescore: bool,
         select: U8 | None,
     ) -> Hits: ...
+
+    def sift(
+        self,
+        view: Any,
+        live: U64,
+        queries: Queries,
+        weights: Weights,
+        sieve: Sieve,
+        *,
+        k: int,
+        row_slack: float,
+        cell_slack: float,
+        margin: float,
+        rescore: bool,
+    ) -> tuple[Hits, I64]: ...
 
     def pair_head(self, query: F32, rows: F32, extra: F32, w1: F32, b1: F32, w2: F32, b2: float) -> F32: ...
 
@@ -132,6 +148,60 @@ class Kernel:
         """
         if select is not None:
             check("select", select, np.uint8, (view.count,))
+        self._check(view, live, queries, k, margin)
+        k = min(k, max(1, view.end))
+        return self._backend.scan(
+            view.handle, live, queries, weights, k=k, margin=margin, rescore=rescore, select=select
+        )
+
+    def sift(
+        self,
+        view: View,
+        live: U64,
+        queries: Queries,
+        weights: Weights,
+        sieve: Sieve,
+        *,
+        k: int,
+        row_slack: float,
+        cell_slack: float,
+        margin: float = 0.0,
+        rescore: bool = False,
+    ) -> tuple[Hits, I64]:
+        """What ``scan`` finds without symbols, from a part of the rows: those that bounds on their cosine let through.
+
+        The bound of a row is what the short codes give, plus ``row_slack`` times the product of what they leave out of row
+        and query; a cell is opened while the bound of its centre, plus ``cell_slack`` times its spread, reaches what is
+        asked for. Hits carry the same scores as those of ``scan``; what may be missed depends on the two slacks, and nothing is
+        where both are large.
+
+        Args:
+            view, live, queries, weights, k, margin, rescore: As for ``scan``; records of queries are not looked at.
+            sieve: Of these rows. Rows that ``live`` leaves out may have changed since it was made.
+            row_slack, cell_slack: At least 0.
+
+        Returns:
+            Hits, and int64 (m,): rows read in full per query.
+
+        Raises:
+            TypeError, ValueError: a wrong dtype, shape or value; weights of L1 or layers, or a negative flag weight.
+        """
+        self._check(view, live, queries, k, margin)
+        if len(sieve.axes) != queries.dim:
+            raise ValueError(f"sieve: expected one of {queries.dim} numbers, got {len(sieve.axes)}")
+        if weights.l1 != 0 or weights.layer != 0 or weights.flag < 0:
+            raise ValueError("weights: a sieve knows no L1, no layers and no flag weight below 0")
+        if not (row_slack >= 0 and cell_slack >= 0):
+            raise ValueError("row_slack, cell_slack: expected numbers >= 0")
+        if sieve.end > min(view.end, len(live) * 64):
+            raise ValueError("sieve: holds slots that the view lacks")
+        return self._backend.sift(
+            view.handle, live, queries, weights, sieve, k=min(k, max(1, view.end)), row_slack=row_slack,
+            cell_slack=cell_slack, margin=margin, rescore=rescore,
+        )  # fmt: skip
+
+    @staticmethod
+    def _check(view: View, live: U64, queries: Queries, k: int, margin: float) -> None:
         check("live", live, np.uint64, (None,))
         if len(live) * 64 < view.end:
             raise ValueError(f"live: expected a bit for each of {view.end} slots, got {len(live) * 64}")
@@ -144,10 +214,6 @@ class Kernel:
             raise ValueError(f"k: expected at least 1, got {k}")
         if not margin >= 0:
             raise ValueError(f"margin: expected a number >= 0, got {margin}")
-        k = min(k, max(1, view.end))
-        return self._backend.scan(
-            view.handle, live, queries, weights, k=k, margin=margin, rescore=rescore, select=select
-        )
 
     def pair_head(self, query: F32, rows: F32, extra: F32, w1: F32, b1: F32, w2: F32, b2: float) -> F32:
         """Logits (n,) of the pairs (query, row i) by a two-layer network.

@@ -4,7 +4,7 @@ Everything is checked here, once, so that the kernels can assume it.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ _WORD = (1 << 64) - 1
 U8 = npt.NDArray[np.uint8]
 U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
+I8 = npt.NDArray[np.int8]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
@@ -321,6 +322,19 @@ class Queries:
 
     def __len__(self) -> int:
         return len(self.vectors)
+
+    def only(self, i: int) -> "Queries":
+        """The i-th query alone."""
+        at = slice(i, i + 1)
+        return Queries(
+            self.vectors[at], self.has_vector[at], self.text[at], self.keys[at], self.subjects[at], self.layers[at],
+            self.record[at], self.pool, self.exclude[at],
+        )  # fmt: skip
+
+    def without_records(self) -> "Queries":
+        """The same queries, to be compared by vectors and texts alone."""
+        none = np.zeros(len(self), np.uint64)
+        return replace(self, keys=none, subjects=none, layers=none, record=np.full(len(self), -1, np.int64))
 
     @property
     def dim(self) -> int:

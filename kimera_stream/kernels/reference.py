@@ -24,6 +24,7 @@ from kimera_stream.kernels.layout import (
     Weights,
     stride_of,
 )
+from kimera_stream.kernels.sieving import KINDS, LANES, UNUSED, Sieve, may_differ, unpack
 
 _STEPS: F32 = (np.exp2(-np.arange(256) / 32.0) / 127.0).astype(np.float32)
 
@@ -252,6 +253,42 @@ class Reference:
             hits.slots[i, :n], hits.fused[i, :n], hits.cosine[i, :n] = found.slots, found.fused, found.cosine
             hits.opposed[i, :n], hits.counts[i] = found.opposed, n
         return hits
+
+    def sift(
+        self,
+        view: Sequence[Segment],
+        live: U64,
+        queries: Queries,
+        weights: Weights,
+        sieve: Sieve,
+        *,
+        k: int,
+        row_slack: float,
+        cell_slack: float,
+        margin: float,
+        rescore: bool,
+    ) -> tuple[Hits, I64]:
+        """Top k per query of the rows let through; see ``Kernel.sift``. The cells' bounds are tried against what all rows give."""
+        codes, steps, rest = sieve.ask(queries.vectors)
+        rows, cell_of = unpack(sieve.codes).astype(np.int32), np.repeat(np.arange(sieve.cells), np.diff(sieve.starts) * LANES)
+        centres = unpack(sieve.centres).astype(np.int32)
+        hits, read = Hits.empty(len(queries), k), np.zeros(len(queries), np.int64)
+        for i in np.flatnonzero(queries.has_vector).tolist():
+            lift = np.array([weights.flag * may_differ(kind, int(queries.text[i])) for kind in range(KINDS + 1)], np.float32)
+            least = np.float32(max(weights.min_related - margin, -2.0))
+            cell = (centres @ codes[i]) * steps[i] + np.float32(cell_slack) * sieve.spread
+            row = (rows @ codes[i]) * steps[i] + np.float32(row_slack) * rest[i] / 255 * sieve.rest
+            in_cell = (cell >= least)[cell_of] & (row >= least) & (sieve.slots != UNUSED)
+            bar = np.float32(weights.threshold) - lift[sieve.kinds]
+            through = in_cell & (cell >= bar)[cell_of] & (row >= bar[cell_of])
+            only = np.zeros_like(live)
+            slots = sieve.slots[through].astype(np.int64)
+            np.bitwise_or.at(only, slots >> 6, np.uint64(1) << (slots & 63).astype(np.uint64))
+            one = queries.only(i).without_records()
+            found = self.scan(view, live & only, one, weights, k=k, margin=margin, rescore=rescore, select=None)
+            hits.slots[i], hits.fused[i], hits.cosine[i] = found.slots[0], found.fused[0], found.cosine[0]
+            hits.counts[i], read[i] = found.counts[0], len(slots)
+        return hits, read
 
     def pair_head(self, query: F32, rows: F32, extra: F32, w1: F32, b1: F32, w2: F32, b2: float) -> F32:
         """Logits (n,); see ``Kernel.pair_head``."""

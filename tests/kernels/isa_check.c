@@ -106,6 +106,27 @@ static int check(const km_isa *isa, int64_t dim, int64_t n)
             if (fabsf(cosine[0][j] - cosine[1][j]) > 1e-4f * fabsf(cosine[0][j]))
                 FAIL("%s unbias", isa->name);
     }
+    int64_t dims = (dim + 3) / 4 * 4, groups = 1 + n / KM_LANES;
+    int8_t *small = malloc(dims), *lanes = malloc(groups * KM_LANES * dims);
+    int32_t found[2][80];
+    uint8_t rest[64];
+    for (int64_t i = 0; i < dims; i++) small[i] = (int8_t)((int)(next() % 255) - 127);
+    for (int64_t i = 0; i < groups * KM_LANES * dims; i++) lanes[i] = (int8_t)((int)(next() % 255) - 127);
+    if (next() % 4 == 0) {
+        memset(small, -127, dims);
+        memset(lanes, next() % 2 ? 127 : -127, groups * KM_LANES * dims);
+    }
+    for (int v = 0; v < 2; v++)
+        both[v]->lanes_i8(small, lanes, groups, dims, found[v]);
+    if (memcmp(found[0], found[1], groups * KM_LANES * sizeof found[0][0]) != 0)
+        FAIL("%s lanes: dims %ld groups %ld", isa->name, (long)dims, (long)groups);
+    for (int i = 0; i < 64; i++) {
+        rest[i] = (uint8_t)next();
+        found[0][i] = (int32_t)(next() % 4096) - 2048;
+    }
+    if (plain->sift(found[0], rest, n, 0.25f, 0.5f, 64.0f) != isa->sift(found[0], rest, n, 0.25f, 0.5f, 64.0f))
+        FAIL("%s sift: n %ld", isa->name, (long)n);
+    free(small), free(lanes);
     free(q), free(rows), free(packed), free(codes), free(packed8), free(bytes), free(graded);
     return 0;
 }
