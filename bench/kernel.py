@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -326,60 +327,99 @@ def index_figures(n: int) -> dict[str, Any]:
     return asyncio.run(measure())
 
 
-def cells_figures(sizes: list[int], vectors: np.ndarray | None) -> list[dict[str, Any]]:
-    """The coarse partition at growing sizes: rows read, time, recall and what the bounds prove."""
-    from bench.kernel_support import InlineThreads, plain_geoid
-    from kimera_stream.core.index import FlatIndex
-    from kimera_stream.core.interfaces import StoredGeoid
-    from kimera_stream.infrastructure.settings import PerformanceSettings, ScoringSettings
+def sieve_figures(sizes: list[int], vectors: np.ndarray, signatures: np.ndarray) -> list[dict[str, Any]]:
+    """Scans through a sieve at growing sizes, one thread: processor time, rows read and recall beside the exact scan.
 
-    async def measure(n: int) -> dict[str, Any]:
-        rng = np.random.default_rng(3)
-        rows = clustered(rng, n) if vectors is None else _varied(rng, vectors, n)
-        index = FlatIndex(
-            DIM, threads=InlineThreads(), performance=PerformanceSettings(scan_threads=1), scoring=ScoringSettings()
+    The queries are statements that the index lacks. Times are the least of the rounds, of the scan alone, without the index
+    around it.
+    """
+    from kimera_stream.core.index.probe import Scope, scan_rows
+    from kimera_stream.core.index.sieve import BLOCK, Rows, begin, code, filled, sample_size
+    from kimera_stream.core.index.sifting import calibrate, recall_of, sift_rows
+
+    kernel = kernels.load(threads=1)
+    weights, k, asked = Weights(min_related=0.35, flag=0.5), 64, 256
+    rng = np.random.default_rng(3)
+    held, rest, held_text, text = vectors[:asked], vectors[asked:], signatures[:asked], signatures[asked:]
+    results = []
+    for n in sizes:
+        rows, own = _displaced(rng, rest, n), text[np.arange(n) % len(rest)]
+        slots = np.arange(n)
+        codes, grades, lost = kernels.quantize(rows)
+        view = kernel.view([Segment(0, n, codes=codes, grades=grades, exact=rows, text=own)])
+        live = bitmap(np.ones(n, bool))
+        scope = Scope(kernel, view, live, np.ones(1, np.int64), float(lost.max()))
+        began = time.process_time()
+        some = rng.choice(n, min(n, sample_size(n)), replace=False)
+        sieve = begin(Rows(rows[some], own[some], some), n)
+        parts = [slice(i, i + BLOCK) for i in range(0, n, BLOCK)]
+        sieve = filled(sieve, [code(sieve, Rows(rows[at], own[at], slots[at])) for at in parts])
+        made = time.process_time() - began
+        some = rng.choice(n, 128, replace=False)
+        block = Queries.build(rows[some], text=own[some].tolist(), exclude=some.tolist())
+        sifted = calibrate(scope, sieve, n, n, block, weights, k)
+        through = partial(sift_rows, scope, sifted, np.zeros_like(live))
+        queries = Queries.build(held.copy(), text=held_text.tolist())
+        exact, (found, read) = scan_rows(scope, queries, weights, k), through(queries, weights, k)
+        recalls = [recall_of(found, exact, i) for i in range(asked)]
+        alone, together = (
+            [queries.only(i) for i in range(0, asked, 16)],
+            Queries.build(held[:32].copy(), text=held_text[:32].tolist()),
         )
-        for i, row in enumerate(rows):
-            index.put(StoredGeoid(plain_geoid(f"{i:026d}"), row, "p"))
-        queries = [
-            StoredGeoid(plain_geoid(f"{i:026d}"), rows[i], "p") for i in rng.choice(n, 100, replace=False).tolist()
-        ]
-
-        async def ask() -> tuple[list[set[str]], float]:
-            found, best = [], []
-            for query in queries:
-                began = time.perf_counter()
-                (candidates,) = await index.scan([query], k=64, min_relatedness=0.35)
-                best.append(time.perf_counter() - began)
-                found.append({candidate.geoid_id for candidate in candidates})
-            return found, float(np.median(best))
-
-        exact, slow = await ask()
-        began = time.perf_counter()
-        statistics = await index.partition()
-        spent = time.perf_counter() - began
-        found, fast = await ask()
-        proved = index.statistics.proved
-        shares = [len(a & b) / len(b) for a, b in zip(found, exact, strict=True) if b]
-        return {
-            "rows": n,
-            "cells": statistics.cells,
-            "probes": index.statistics.probes,
-            "rows read": round(index.statistics.probes / statistics.cells, 3),
-            "exact ms": round(1e3 * slow, 2),
-            "probing ms": round(1e3 * fast, 2),
-            "recall of the top 64": round(sum(shares) / len(shares), 4),
-            "proved exact": proved,
-            "partition s": round(spent, 1),
-        }
-
-    return [asyncio.run(measure(n)) for n in sizes]
+        times = Rounds(
+            {
+                "exact": partial(_each, partial(scan_rows, scope), alone, weights, k),
+                "sieve": partial(_each, through, alone, weights, k),
+                "exact x32": partial(scan_rows, scope, together, weights, k),
+                "sieve x32": partial(through, together, weights, k),
+            },
+            5,
+        )
+        results.append(
+            {
+                "rows": n,
+                "real": min(n, len(rest)),
+                "cells": sieve.cells,
+                "bytes a row": round(sieve.bytes / n, 1),
+                "made in, processor s": round(made, 1),
+                "slacks": [round(sifted.row_slack, 3), round(sifted.cell_slack, 3)],
+                "hits": round(float(exact.counts.mean()), 1),
+                "rows read in full": round(read / asked / n, 5),
+                "recall of the top 64": round(sum(recalls) / asked, 4),
+                "exact ms": round(1e3 * times.best("exact") / len(alone), 3),
+                "sieve ms": round(1e3 * times.best("sieve") / len(alone), 3),
+                "exact x32 ms per query": round(1e3 * times.best("exact x32") / 32, 3),
+                "sieve x32 ms per query": round(1e3 * times.best("sieve x32") / 32, 3),
+                "single": times.ratio("exact", "sieve"),
+                "32 queries": times.ratio("exact x32", "sieve x32"),
+            }
+        )
+    return results
 
 
-def _varied(rng: np.random.Generator, vectors: np.ndarray, n: int) -> np.ndarray:
-    """Real statements, and others near them, until there are n: as restatements lie around a statement."""
-    rows = vectors[np.arange(n) % len(vectors)].copy()
-    rows[len(vectors) :] += 0.025 * rng.standard_normal((max(0, n - len(vectors)), DIM), np.float32)
+def _each(scan: Callable[..., Any], queries: list[Queries], weights: Weights, k: int) -> None:
+    for query in queries:
+        scan(query, weights, k)
+
+
+def _displaced(rng: np.random.Generator, vectors: np.ndarray, n: int) -> np.ndarray:
+    """Real statements, and where they do not suffice, others made from them.
+
+    A made one is a statement plus 0.3 to 0.6 of the difference of two related ones (cosine 0.4 to 0.8): a step of a size and a
+    direction that occur between statements. Noise around a statement would not do: it makes neighbours that no axis explains.
+    """
+    if n <= len(vectors):
+        return vectors[:n].copy()
+    made = n - len(vectors)
+    some = rng.choice(len(vectors), min(len(vectors), 4000), replace=False)
+    cosines = vectors[some] @ vectors[some].T
+    one, other = np.nonzero((cosines > 0.4) & (cosines < 0.8))
+    pairs = rng.integers(0, len(one), made)
+    rows = np.concatenate([vectors, vectors[np.arange(made) % len(vectors)]])
+    for start in range(0, made, 50_000):
+        at = slice(start, min(made, start + 50_000))
+        step = vectors[some[one[pairs[at]]]] - vectors[some[other[pairs[at]]]]
+        rows[len(vectors) :][at] += step * rng.uniform(0.3, 0.6, (len(step), 1)).astype(np.float32)
     return unit(rows)
 
 
@@ -400,12 +440,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--vectors", type=Path, help="unit vectors of real statements, float32 .npy")
-    parser.add_argument("--only", choices=("speed", "recall", "index", "cells"), action="append")
-    parser.add_argument("--cell-rows", type=int, nargs="+", default=[100_000, 400_000])
+    parser.add_argument("--only", choices=("speed", "recall", "index", "sieve"), action="append")
+    parser.add_argument("--sieve-rows", type=int, nargs="+", default=[25_000, 50_000, 100_000, 200_000, 400_000])
     options = parser.parse_args()
     if kernels.IMPLEMENTATION != "compiled":
         sys.exit("bench.kernel: the compiled kernel was not built")
-    only = options.only or ["speed", "recall", "index", "cells"]
+    only = options.only or ["speed", "recall", "index", "sieve"]
     result: dict[str, Any] = {}
     if "speed" in only:
         result["speed"] = speed(options.rows, options.rounds, options.threads)
@@ -415,9 +455,10 @@ def main() -> None:
             result["recall"]["statements"] = recall(unit(np.load(options.vectors).astype(np.float32)), 500)
     if "index" in only:
         result["index"] = index_figures(options.rows)
-    if "cells" in only:
-        real = unit(np.load(options.vectors).astype(np.float32)) if options.vectors else None
-        result["cells"] = cells_figures(options.cell_rows, real)
+    if "sieve" in only and options.vectors:
+        signatures = np.load(options.vectors.with_suffix(".texts.npy"))
+        real = unit(np.load(options.vectors).astype(np.float32))
+        result["sieve"] = sieve_figures(options.sieve_rows, real, signatures)
     if not options.json:
         print(json.dumps(result, indent=2))
     else:

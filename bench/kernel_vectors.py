@@ -1,4 +1,4 @@
-"""Encodes real statements with the packaged encoder, for ``bench.kernel --vectors``.
+"""Encodes real statements with the packaged encoder, for ``bench.kernel --vectors``; beside it, as ``.texts.npy``, the signatures of their texts.
 
     python -m bench.kernel_vectors --data ../shared/data/*.jsonl.gz --out vectors.npy [--limit 40000]
 
@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 from sentence_transformers import SentenceTransformer
+
+from kimera_stream.core.index.signature import text_signature
 
 
 def statements(path: Path) -> Iterator[str]:
@@ -31,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--limit", type=int, default=40_000)
+    parser.add_argument("--limit", type=int, default=120_000)
     options = parser.parse_args()
     texts = sorted({text for path in options.data for text in statements(path)})
     chosen = np.random.default_rng(0).permutation(len(texts))[: options.limit]
@@ -42,6 +44,7 @@ def main() -> None:
         [texts[i] for i in chosen], batch_size=32, normalize_embeddings=True, show_progress_bar=True
     )
     np.save(options.out, vectors.astype(np.float32))
+    np.save(options.out.with_suffix(".texts.npy"), np.array([text_signature(texts[i]) for i in chosen], np.uint32))
 
 
 if __name__ == "__main__":

@@ -178,13 +178,13 @@ typedef struct {
     const uint8_t *kinds;   /* of each cell: kind of its rows' texts, see km_kind */
     const int64_t *starts;  /* cells + 1: first group of KM_LANES rows */
     const int8_t *codes;    /* packed */
-    const uint8_t *rest;    /* of each row: norm outside the short codes, in 255ths */
+    const uint8_t *rest;    /* of each row: norm of what the codes leave out, in 255ths */
     const uint32_t *slots;  /* of each row */
 } km_sieve;
 typedef struct {
     const int8_t *codes; /* dims */
     float step;          /* of codes */
-    float rest;          /* norm of the query outside the short codes */
+    float rest;          /* norm of what the codes leave out */
 } km_short;
 /* Hits as km_scan_run gives them, without symbols, layers and L1, of rows that the bounds let through.
  * row_slack, cell_slack: how much of what the short codes leave out is allowed for, as a cosine; 1 is all of it. */

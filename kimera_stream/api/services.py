@@ -11,7 +11,7 @@ from kimera_stream.api.runtime import Drain, Runtime
 from kimera_stream.api.stats import StatsService
 from kimera_stream.api.websocket import StreamEndpoint
 from kimera_stream.core.embedding import BatchingEmbedder
-from kimera_stream.core.index import SnapshotKeeper
+from kimera_stream.core.index import FlatIndex, SnapshotKeeper
 from kimera_stream.core.vault.errors import VaultSchemaError
 from kimera_stream.core.vault.retention import Retention
 from kimera_stream.core.vault.vault import SqlVault
@@ -123,6 +123,10 @@ def service_specs(
         service.ready()
         await made.run()
 
+    async def sieve(service: Service) -> None:
+        service.ready()
+        await container.get(FlatIndex).keep_sieve()
+
     async def snapshots(service: Service) -> None:
         service.ready()
         keeper = container.get(SnapshotKeeper)
@@ -162,6 +166,7 @@ def service_specs(
         ServiceSpec("field", field, after=("index",)),
         ServiceSpec("retention", retention, after=("vault",)),
     ]
+    specs.append(ServiceSpec("sieve", sieve, after=("index",)))
     before_work = ["index", "access", "hub"]
     try:
         container.get(CrossEncoderVerifier)

@@ -182,6 +182,12 @@ class PerformanceSettings(Group):
     snapshots_kept: int = Field(
         2, ge=0, le=16, description="Snapshots of the index kept in the data directory; 0: none is written or used."
     )
+    sieve_from: int = Field(
+        100_000,
+        ge=0,
+        description="Geoids from which scans go through a sieve, which reads a part of the rows and takes about 110 bytes "
+        "more a geoid, besides max_index_bytes; 0: every scan is exact.",
+    )
     queue_items: Positive = Field(4_096, description="Statements accepted and not yet committed.")
     queue_bytes: Bytes = Field(33_554_432, description="Bytes accepted and not yet committed.")
     geoid_cache_bytes: Bytes = Field(67_108_864, description="Bytes of recently used geoids kept decoded.")

@@ -370,6 +370,21 @@ class Hits:
             np.zeros(m, np.int64),
         )
 
+    def only(self, i: int) -> "Hits":
+        """Those of the i-th query alone."""
+        at = slice(i, i + 1)
+        return Hits(self.slots[at], self.fused[at], self.cosine[at], self.opposed[at], self.counts[at])
+
+    def take(self, i: int, other: "Hits") -> None:
+        """Have the hits of another scan's only query for the i-th one; as many as there is room for."""
+        n = min(self.slots.shape[1], int(other.counts[0]))
+        for mine, its in (
+            (self.slots, other.slots), (self.fused, other.fused), (self.cosine, other.cosine),
+            (self.opposed, other.opposed),
+        ):  # fmt: skip
+            mine[i, :n] = its[0, :n]
+        self.counts[i] = n
+
 
 def bitmap(mask: npt.NDArray[np.bool_]) -> U64:
     """A bit per slot, in words of 64, from one bool per slot."""

@@ -270,12 +270,19 @@ class Reference:
     ) -> tuple[Hits, I64]:
         """Top k per query of the rows let through; see ``Kernel.sift``. The cells' bounds are tried against what all rows give."""
         codes, steps, rest = sieve.ask(queries.vectors)
-        rows, cell_of = unpack(sieve.codes).astype(np.int32), np.repeat(np.arange(sieve.cells), np.diff(sieve.starts) * LANES)
+        rows, cell_of = (
+            unpack(sieve.codes).astype(np.int32),
+            np.repeat(np.arange(sieve.cells), np.diff(sieve.starts) * LANES),
+        )
         centres = unpack(sieve.centres).astype(np.int32)
         hits, read = Hits.empty(len(queries), k), np.zeros(len(queries), np.int64)
-        for i in np.flatnonzero(queries.has_vector).tolist():
-            lift = np.array([weights.flag * may_differ(kind, int(queries.text[i])) for kind in range(KINDS + 1)], np.float32)
-            least = np.float32(max(weights.min_related - margin, -2.0))
+        lost = {i: 1.01 * quantize_query(queries.vectors[i])[2] for i in np.flatnonzero(queries.has_vector).tolist()}
+        total = margin + max(lost.values(), default=0.0) if margin > 0 else 0.0
+        for i in lost:
+            lift = np.array(
+                [weights.flag * may_differ(kind, int(queries.text[i])) for kind in range(KINDS + 1)], np.float32
+            )
+            least = np.float32(weights.min_related - total)
             cell = (centres @ codes[i]) * steps[i] + np.float32(cell_slack) * sieve.spread
             row = (rows @ codes[i]) * steps[i] + np.float32(row_slack) * rest[i] / 255 * sieve.rest
             in_cell = (cell >= least)[cell_of] & (row >= least) & (sieve.slots != UNUSED)
@@ -285,7 +292,8 @@ class Reference:
             slots = sieve.slots[through].astype(np.int64)
             np.bitwise_or.at(only, slots >> 6, np.uint64(1) << (slots & 63).astype(np.uint64))
             one = queries.only(i).without_records()
-            found = self.scan(view, live & only, one, weights, k=k, margin=margin, rescore=rescore, select=None)
+            own = max(0.0, total - lost[i])  # the scan adds what this query lost
+            found = self.scan(view, live & only, one, weights, k=k, margin=own, rescore=rescore, select=None)
             hits.slots[i], hits.fused[i], hits.cosine[i] = found.slots[0], found.fused[0], found.cosine[0]
             hits.counts[i], read[i] = found.counts[0], len(slots)
         return hits, read

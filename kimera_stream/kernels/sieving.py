@@ -1,7 +1,7 @@
 """The data of the sieve: short codes of all rows in cells, by which a query picks the rows worth reading in full.
 
 A row's coordinates on the first principal axes are kept in 8 bits with one step per axis, and beside them the norm of
-all the others. A query is multiplied by the steps and quantised itself, so one integer dot gives what the axes contribute
+all that is left out. A query is multiplied by the steps and quantised itself, so one integer dot gives what the axes contribute
 to the cosine.
 """
 
@@ -59,7 +59,7 @@ class Sieve:
         kinds: uint8 (cells,): kind of the texts of the rows, see ``kinds_of``.
         starts: int64 (cells + 1,): first group of rows of each cell.
         codes: int8 (groups, dims / 4, 16, 4), packed.
-        rest: uint8 (groups * 16,): norm outside the axes, in 255ths, rounded up.
+        rest: uint8 (groups * 16,): norm of what the codes leave out of the row, in 255ths, rounded up.
         slots: uint32 (groups * 16,): of each row; ``UNUSED`` where it only fills up.
     """
 
@@ -111,22 +111,23 @@ class Sieve:
         arrays = (self.axes, self.centres, self.spread, self.starts, self.codes, self.rest, self.slots)
         return sum(array.nbytes for array in arrays)
 
-    def shorten(self, vectors: F32) -> tuple[F32, F32]:
-        """Coordinates on the axes, float32 (n, dims), and the norm outside of them, float32 (n,), of unit rows."""
-        short = vectors @ self.axes
-        rest = np.sqrt(np.maximum(0, np.square(vectors).sum(axis=1) - np.square(short).sum(axis=1)))
-        return short, rest.astype(np.float32)
-
     def ask(self, vectors: F32) -> tuple[I8, F32, F32]:
-        """Queries as they are compared with codes: int8 (m, dims), their steps (m,), their norms outside the axes (m,)."""
-        short, rest = self.shorten(vectors)
+        """Queries as they are compared with codes: int8 (m, dims), their steps (m,), and the norms left out of them (m,)."""
+        short = vectors @ self.axes
         scaled = short * self.steps
-        steps = np.maximum(np.abs(scaled).max(axis=1), 1e-12) / np.float32(127)
+        steps = (np.maximum(np.abs(scaled).max(axis=1), 1e-12) / np.float32(127)).astype(np.float32)
         codes = np.clip(np.rint(scaled / steps[:, None]), -127, 127).astype(np.int8)
-        return codes, steps.astype(np.float32), rest
+        return codes, steps, _left(vectors, short, codes * steps[:, None] / self.steps)
 
     def encode(self, vectors: F32) -> tuple[I8, U8]:
-        """Codes int8 (n, dims) and rests uint8 (n,) of unit rows."""
-        short, rest = self.shorten(vectors)
+        """Codes int8 (n, dims) of unit rows, and the norms left out of them, uint8 (n,) in 255ths, rounded up."""
+        short = vectors @ self.axes
         codes = np.clip(np.rint(short / self.steps), -127, 127).astype(np.int8)
-        return codes, np.minimum(255, np.ceil(rest * 255)).astype(np.uint8)
+        return codes, np.minimum(255, np.ceil(_left(vectors, short, codes * self.steps) * 255)).astype(np.uint8)
+
+
+def _left(vectors: F32, short: F32, kept: F32) -> F32:
+    """Norm of each vector less what is kept of it, both given by their coordinates on the axes."""
+    squares = np.square(vectors).sum(axis=1) - np.square(short).sum(axis=1)
+    left: F32 = np.sqrt(np.maximum(0, squares) + np.square(short - kept).sum(axis=1)).astype(np.float32)
+    return left

@@ -2,6 +2,7 @@
 
     put ──> signature.py (text, symbols) ──> slot in a chunk (storage.py) ──> live bit
     scan ─> pin (private copy of the live bits, slots freed meanwhile are not reused) ──> kernel in a worker thread
+             └─ through a sieve (sifting.py) where the index is large: short codes pick the rows worth reading
 
 ``FlatIndex`` is the service. ``SnapshotKeeper`` fills it at the start, from a snapshot and the tail of the log or from the vault,
 and writes snapshots while the server runs and when it stops.

@@ -2,21 +2,24 @@
 
 import copy
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import anyio
 import anyio.lowlevel
 import numpy as np
-import numpy.typing as npt
 import structlog
 
 from kimera_stream import kernels
-from kimera_stream.core.index.cells import Cells, cell_count, is_enough, train
 from kimera_stream.core.index.device import DeviceScan
 from kimera_stream.core.index.limits import ID_BYTES, Limits, Room, most_bytes
-from kimera_stream.core.index.probe import Scope, mean_recall, probe_measured, probing_pays, scan_rows
+from kimera_stream.core.index.probe import Scope, scan_rows
+from kimera_stream.core.index.sieve import begin, filled, kept, sample_size
+from kimera_stream.core.index.sieve_rows import coded, sample_of
+from kimera_stream.core.index.sifting import MOST, Sifted, calibrate, sift_and_check
 from kimera_stream.core.index.signature import build_geoid_record, text_signature
 from kimera_stream.core.index.slots import BARE, HOLE, LOOSE, Age, Slots
 from kimera_stream.core.index.snapshot import (
@@ -31,16 +34,18 @@ from kimera_stream.core.index.snapshot import (
 from kimera_stream.core.index.statistics import IndexStatistics
 from kimera_stream.core.index.storage import CHUNK_BITS, CHUNK_ROWS, Chunk, RowStore
 from kimera_stream.core.index.values import ValueCodes
+from kimera_stream.core.index.written import Written
 from kimera_stream.core.interfaces import Candidate, Matrix, StoredGeoid, Threads, Vector
 from kimera_stream.infrastructure.settings import PerformanceSettings, ScoringSettings
 from kimera_stream.kernels import stride_of
-from kimera_stream.kernels.layout import F32
 from kimera_stream.protocol.errors import BadRequestError, LimitExceededError, UnavailableError
 
 FLAG_WEIGHT = 0.5
 """Lift of a candidate whose negations or numbers differ: measured to beat every learned scan score on negation."""
-_SLICE = 256
-"""Rows moved into cells before other work on the event loop gets a turn."""
+_CHANGES = 8_192
+"""Rows written or removed, at least, before a new sieve is made; and at least a thirty-second of the rows."""
+_CHECKED = 128
+"""Stored statements that a new sieve is calibrated with."""
 
 log = structlog.get_logger(__name__)
 
@@ -88,13 +93,21 @@ class FlatIndex:
         self._device: DeviceScan | None = None
         if scoring.scan_device != "kernel":
             self._device = DeviceScan(scoring.scan_device, dimension, most_bytes=scoring.device_bytes)
+        self._sieve_from = performance.sieve_from if self._device is None else 0
+        self._min_related = scoring.min_relatedness
+        self._wanted = anyio.Event()
         self._reset()
 
     def _reset(self) -> None:
         self._slots = Slots()
         self._age = Age() if self._limits.policy == "evict_oldest" else None
         self._chunks: list[Chunk] = []
-        self._cells: Cells | None = None
+        self._sifted: Sifted | None = None
+        self._written: Written | None = None
+        """Since the sieve in use was begun."""
+        self._making: Written | None = None
+        """Since the one that is being made was begun."""
+        self._removed = 0
         self._fresh: dict[int, tuple[int, int]] = {}
         """Per kind, the slots of the newest chunk that were never used: from, to."""
         self._by_id: dict[str, int] = {}
@@ -122,6 +135,7 @@ class FlatIndex:
         """Memory of what is held: rows in use, signatures, ids. Mapped float32 rows are not counted."""
         total = self._slots.bytes + self._codes.bytes + (self._age.bytes if self._age else 0)
         total += len(self._by_id) * ID_BYTES + self._id_chars
+        total += self._sifted.sieve.bytes if self._sifted else 0
         for chunk, rows in zip(self._chunks, self._used(), strict=True):
             row = Chunk.SMALL_BYTES + (0 if chunk.codes is None else chunk.codes.shape[1] + 1)
             if chunk.exact is not None and not chunk.mapped:
@@ -141,7 +155,7 @@ class FlatIndex:
 
     @property
     def statistics(self) -> IndexStatistics:
-        cells, device = self._cells, self._device
+        sifted, device = self._sifted, self._device
         return IndexStatistics(
             geoids=self.size,
             capacity=self._limits.geoids,
@@ -156,13 +170,14 @@ class FlatIndex:
             max_bytes=self._limits.bytes,
             kernel=self._kernel.variant,
             threads=self._kernel.threads,
-            cells=0 if cells is None else len(cells),
-            probes=0 if cells is None else cells.probes,
             device="kernel" if device is None else device.kind,
             device_bytes=0 if device is None else device.bytes,
             device_trouble=None if device is None else device.trouble,
-            recall=None if cells is None else cells.recall,
-            proved=cells.proved / cells.queries if cells is not None and cells.queries else None,
+            sieved=0 if sifted is None or not sifted.is_trusted else sifted.rows,
+            sieve_bytes=0 if sifted is None else sifted.sieve.bytes,
+            cells=0 if sifted is None else sifted.sieve.cells,
+            recall=None if sifted is None or sifted.recall is None else round(sifted.recall, 5),
+            read=round(sifted.read / sifted.queries / max(1, sifted.rows), 5) if sifted and sifted.queries else None,
         )
 
     # -- writing ---------------------------------------------------------------------------------------------------
@@ -190,6 +205,8 @@ class FlatIndex:
         self._ids[slot] = geoid.id
         self._by_id[geoid.id] = slot
         self._id_chars += len(geoid.id) if old is None else 0
+        if vector is not None:
+            self._note(slot)
         self._slots.publish(slot)
         self._rows_and_records += self._slot_bytes(chunk, row)
         if self._age is not None:
@@ -301,7 +318,7 @@ class FlatIndex:
     def _kind_for(self, vector: Vector | None) -> int:
         if vector is None:
             return BARE
-        return LOOSE if self._cells is None else LOOSE + 1 + self._cells.add(vector)
+        return LOOSE
 
     def _take(self, kind: int) -> int:
         slot = self._slots.reuse(kind)
@@ -328,6 +345,7 @@ class FlatIndex:
             chunk.forget(row)
         if self._age is not None:
             self._age.remove(slot)
+        self._removed += 1
         self._slots.release(slot)
         if chunk.garbage > 4096 and chunk.garbage > chunk.used // 2:
             chunk.compact(self._slots.chunk_live(chunk.base))
@@ -355,7 +373,7 @@ class FlatIndex:
                 chunks=[copy.copy(chunk) for chunk in self._chunks],
                 used=self._used(),
                 kinds=list(self._slots.kinds),
-                cells=None if self._cells is None else copy.deepcopy(self._cells),
+                cells=None,
             )
 
     async def save(self, path: Path, *, model: str, point: LogPoint) -> SnapshotInfo:
@@ -388,7 +406,6 @@ class FlatIndex:
 
     def _adopt(self, state: IndexState, by_id: dict[str, int]) -> None:
         self._slots = Slots.restored(state.kinds, state.bits, state.used)
-        self._cells = state.cells
         self._chunks = state.chunks
         self._ids = state.ids
         self._by_id = by_id
@@ -409,103 +426,82 @@ class FlatIndex:
         if self._device is not None:
             self._device.attach(self._slots, self._chunks)
 
-    # -- cells -----------------------------------------------------------------------------------------------------
+    # -- the sieve -------------------------------------------------------------------------------------------------
 
-    async def partition(self, *, cells: int | None = None, check: int = 64, k: int = 64) -> IndexStatistics:
-        """Sort the vectors into cells, so that scans read a part of them, while scans and puts go on.
+    def _note(self, slot: int) -> None:
+        for written in (self._written, self._making):
+            if written is not None:
+                written.mark(slot)
+        if not self._wanted.is_set() and self._sieve_is_due():
+            self._wanted.set()
 
-        Worth it when one scan reads for longer than it may take; below some million rows the exact scan wins. New rows
-        go into their cell at once; the others move in slices between other work. Then as many cells are probed as
-        ``check`` stored statements need to find what the exact scan finds; from there on the recall is watched.
+    def _sieve_is_due(self) -> bool:
+        if self._sieve_from == 0 or self._making is not None or self.size < self._sieve_from:
+            return False
+        if self._sifted is None or self._written is None:
+            return True
+        return self._written.marks + self._removed > max(_CHANGES, self._sifted.rows // 32)
+
+    async def keep_sieve(self) -> None:
+        """Make a sieve once the index is large enough for it, and again as it changes; runs until cancelled."""
+        while True:
+            if self._sieve_is_due():
+                await self.make_sieve()
+            self._wanted = anyio.Event()
+            await self._wanted.wait()
+
+    async def make_sieve(self, *, k: int = 64) -> IndexStatistics:
+        """Have scans go through a sieve of all rows there are now, while scans and puts go on.
+
+        Rows that the last sieve has go into the new one as they are, unless there are twice as many as it was made for.
 
         Args:
-            cells: How many; None: by size.
-            check: Stored statements to measure with.
-            k: Hits to measure with.
-
-        Raises:
-            RuntimeError: there are cells already, or fewer than two vectors a cell.
+            k: Hits to calibrate with.
         """
-        if self._cells is not None:
-            raise RuntimeError("partition: the index has cells already")
-        rng = np.random.default_rng(0)
-        vectors = self._slots_with_vectors()
-        count = cell_count(len(vectors), CHUNK_ROWS // 2) if cells is None else cells
-        if len(vectors) < 2 * count:
-            raise RuntimeError(f"partition: expected at least {2 * count} vectors for {count} cells")
-        sample = self._exact(rng.choice(vectors, min(len(vectors), 64 * count), replace=False))
-        self._cells = Cells.around(await self._threads.run("score", train, sample, count), probes=count)
-        await self.reserve(count * CHUNK_ROWS)
-        for i, chunk in enumerate(self._chunks[:]):
-            if self._slots.kinds[i] == LOOSE:
-                await self._empty(i, chunk)
-        await self._calibrate(self._cells, check, k)
-        log.info("index partitioned", cells=count, probes=self._cells.probes)
+        began, making, removed = time.monotonic(), Written(), self._removed
+        self._making = making
+        try:
+            with self._pinned() as scope:
+                made = await self._sieve_of(scope, k)
+        except BaseException:
+            self._making = None
+            raise
+        if self._making is not making:
+            return self.statistics  # cleared meanwhile
+        self._sifted, self._written, self._making = made, making, None
+        self._removed -= removed
+        if made is not None:
+            log.info(
+                "sieve made", rows=made.rows, cells=made.sieve.cells, row_slack=round(made.row_slack, 3),
+                cell_slack=round(made.cell_slack, 3), seconds=round(time.monotonic() - began, 1),
+            )  # fmt: skip
+            if not made.is_trusted:
+                log.warning("the sieve lets through too much: scans stay exact")
         return self.statistics
 
-    def _slots_with_vectors(self) -> npt.NDArray[np.int64]:
-        live = [np.flatnonzero(self._slots.chunk_live(c.base)) + c.base for c in self._chunks if c.exact is not None]
-        return np.concatenate(live) if live else np.zeros(0, np.int64)
-
-    def _exact(self, slots: npt.NDArray[np.int64]) -> F32:
-        rows = [self._chunks[slot >> CHUNK_BITS].exact_row(slot & (CHUNK_ROWS - 1)) for slot in slots.tolist()]
-        return np.stack(rows) if rows else np.zeros((0, self.dimension), np.float32)
-
-    async def _empty(self, i: int, chunk: Chunk) -> None:
-        """Move the rows of a chunk into their cells, and give it up."""
-        while True:
-            rows = np.flatnonzero(self._slots.chunk_live(chunk.base))[:_SLICE].tolist()
-            if not rows:
-                break
-            await self.reserve()
-            for row in rows:
-                if self._slots.is_live(chunk.base + row):  # else deleted or updated meanwhile
-                    self._move(chunk, row)
-            await anyio.lowlevel.checkpoint()
-        self._slots.retire(i)
-        self._fresh.pop(LOOSE, None)
-        self._chunks[i] = Chunk(chunk.base)
-        self._view = None
-
-    def _move(self, chunk: Chunk, row: int) -> None:
-        old = chunk.base + row
-        vector = chunk.exact_row(row)
-        slot = self._take(self._kind_for(vector))
-        to = self._chunks[slot >> CHUNK_BITS]
-        lost, replaced = to.write(slot & (CHUNK_ROWS - 1), vector, int(chunk.text[row]), chunk.record_of(row))
-        self._margin = max(self._margin, lost)
-        name = self._ids[old]
-        assert name is not None
-        self._ids[slot] = name
-        self._by_id[name] = slot
-        self._slots.publish(slot)
-        self._slots.release(old)
-        if self._age is not None:
-            self._age.replace(old, slot)
-        if replaced:
-            self._view = None
-
-    async def _calibrate(self, cells: Cells, check: int, k: int) -> None:
-        """Find how many cells to probe: doubling until the recall of stored statements is well above the target."""
-        rng = np.random.default_rng(1)
-        live = self._slots_with_vectors()
-        slots = rng.choice(live, min(check, len(live)), replace=False)
-        block = kernels.Queries.build(
-            self._exact(slots),
-            text=[int(self._chunks[s >> CHUNK_BITS].text[s & (CHUNK_ROWS - 1)]) for s in slots.tolist()],
-            exclude=slots.tolist(),
-        )
-        weights = kernels.Weights(min_related=0.35, flag=FLAG_WEIGHT)
-        tried: dict[int, float] = {}
-        probes = 1
-        with self._pinned() as scope:
-            exact = await self._threads.run("score", scan_rows, scope, block, weights, k)
-            while not is_enough(tried) and probes not in tried:
-                tried[probes] = await self._threads.run(
-                    "score", mean_recall, scope, cells, block, weights, k, probes, exact
-                )
-                probes = min(len(cells), probes * 2 if probes < 8 else probes + probes // 4)
-        cells.probes = max(tried)
+    async def _sieve_of(self, scope: Scope, k: int) -> Sifted | None:
+        chunks = [chunk for chunk in self._chunks if chunk.exact is not None]
+        former, written = self._sifted, self._written
+        if former is not None and written is not None and self.size < 2 * former.trained:
+            sieve, trained, fresh = former.sieve, former.trained, written.copy(len(scope.live))
+            parts = [await self._threads.run("io", kept, sieve, scope.live & ~fresh)]
+            left = scope.live & fresh
+        else:
+            sample = await self._threads.run("io", sample_of, chunks, scope.live, sample_size(self.size))
+            if len(sample.slots) < 2:
+                return None
+            trained = self.size
+            sieve = await self._threads.run("io", partial(begin, sample, trained))
+            parts, left = [], scope.live
+        for start in range(0, len(chunks), 8):
+            part = await self._threads.run("io", coded, sieve, chunks[start : start + 8], left)
+            parts += part
+        sieve = await self._threads.run("io", filled, sieve, parts)
+        rows = sum(len(part.slots) for part in parts)
+        queries = await self._threads.run("io", sample_of, chunks, scope.live, _CHECKED)
+        block = kernels.Queries.build(queries.vectors, text=queries.text.tolist(), exclude=queries.slots.tolist())
+        weights = kernels.Weights(min_related=self._min_related, flag=FLAG_WEIGHT)
+        return await self._threads.run("score", calibrate, scope, sieve, rows, trained, block, weights, k)
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -556,21 +552,21 @@ class FlatIndex:
             yield Scope(self._kernel, self._view, live, np.array(self._slots.kinds, np.int64), self._margin)
 
     async def _run(self, block: kernels.Queries, weights: kernels.Weights, k: int) -> list[list[Candidate]]:
-        cells = self._cells
+        sifted, written = self._sifted, self._written
         with self._pinned() as scope:
             if self._device is not None:
                 hits = await self._threads.run("score", self._device.scan_rows, scope, block, weights, k)
-            elif cells is None or not probing_pays(cells, len(block)):
+            elif sifted is None or written is None or not sifted.is_trusted or k > MOST:
                 hits = await self._threads.run("score", scan_rows, scope, block, weights, k)
             else:
-                due = [i for i in range(len(block)) if cells.is_due()]
-                hits, proofs, recalls = await self._threads.run(
-                    "score", probe_measured, scope, cells, block, weights, k, due
+                fresh, due = written.copy(len(scope.live)), sifted.due(len(block))
+                hits, read, recalls = await self._threads.run(
+                    "score", sift_and_check, scope, sifted, fresh, block, weights, k, due
                 )
-                cells.proved += sum(proofs)
+                sifted.read += read
                 for recall in recalls:
-                    if cells.measured(recall):
-                        log.warning("more cells are probed: recall fell short", probes=cells.probes)
+                    if sifted.measured(recall):
+                        log.warning("recall fell short: the sieve lets more through", slack=round(sifted.row_slack, 3))
             return [self._candidates(hits, i) for i in range(len(block))]
 
     def _candidates(self, hits: kernels.Hits, query: int) -> list[Candidate]:

@@ -6,18 +6,18 @@
 Everything here blocks: for a worker thread. Rows are taken in blocks, so that other threads get their turns.
 """
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from kimera_stream.kernels import Sieve
 from kimera_stream.kernels.layout import F32, I8, I64, U8, U32, U64
 from kimera_stream.kernels.sieving import KINDS, LANES, UNUSED, kinds_of, pack, unpack
 
-AXES = 64
-"""Principal axes kept: 64 of 384 hold 54 % of the length of a sentence's vector, and read a sixth of the bytes."""
+AXES = 96
+"""Principal axes kept: 96 of 384 hold two thirds of the square of a sentence's vector, in a quarter of the bytes."""
 SAMPLE = 20_000
 """Rows from which the axes are found."""
 PER_CENTRE = 32
@@ -37,7 +37,12 @@ class Rows:
 
 def cells_for(rows: int) -> int:
     """Cells in all for so many rows: their number grows with the root, so that finding the cells costs no more than reading them."""
-    return max(LANES, round(4 * rows**0.5))
+    return max(LANES, round(4 * math.sqrt(rows)))
+
+
+def sample_size(rows: int) -> int:
+    """Rows that ``begin`` wants to see of so many."""
+    return max(SAMPLE, PER_CENTRE * cells_for(rows))
 
 
 def begin(sample: Rows, rows: int, *, axes: int = AXES, seed: int = 0) -> Sieve:
@@ -46,12 +51,12 @@ def begin(sample: Rows, rows: int, *, axes: int = AXES, seed: int = 0) -> Sieve:
     Args:
         sample: Some rows; at least one.
         rows: How many there will be.
-        axes: Numbers of a short code, at most; a multiple of 4.
+        axes: Numbers of a short code, at most; a multiple of 4. There are no more than a quarter of the vectors' own.
         seed: Of the choice of first centres.
     """
     rng = np.random.default_rng(seed)
     dim = sample.vectors.shape[1]
-    axes = min(axes, max(4, dim // 4 * 4))
+    axes = min(axes, max(4, dim // 16 * 4))
     some = sample.vectors[:SAMPLE].astype(np.float64)
     _, columns = np.linalg.eigh(some.T @ some)
     if dim < 4:
@@ -79,30 +84,39 @@ def begin(sample: Rows, rows: int, *, axes: int = AXES, seed: int = 0) -> Sieve:
     )  # fmt: skip
 
 
-def extend(sieve: Sieve, valid: U64, blocks: Iterable[Rows]) -> Sieve:
-    """A new sieve with further rows in the same cells.
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """Rows as they go into a sieve: codes int8 (n, axes), rests uint8 (n,), slots uint32 (n,), cells int64 (n,)."""
 
-    Args:
-        valid: Bit per slot: the rows of ``sieve`` that are still what they were; the others are left out.
-        blocks: Further rows.
-    """
-    old_slots = sieve.slots.astype(np.int64)
-    keep = np.flatnonzero(old_slots != UNUSED)
-    keep = keep[(valid[old_slots[keep] >> 6] >> (old_slots[keep] & 63).astype(np.uint64) & np.uint64(1)) == 1]
+    codes: I8
+    rests: U8
+    slots: U32
+    cells: I64
+
+
+def kept(sieve: Sieve, valid: U64) -> Coded:
+    """The rows of a sieve whose slots are still what they were (``valid``: bit per slot)."""
+    slots = sieve.slots.astype(np.int64)
+    keep = np.flatnonzero(slots != UNUSED)
+    keep = keep[(valid[slots[keep] >> 6] >> (slots[keep] & 63).astype(np.uint64) & np.uint64(1)) == 1]
     cell_of = np.repeat(np.arange(sieve.cells), np.diff(sieve.starts) * LANES)
-    codes, rests = [unpack(sieve.codes)[keep]], [sieve.rest[keep]]
-    slots, cells = [sieve.slots[keep]], [cell_of[keep]]
+    return Coded(unpack(sieve.codes)[keep], sieve.rest[keep], sieve.slots[keep], cell_of[keep])
+
+
+def code(sieve: Sieve, rows: Rows) -> Coded:
+    """Further rows for the cells of a sieve."""
+    codes, rests = sieve.encode(rows.vectors)
     centres = unpack(sieve.centres) * sieve.steps
-    for block in blocks:
-        code, rest = sieve.encode(block.vectors)
-        codes.append(code)
-        rests.append(rest)
-        slots.append(block.slots.astype(np.uint32))
-        cells.append(_nearest(code * sieve.steps, kinds_of(block.text), centres, sieve.kinds))
-    return _lay_out(sieve, np.concatenate(codes), np.concatenate(rests), np.concatenate(slots), np.concatenate(cells), centres)
+    cells = _nearest(codes * sieve.steps, kinds_of(rows.text), centres, sieve.kinds)
+    return Coded(codes, rests, rows.slots.astype(np.uint32), cells)
 
 
-def _lay_out(sieve: Sieve, codes: I8, rests: U8, slots: U32, cells: I64, centres: F32) -> Sieve:
+def filled(sieve: Sieve, parts: Sequence[Coded]) -> Sieve:
+    """A new sieve with the axes and cells of ``sieve`` and these rows."""
+    codes, rests, slots, cells = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("codes", "rests", "slots", "cells")
+    )
+    centres = unpack(sieve.centres) * sieve.steps
     counts = np.bincount(cells, minlength=sieve.cells)
     starts = np.concatenate([[0], np.cumsum(-(-counts // LANES))]).astype(np.int64)
     total = int(starts[-1]) * LANES
@@ -160,7 +174,7 @@ def _k_means(rows: F32, count: int, rng: np.random.Generator) -> F32:
     return centres
 
 
-def positions(sieve: Sieve, slots: npt.NDArray[np.int64]) -> I64:
+def positions(sieve: Sieve, slots: I64) -> I64:
     """Where the sieve has each slot; -1 where it lacks it."""
     table = np.full(sieve.end + 1, -1, np.int64)
     used = np.flatnonzero(sieve.slots != UNUSED)

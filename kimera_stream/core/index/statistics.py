@@ -23,15 +23,17 @@ class IndexStatistics:
     """0: as many as ``capacity`` geoids take."""
     kernel: str
     threads: int
+    sieved: int = 0
+    """Rows in the sieve; 0: every scan is exact."""
+    sieve_bytes: int = 0
     cells: int = 0
-    """Cells of the partition; 0: every scan is over all rows."""
-    probes: int = 0
+    """Cells of the sieve."""
     device: str = "kernel"
     """Where vectors are scanned: by the ``kernel``, or the torch device asked for."""
     device_bytes: int = 0
     device_trouble: str | None = None
     """Why the kernel scans instead of the device."""
     recall: float | None = None
-    """Of the exact result, over the queries last measured; None without cells or before the first."""
-    proved: float | None = None
-    """Share of the queries whose result the bounds prove exact."""
+    """Of the exact result, over the queries last checked; None without a sieve or before the first."""
+    read: float | None = None
+    """Share of the rows that a query through the sieve read in full, on average."""
