@@ -429,6 +429,8 @@ class FlatIndex:
     # -- the sieve -------------------------------------------------------------------------------------------------
 
     def _note(self, slot: int) -> None:
+        if self._written is None and self._making is None and len(self._by_id) < self._sieve_from:
+            return  # most puts of most indexes end here
         for written in (self._written, self._making):
             if written is not None:
                 written.mark(slot)
