@@ -211,7 +211,8 @@ class Commands:
         principal: Principal,
         encoding: Encoding,
     ) -> HistoryPage:
-        """A page of a channel. ``offset`` of the answer is where to go on from (in reverse: the newest entry looked at).
+        """A page of a channel. ``offset`` of the answer is where to go on from: after the last entry looked at, in reverse the newest
+        one, so that a subscription from there continues what the page shows.
 
         A page also ends where it fills half of a connection's outbox, so that no reply can make its receiver a slow consumer.
 
@@ -231,7 +232,8 @@ class Commands:
                 field="since",
             )
         after = hub.log.trimmed if start.position is None else start.position
-        page = await hub.log.read(channel, after=after, limit=limit, reverse=reverse)
+        newest = max(after, hub.log.head, hub.delivered)
+        page = await hub.log.read(channel, after=after, limit=limit, until=newest, reverse=reverse)
         budget = hub.settings.outbox_bytes // 2
         events: list[msgspec.Raw] = []
         for entry in page.entries:
@@ -241,7 +243,7 @@ class Commands:
                 break
             events.append(msgspec.Raw(payload))
         cut = len(events) < len(page.entries)
-        offset = page.scanned
+        offset = newest if reverse else page.scanned
         if cut and not reverse:
             offset = page.entries[len(events) - 1].offset
         return HistoryPage(events=events, epoch=hub.epoch, offset=offset, more=page.more or cut)

@@ -182,6 +182,21 @@ async def test_durable_cursors(way: tuple[World, str]) -> None:
         assert [event["offset"] for event in await peer.events(3)] == [7, 8, 9]
 
 
+async def test_a_page_in_reverse_says_where_its_newest_entry_is(way: tuple[World, str]) -> None:
+    """So that a client that shows the last events goes on from there, with nothing twice and nothing left out."""
+    world, encoding = way
+    world.publish(9)
+    async with dial(world, encoding) as peer:
+        page = await peer.ask("history", channel="geoids", limit=3, reverse=True)
+        assert ([event["offset"] for event in page["events"]], page["offset"], page["more"]) == ([9, 8, 7], 9, True)
+        all_of_it = await peer.ask("history", channel="geoids", limit=100, reverse=True)
+        assert (len(all_of_it["events"]), all_of_it["offset"], all_of_it["more"]) == (9, 9, False)
+        world.publish(2)
+        since = {"epoch": page["epoch"], "offset": page["offset"]}
+        await peer.ask("subscribe", channel="geoids", since=since)
+        assert [event["offset"] for event in await peer.events(2)] == [10, 11]
+
+
 async def test_a_cursor_goes_where_it_was_put_last_be_it_back(way: tuple[World, str]) -> None:
     """A consumer that wants to see some of it again says so with `ack`; what was acknowledged before is no floor."""
     world, encoding = way

@@ -76,7 +76,8 @@ class MemoryLog:
         until = self.head if until is None else until
         found = [e for e in self.entries if after < e.offset <= until and (channel is None or channel in e.channels)]
         if reverse:
-            return LogPage(found[::-1][:limit], until, len(found) > limit)
+            page, more = found[::-1][:limit], len(found) > limit
+            return LogPage(page, page[-1].offset if more else after, more)  # as the vault does
         more = len(found) > limit
         page = found[:limit]
         return LogPage(page, page[-1].offset if more else until, more)
