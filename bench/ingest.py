@@ -1,8 +1,11 @@
 """How fast statements get in: ``python -m bench.ingest --data ../shared/data --json``.
 
-A real server in a process of its own, on an empty data directory: NDJSON over one HTTP connection into the log, and the
-time from publishing a statement to its contradiction on a WebSocket while nothing else goes on. And the encoder alone,
-beside sentence-transformers in float32 on the same threads, in alternating rounds.
+A real server in a process of its own, its last line one JSON object:
+
+- start to ready on an empty store, files warm, with the hashing encoder and with encoder and verifier;
+- NDJSON over one HTTP connection into the log, per second, verified and not, and how resident memory grows meanwhile;
+- from publishing a statement to its contradiction on a WebSocket while nothing else goes on, with ``--geoids`` stored;
+- the encoder alone beside sentence-transformers in float32 on the same threads, in alternating rounds.
 """
 
 import argparse
@@ -15,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +29,7 @@ from websockets.asyncio.client import connect
 
 from bench.fit_rules import rows
 
+SOURCES = ("snli_dev", "mnli_train", "wikifactcheck_part", "cad_train", "conjnli_train")
 MODES = {
     "hashing_rules": {"KIMERA_EMBEDDING__PROVIDER": "hashing", "KIMERA_SCORING__VERIFIER": "off"},
     "minilm_rules": {"KIMERA_EMBEDDING__PROVIDER": "minilm", "KIMERA_SCORING__VERIFIER": "off"},
@@ -32,12 +37,28 @@ MODES = {
 }
 
 
+@dataclass(slots=True)
+class Running:
+    """A server: its address, the seconds from its start to ready, and its process."""
+
+    address: str
+    ready_s: float
+    pid: int
+
+    @property
+    def resident_mb(self) -> float:
+        """Resident memory, MB."""
+        pages = int(Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii").split()[1])
+        return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
+
+
 @contextlib.contextmanager
-def server(extra: dict[str, str]) -> Iterator[str]:
-    """A server until the end of the block; gives its address."""
-    with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, "KIMERA_PATHS__DATA_DIR": folder, "KIMERA_API__PORT": "0",
+def server(extra: dict[str, str], folder: str | None = None) -> Iterator[Running]:
+    """A server until the end of the block, on ``folder`` or an empty one of its own."""
+    with tempfile.TemporaryDirectory() as own:
+        environment = {**os.environ, "KIMERA_PATHS__DATA_DIR": folder or own, "KIMERA_API__PORT": "0",
                        "KIMERA_TELEMETRY__LOG_LEVEL": "error", **extra}  # fmt: skip
+        began = time.perf_counter()
         process = subprocess.Popen(
             [sys.executable, "-m", "kimera_stream.api.cli.main", "serve"],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
@@ -47,30 +68,53 @@ def server(extra: dict[str, str]) -> Iterator[str]:
             address = next((line.split()[-1] for line in process.stdout if line.startswith("listening on ")), None)
             if address is None:
                 raise RuntimeError(f"the server ended with {process.wait()} before it listened")
-            yield address
+            yield Running(address, round(time.perf_counter() - began, 2), process.pid)
         finally:
             process.terminate()
             try:
-                process.wait(30)
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
 
 
-def ingest(address: str, texts: list[str]) -> dict[str, Any]:
-    body = b"".join(json.dumps({"text": text}).encode() + b"\n" for text in texts)
-    began = time.perf_counter()
-    answer = httpx.post(
-        f"{address}/v1/geoids", content=body, headers={"Content-Type": "application/x-ndjson"}, timeout=600
-    )
-    took = time.perf_counter() - began
-    answer.raise_for_status()
-    results = [json.loads(line) for line in answer.text.splitlines()]
+def starts(rounds: int) -> dict[str, float]:
+    """Seconds from start to ready: the median, after one start that warms the files."""
+    found: dict[str, float] = {}
+    for mode in ("hashing_rules", "minilm_verified"):
+        times = []
+        for _ in range(rounds + 1):
+            with server(MODES[mode]) as running:
+                times.append(running.ready_s)
+        found[mode] = statistics.median(times[1:])
+    return found
+
+
+def ingest(running: Running, texts: list[str], parts: int = 4) -> dict[str, Any]:
+    """Statements a second through one connection; resident memory after each of ``parts``."""
+    results: list[dict[str, Any]] = []
+    memory = [running.resident_mb]
+    took = 0.0
+    size = -(-len(texts) // parts)
+    with httpx.Client(timeout=3600) as client:
+        for start in range(0, len(texts), size):
+            body = b"".join(json.dumps({"text": text}).encode() + b"\n" for text in texts[start : start + size])
+            began = time.perf_counter()
+            answer = client.post(
+                f"{running.address}/v1/geoids", content=body, headers={"Content-Type": "application/x-ndjson"}
+            )
+            took += time.perf_counter() - began
+            answer.raise_for_status()
+            results += [json.loads(line) for line in answer.text.splitlines()]
+            memory.append(running.resident_mb)
     accepted = [each for each in results if "geoid" in each]
+    found = [each for result in accepted for each in result["contradictions"]]
     return {
         "statements": len(texts),
         "committed": len(accepted),
         "per_second": round(len(accepted) / took, 1),
-        "contradictions": sum(len(each["contradictions"]) for each in accepted),
+        "contradictions": len(found),
+        "provisional": sum(bool(each.get("provisional")) for each in found),
+        "resident_mb": memory,
     }
 
 
@@ -148,18 +192,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--json", action="store_true", help="only the one JSON line")
-    parser.add_argument("--statements", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=50, help="publishes that latency is measured on")
-    parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
+    parser.add_argument("--statements", type=int, default=2000, help="ingested in each mode")
+    parser.add_argument("--geoids", type=int, default=100_000, help="stored before latency is measured")
+    parser.add_argument("--rounds", type=int, default=200, help="publishes that latency is measured on")
+    parser.add_argument("--starts", type=int, default=3, help="starts that are timed; 0: none")
+    parser.add_argument("--modes", nargs="*", choices=list(MODES), default=list(MODES))
+    parser.add_argument("--no-encoder", action="store_true", help="leave out sentence-transformers")
     arguments = parser.parse_args()
+    wanted = max(arguments.statements, arguments.geoids)
     texts = list(dict.fromkeys(
-        row[side] for row in rows(arguments.data / "snli_dev.jsonl.gz") for side in ("premise", "hypothesis")
-    ))[: arguments.statements]  # fmt: skip
+        row[side]
+        for name in SOURCES
+        for row in rows(arguments.data / f"{name}.jsonl.gz")
+        for side in ("premise", "hypothesis")
+    ))[:wanted]  # fmt: skip
     result: dict[str, Any] = {"processors": os.cpu_count(), "load_at_start": os.getloadavg()[0]}
+    if arguments.starts:
+        result["start_to_ready_s"] = starts(arguments.starts)
     for mode in arguments.modes:
-        with server(MODES[mode]) as address:
-            result[mode] = {"ingest": ingest(address, texts), "latency": anyio.run(latency, address, arguments.rounds)}
-    result["encoder"] = encoder(texts[:512])
+        with server(MODES[mode]) as running:
+            result[mode] = ingest(running, texts[: arguments.statements])
+    if arguments.geoids:
+        with tempfile.TemporaryDirectory() as folder:
+            with server(MODES["minilm_rules"], folder) as running:
+                stored = ingest(running, texts[: arguments.geoids])
+            with server(MODES["minilm_verified"], folder) as running:
+                result["latency"] = {
+                    "geoids": stored["committed"],
+                    "restart_to_ready_s": running.ready_s,
+                    **anyio.run(latency, running.address, arguments.rounds),
+                }
+    if not arguments.no_encoder:
+        result["encoder"] = encoder(texts[:512])
     if not arguments.json:
         print(json.dumps(result, indent=2))
     sys.stdout.write(json.dumps(result) + "\n")

@@ -118,7 +118,12 @@ def _meaning(services: Services, settings: Settings) -> None:
         return ConversationMemory(performance.sessions, performance.session_history, performance.session_ttl)
 
     def verifier(threads: Threads) -> CrossEncoderVerifier:
-        return CrossEncoderVerifier(threads, device=settings.embedding.device, precision=settings.embedding.precision)
+        return CrossEncoderVerifier(
+            threads,
+            device=settings.embedding.device,
+            precision=settings.embedding.precision,
+            memory_fraction=settings.embedding.gpu_memory_fraction,
+        )
 
     def engine(
         index: IndexService,
@@ -237,7 +242,9 @@ def _upon_the_log(services: Services, settings: Settings) -> None:
         conversation: ConversationMemory,
         snapshots: SnapshotKeeper,
         backlog: Backlog,
+        embedder: BatchingEmbedder,
         server: ServerInfo,
+        verifier: CrossEncoderVerifier | None = None,
     ) -> StatsService:
         return StatsService(
             vault,
@@ -249,6 +256,7 @@ def _upon_the_log(services: Services, settings: Settings) -> None:
             resources,
             conversation,
             backlog,
+            lambda: {"embedding": embedder.providers, "verifier": {} if verifier is None else verifier.devices},
             node=server.node,
             interval=settings.stream.stats_interval,
         )

@@ -1,6 +1,7 @@
 """The ``stats`` channel: what the server does, as one value a second."""
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +13,7 @@ from kimera_stream.core.index import FlatIndex, SnapshotKeeper
 from kimera_stream.core.interfaces import FieldService, VaultService
 from kimera_stream.engines.backlog import Backlog
 from kimera_stream.engines.metrics import PipelineMetrics
+from kimera_stream.infrastructure.failover import WayNumbers
 from kimera_stream.infrastructure.resources import Resources
 from kimera_stream.streaming.hub import Hub
 
@@ -20,6 +22,7 @@ class StatsService:
     """Gathers rates, depths, latencies and counts. Rates are over the time since the value before.
 
     Args:
+        devices: Health and use of what encodes and verifies.
         interval: Seconds between two values.
     """
 
@@ -34,6 +37,7 @@ class StatsService:
         resources: Resources,
         conversation: ConversationMemory,
         backlog: Backlog,
+        devices: Callable[[], dict[str, dict[str, WayNumbers]]],
         *,
         node: str,
         interval: float,
@@ -47,6 +51,7 @@ class StatsService:
         self._resources = resources
         self._conversation = conversation
         self._backlog = backlog
+        self._devices = devices
         self._node = node
         self._interval = interval
         self._began = time.monotonic()
@@ -78,6 +83,10 @@ class StatsService:
             "latency": {"p50": _ms(numbers.p50), "p99": _ms(numbers.p99)},
             "queues": self._resources.queues,
             "verification": asdict(self._backlog.numbers),
+            "devices": {
+                what: {name: asdict(numbers) for name, numbers in ways.items()}
+                for what, ways in self._devices().items()
+            },
             "sessions": asdict(self._conversation.statistics()),
             "connections": stream["connections"],
             "subscribers": stream["subscriptions"],

@@ -7,6 +7,7 @@ runs are judged together in the next one, so concurrent requests fill batches wi
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -18,6 +19,7 @@ import structlog
 
 from kimera_stream.core.interfaces import Threads
 from kimera_stream.infrastructure.compute import DeviceChoice, PrecisionChoice
+from kimera_stream.infrastructure.failover import SECONDS, Failover, WayNumbers
 from kimera_stream.protocol.errors import UnavailableError
 
 if TYPE_CHECKING:  # torch may be needed, and is heavy: it is imported in the worker thread that loads the model
@@ -63,6 +65,8 @@ class CrossEncoderVerifier:
         round_size: Pairs of waiting callers that are judged in one round at most; bounds what one caller can delay others.
         both_directions: Read each pair in both orders and average; twice the work.
         weights: Another ``.safetensors`` with its ``.json`` beside it, instead of the shipped one.
+        memory_fraction: Of a CUDA device's memory that may be taken.
+        device_pause: Seconds that a device which keeps failing is left alone; the CPU reads meanwhile.
     """
 
     def __init__(
@@ -76,6 +80,8 @@ class CrossEncoderVerifier:
         round_size: int = 512,
         both_directions: bool = False,
         weights: Path | None = None,
+        memory_fraction: float = 1.0,
+        device_pause: float = SECONDS,
     ) -> None:
         self._threads = threads
         self._device = device
@@ -85,7 +91,11 @@ class CrossEncoderVerifier:
         self._round_size = round_size
         self._both = both_directions
         self._weights = weights
+        self._memory_fraction = memory_fraction
+        self._device_pause = device_pause
         self._runtime: VerifierRuntime | None = None
+        self._spare: VerifierRuntime | None = None
+        self._failover: Failover | None = None
         self._loading = anyio.Lock()
         self._running = anyio.Lock()
         self._waiting: deque[_Request] = deque()
@@ -126,12 +136,18 @@ class CrossEncoderVerifier:
                 )
             return self._runtime
 
-    def _build(self) -> "VerifierRuntime":
+    def _build(self, device: DeviceChoice | None = None) -> "VerifierRuntime":
         try:
             from kimera_stream.engines.verifier_runtime import VerifierRuntime
 
             return VerifierRuntime.load(
-                self._weights, self._device, self._precision, self._max_length, self._batch_size, self._both
+                self._weights,
+                device or self._device,
+                self._precision,
+                self._max_length,
+                self._batch_size,
+                self._both,
+                self._memory_fraction,
             )
         except (OSError, ImportError, ValueError, KeyError) as error:
             raise UnavailableError(
@@ -174,7 +190,7 @@ class CrossEncoderVerifier:
             room -= len(request.pairs)
             together.append(request)
         everything = [pair for request in together for pair in request.pairs]
-        scores = await self._threads.run("score", runtime.judge, everything)
+        scores = await self._read(runtime, everything)
         self.judged += len(everything)
         at = 0
         for request in together:
@@ -182,6 +198,26 @@ class CrossEncoderVerifier:
             at += len(request.pairs)
             if request is not leader and request in self._waiting:
                 self._waiting.remove(request)
+
+    @property
+    def devices(self) -> dict[str, WayNumbers]:
+        """Health and use of the device and of the CPU that stands in for it; empty where there is only the CPU."""
+        return {} if self._failover is None else self._failover.numbers
+
+    async def _read(self, runtime: "VerifierRuntime", pairs: Sequence[tuple[str, str]]) -> npt.NDArray[np.float32]:
+        if runtime.device == "cpu":
+            return await self._threads.run("score", runtime.judge, pairs)
+        if self._failover is None:
+            self._failover = Failover("verifier", [runtime.device, "cpu"], seconds=self._device_pause)
+        return await self._failover.run(
+            partial(self._threads.run, "score", runtime.judge, pairs), partial(self._read_on_cpu, pairs)
+        )
+
+    async def _read_on_cpu(self, pairs: Sequence[tuple[str, str]]) -> npt.NDArray[np.float32]:
+        async with self._loading:
+            if self._spare is None:
+                self._spare = await self._threads.run("score", self._build, "cpu")
+        return await self._threads.run("score", self._spare.judge, pairs)
 
 
 def weights_available() -> bool:

@@ -178,5 +178,8 @@ def collate(pairs: Sequence[EncodedPair], device: torch.device | str = "cpu") ->
         block[0, row, :size] = pair.tokens
         block[1, row, :size] = pair.segments
         block[2, row, :size] = pair.flags
-    tensor = torch.from_numpy(block).to(device)
+    tensor = torch.from_numpy(block)
+    if torch.device(device).type == "cuda":
+        tensor = tensor.pin_memory()  # copied without the processor, while it prepares the next
+    tensor = tensor.to(device, non_blocking=True)
     return tensor[0], tensor[1], tensor[2]

@@ -15,7 +15,13 @@ import numpy.typing as npt
 
 from kimera_stream.engines.verifier_integer import IntegerNetwork
 from kimera_stream.engines.verifier_pairs import EncodedPair, PairTokenizer
-from kimera_stream.infrastructure.compute import DeviceChoice, PrecisionChoice, plan_compute, processor_has_bfloat16
+from kimera_stream.infrastructure.compute import (
+    DeviceChoice,
+    PrecisionChoice,
+    limit_memory,
+    plan_compute,
+    processor_has_bfloat16,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,7 @@ class VerifierRuntime:
         max_length: int,
         batch_size: int,
         both_directions: bool,
+        memory_fraction: float = 1.0,
     ) -> Self:
         """Build the network from its files.
 
@@ -98,6 +105,7 @@ class VerifierRuntime:
         path = shipped_weights() if weights is None else weights
         card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         plan = plan_compute(device, precision)
+        limit_memory(plan, memory_fraction)
         network: Network
         if plan.precision == "int16":
             network = IntegerNetwork.load(path, plan)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kimera_stream.engines.verifier_model import CrossEncoder, collate, load_encoder, load_trained
 from kimera_stream.engines.verifier_pairs import EncodedPair
-from kimera_stream.infrastructure.compute import ComputePlan
+from kimera_stream.infrastructure.compute import ComputePlan, device_failure
 from kimera_stream.protocol.errors import UnavailableError
 
 log = structlog.get_logger(__name__)
@@ -78,6 +78,8 @@ class TorchNetwork:
                 torch.cuda.empty_cache()
                 log.warning("verifier out of memory, halving the batch", batch=size)
                 continue
+            except RuntimeError as error:
+                raise device_failure("verifier", self.device, error) from error
             start += len(chosen)
         return logits
 

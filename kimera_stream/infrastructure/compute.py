@@ -138,6 +138,24 @@ def plan_compute(device: DeviceChoice, precision: PrecisionChoice) -> ComputePla
     return plan
 
 
+def limit_memory(plan: ComputePlan, fraction: float) -> None:
+    """Take no more than this share of a CUDA device's memory. Beyond it torch is out of memory, as on a full device."""
+    if plan.device == "cuda" and fraction < 1.0:
+        import torch
+
+        torch.cuda.set_per_process_memory_fraction(fraction)
+
+
+def device_failure(what: str, device: str, error: RuntimeError) -> UnavailableError:
+    """What a RuntimeError of torch on ``device`` is: on CUDA the device's failure; on the CPU a defect, raised again."""
+    if device == "cpu":
+        raise error
+    lines = str(error).splitlines()
+    return UnavailableError(
+        f"{what}: the device failed ({lines[0] if lines else type(error).__name__})", retry_after=1.0
+    )
+
+
 def _on_cuda(precision: PrecisionChoice) -> Precision:
     if precision in ("auto", "int16"):
         import torch

@@ -115,6 +115,14 @@ class EmbeddingSettings(Group):
         description="Of encoder and verifier. auto: bfloat16 where the processor has it, else int16 (16-bit integers in C, "
         "on processors with AVX2), else float32.",
     )
+    fallback: Literal["none", "http"] = Field(
+        "none",
+        description="What stands in for minilm when it fails. http: the service at embedding.url, which has to serve the same "
+        "model (compared at its first use). A failing CUDA device is always replaced by the CPU.",
+    )
+    gpu_memory_fraction: float = Field(
+        1.0, gt=0, le=1, description="Share of a CUDA device's memory that this process may take."
+    )
     dimension: int = Field(
         384, ge=2, le=8192, description="Vector length for the providers hashing, http and none; minilm has 384."
     )
@@ -135,7 +143,11 @@ class ScoringSettings(Group):
         None, description="Score at which a pair is reported; overrides the operating point."
     )
     candidates: Positive = Field(64, description="Candidates the scan hands on per statement.")
-    verify_candidates: Positive = Field(16, description="Candidates the verifier reads per statement.")
+    verify_candidates: Positive = Field(16, description="Candidates the verifier reads per statement at most.")
+    verify_pairs: Positive = Field(
+        256,
+        description="Candidates the verifier reads for one batch of statements; of a larger batch fewer each, but at least 4.",
+    )
     verify_within: Seconds = Field(
         10.0,
         description="Seconds a statement may have waited when its turn comes; beyond, the rules decide at once, marked "

@@ -87,6 +87,29 @@ def test_the_encoder_gives_what_sentence_transformers_gives(exact: Any) -> None:
     assert (exact.encode(TEXTS) * wanted).sum(axis=1).min() > 0.99999
 
 
+def test_out_of_memory_halves_the_batch_and_goes_on(exact: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    wanted, forward, sizes = exact.encode(TEXTS), exact._forward, []
+
+    def scarce(tokens: Any) -> Any:
+        sizes.append(len(tokens))
+        if len(tokens) > 1:
+            raise torch.OutOfMemoryError
+        return forward(tokens)
+
+    monkeypatch.setattr(exact, "_forward", scarce)
+    np.testing.assert_allclose(exact.encode(TEXTS), wanted, atol=1e-5)
+    assert sizes == [2, *[1] * len(TEXTS)]
+
+    def none(tokens: Any) -> Any:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(exact, "_forward", none)
+    with pytest.raises(UnavailableError, match="single text"):
+        exact.encode(TEXTS)
+
+
 @pytest.mark.skipif(not transformer.variants(), reason="no transformer in C on this processor")
 def test_integers_stay_within_a_thousandth_of_float32(exact: Any) -> None:
     integers = load_encoder(ComputePlan("cpu", "int16", 2))

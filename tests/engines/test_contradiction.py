@@ -6,13 +6,15 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from kimera_stream.core.embedding import HashingProvider
 from kimera_stream.core.geoid import built
 from kimera_stream.core.index import FlatIndex
 from kimera_stream.core.interfaces import StoredGeoid
-from kimera_stream.engines.contradiction import EXACT, CascadeEngine, Stages
+from kimera_stream.engines.contradiction import EXACT, CascadeEngine, Stages, fair_share
 from kimera_stream.engines.verifier import Verifier
 from kimera_stream.infrastructure.settings import PerformanceSettings, ScoringSettings
 from kimera_stream.protocol.errors import UnavailableError
@@ -152,6 +154,25 @@ async def test_without_the_prefilter_every_readable_candidate_is_read() -> None:
     world.put(*(geoid(f"g{i}", f"The red pump in hall {i} is running.") for i in range(5)))
     await world.hits(geoid("new", "The red pump in hall 3 is stopped."))
     assert len(oracle.asked) == 5
+
+
+async def test_of_a_large_batch_fewer_candidates_are_read_each() -> None:
+    world = World(oracle := Oracle(0.1), verify_candidates=5, verify_pairs=12)
+    world.put(*(geoid(f"g{i}", f"The red pump in hall {i} is running.") for i in range(6)))
+    await world.hits(geoid("alone", "The red pump in hall 3 is stopped."))
+    assert len(oracle.asked) == 5
+    oracle.asked.clear()
+    await world.hits(*(geoid(f"n{i}", f"The red pump in hall {i} is stopped.") for i in range(4)))
+    assert len(oracle.asked) == 4 * 4
+
+
+@given(st.lists(st.integers(0, 30), max_size=20), st.integers(1, 16), st.integers(1, 300))
+def test_the_share_is_as_large_as_the_total_allows(sizes: list[int], most: int, total: int) -> None:
+    share = fair_share(sizes, least=4, most=most, total=total)
+    read = sum(min(size, share) for size in sizes)
+    assert share <= most
+    assert share == min(4, most) or read <= total
+    assert share == most or sum(min(size, share + 1) for size in sizes) > total
 
 
 async def test_an_unavailable_verifier_leaves_it_to_the_rules_provisionally() -> None:

@@ -298,6 +298,71 @@ async def test_a_failure_hits_only_the_round_it_is_in(shared: VerifierRuntime, m
     assert shared.judge(PAIRS[:1]).shape == (1,)
 
 
+class FailingDevice:
+    """A network on CUDA that fails while ``broken``, as torch does."""
+
+    device = "cuda"
+
+    def __init__(self) -> None:
+        self.broken = True
+        self.asked = 0
+
+    def logits(self, pairs: Any) -> Any:
+        self.asked += 1
+        try:
+            if self.broken:
+                raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
+        except RuntimeError as error:
+            raise compute.device_failure("verifier", self.device, error) from error
+        return np.zeros((len(pairs), 3), dtype=np.float32)
+
+
+@pytest.fixture
+def failing(runtime: VerifierRuntime, monkeypatch: pytest.MonkeyPatch) -> FailingDevice:
+    """The network of the device that a verifier loads now."""
+    card = {
+        "name": runtime.name,
+        "calibration": {"scale": runtime.calibration.scale, "shift": runtime.calibration.shift},
+        "operating_points": runtime.operating_points,
+    }
+    network = FailingDevice()
+    on_device = VerifierRuntime(network, card, precision="bfloat16")
+    monkeypatch.setattr(
+        VerifierRuntime, "load", classmethod(lambda _cls, _w, device, *_: runtime if device == "cpu" else on_device)
+    )
+    return network
+
+
+@pytest.mark.anyio
+async def test_a_failing_device_is_replaced_by_the_cpu_and_comes_back(
+    runtime: VerifierRuntime, failing: FailingDevice
+) -> None:
+    verifier = CrossEncoderVerifier(Workers(), device_pause=0.01)
+    await verifier.start()
+    for _ in range(5):
+        np.testing.assert_allclose(await verifier.judge(PAIRS), runtime.judge(PAIRS), atol=2e-3)
+    assert verifier.devices["cuda"].failed >= 3
+    assert verifier.devices["cpu"].used == 5
+    failing.broken = False
+    with anyio.fail_after(30):
+        while not verifier.devices["cuda"].used:
+            await verifier.judge(PAIRS[:1])
+    assert verifier.devices["cuda"].state == "closed"
+
+
+def test_a_defect_on_the_cpu_is_no_failing_device() -> None:
+    with pytest.raises(RuntimeError, match="shapes"):
+        compute.device_failure("verifier", "cpu", RuntimeError("shapes do not fit"))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_on_cuda_it_says_the_same(runtime: VerifierRuntime) -> None:
+    device = VerifierRuntime.load(None, "cuda", "float32", 128, 8, False, 0.5)
+    assert device.device == "cuda"
+    np.testing.assert_allclose(device.judge(PAIRS), runtime.judge(PAIRS), atol=0.01)
+
+
 @pytest.mark.anyio
 async def test_missing_or_wrong_weights_are_said_clearly(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match=r"scoring\.verifier"):

@@ -4,11 +4,13 @@
 """
 
 from kimera_stream.core.embedding.batching import BatchingEmbedder
+from kimera_stream.core.embedding.chain import ProviderChain
 from kimera_stream.core.embedding.hashing import HashingProvider
 from kimera_stream.core.embedding.minilm import MiniLmProvider
 from kimera_stream.core.embedding.provider import NoProvider, Provider
 from kimera_stream.core.embedding.remote import RemoteProvider
 from kimera_stream.core.interfaces import Threads
+from kimera_stream.infrastructure.compute import cuda_possible
 from kimera_stream.infrastructure.settings import EmbeddingSettings
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "MiniLmProvider",
     "NoProvider",
     "Provider",
+    "ProviderChain",
     "RemoteProvider",
     "make_provider",
 ]
@@ -25,9 +28,20 @@ __all__ = [
 def make_provider(settings: EmbeddingSettings, threads: Threads) -> Provider:
     """The provider that ``settings.provider`` names; not started yet."""
     if settings.provider == "minilm":
-        return MiniLmProvider(settings, threads)
+        return _minilm(settings, threads)
     if settings.provider == "hashing":
         return HashingProvider(settings.dimension, threads)
     if settings.provider == "http":
         return RemoteProvider(settings)
     return NoProvider(settings.dimension)
+
+
+def _minilm(settings: EmbeddingSettings, threads: Threads) -> Provider:
+    """MiniLM where it runs best, and what stands in for it: the CPU for CUDA, and a service of the same model."""
+    first = MiniLmProvider(settings, threads)
+    ways: list[tuple[str, Provider]] = [("local", first)]
+    if settings.device != "cpu" and cuda_possible():
+        ways.append(("cpu", MiniLmProvider(settings.model_copy(update={"device": "cpu"}), threads)))
+    if settings.fallback == "http":
+        ways.append(("http", RemoteProvider(settings, serves=first.model)))
+    return first if len(ways) == 1 else ProviderChain(ways)

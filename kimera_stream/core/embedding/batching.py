@@ -13,8 +13,10 @@ import numpy as np
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from kimera_stream.core.embedding.chain import ProviderChain
 from kimera_stream.core.embedding.provider import Provider
 from kimera_stream.core.interfaces import Matrix, Vector
+from kimera_stream.infrastructure.failover import WayNumbers
 from kimera_stream.infrastructure.settings import EmbeddingSettings
 from kimera_stream.protocol.errors import OperationalError, UnavailableError
 
@@ -109,6 +111,11 @@ class BatchingEmbedder:
     @property
     def dimension(self) -> int:
         return self._provider.dimension
+
+    @property
+    def providers(self) -> dict[str, WayNumbers]:
+        """Health and use of providers that stand in for each other; empty where there is only one."""
+        return self._provider.numbers if isinstance(self._provider, ProviderChain) else {}
 
     @property
     def queued(self) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from kimera_stream.core.interfaces import Matrix, Threads
-from kimera_stream.infrastructure.compute import ComputePlan, plan_compute
+from kimera_stream.infrastructure.compute import ComputePlan, limit_memory, plan_compute
 from kimera_stream.infrastructure.settings import EmbeddingSettings
 from kimera_stream.protocol.errors import UnavailableError
 
@@ -97,7 +97,9 @@ class MiniLmProvider:
             )
 
     def _load(self) -> "MiniLmEncoder | IntegerMiniLm":
-        return load_encoder(plan_compute(self._settings.device, self._settings.precision), self._settings.batch_size)
+        plan = plan_compute(self._settings.device, self._settings.precision)
+        limit_memory(plan, self._settings.gpu_memory_fraction)
+        return load_encoder(plan, self._settings.batch_size)
 
     async def encode(self, texts: Sequence[str]) -> Matrix:
         """One unit row per text, in order."""

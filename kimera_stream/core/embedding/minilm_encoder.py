@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file
 
 from kimera_stream.core.interfaces import Matrix
-from kimera_stream.infrastructure.compute import ComputePlan
+from kimera_stream.infrastructure.compute import ComputePlan, device_failure
+from kimera_stream.protocol.errors import UnavailableError
 
 log = structlog.get_logger(__name__)
 
@@ -55,16 +56,32 @@ class MiniLmEncoder:
         self._layers = [_Layer(weights, number, plan) for number in range(LAYERS)]
 
     def encode(self, texts: Sequence[str]) -> Matrix:
-        """One unit row per text, in order; shape (n, 384), float32."""
+        """One unit row per text, in order; shape (n, 384), float32. Out of memory, a batch is halved until it fits.
+
+        Raises:
+            UnavailableError: the device fails, or has no memory for a single text.
+        """
         if self.plan.device == "cpu" and torch.get_num_threads() != self.plan.threads:
             torch.set_num_threads(self.plan.threads)
         tokens = [np.asarray(each.ids, dtype=np.int64) for each in self._tokenizer.encode_batch(list(texts))]
         order = sorted(range(len(texts)), key=lambda i: len(tokens[i]))
         rows = np.empty((len(texts), DIMENSION), dtype=np.float32)
         with torch.inference_mode():
-            for start in range(0, len(order), self._batch_size):
-                part = order[start : start + self._batch_size]
-                rows[part] = self._forward([tokens[i] for i in part])
+            start, size = 0, self._batch_size
+            while start < len(order):
+                part = order[start : start + size]
+                try:
+                    rows[part] = self._forward([tokens[i] for i in part])
+                except torch.OutOfMemoryError as error:
+                    if size == 1:
+                        raise UnavailableError("embedding: the device has no memory for a single text") from error
+                    size //= 2
+                    torch.cuda.empty_cache()
+                    log.warning("encoder out of memory, halving the batch", batch=size)
+                    continue
+                except RuntimeError as error:
+                    raise device_failure("embedding", self.plan.device, error) from error
+                start += len(part)
         return rows
 
     def _forward(self, tokens: list[npt.NDArray[np.int64]]) -> Matrix:

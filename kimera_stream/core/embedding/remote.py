@@ -44,11 +44,18 @@ class RemoteProvider:
         settings: ``embedding`` group: url, api_key, model, dimension, timeout, batch size.
         transport: For tests.
         wait: First pause between attempts, seconds.
+        serves: The local model that it stands in for; its vectors are then taken for that model's.
     """
 
     def __init__(
-        self, settings: EmbeddingSettings, *, transport: httpx.AsyncBaseTransport | None = None, wait: float = 0.1
+        self,
+        settings: EmbeddingSettings,
+        *,
+        transport: httpx.AsyncBaseTransport | None = None,
+        wait: float = 0.1,
+        serves: str | None = None,
     ) -> None:
+        self._serves = serves
         self._settings = settings
         self._wait = wait
         key = settings.api_key.get_secret_value()
@@ -64,6 +71,8 @@ class RemoteProvider:
 
     @property
     def model(self) -> str:
+        if self._serves is not None:
+            return self._serves
         return f"{self._settings.model or 'default'}@{httpx.URL(self._settings.url).host or 'unknown'}"
 
     @property
