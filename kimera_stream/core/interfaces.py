@@ -89,6 +89,27 @@ class IdempotencyRecord:
     created_at: int
 
 
+@dataclass(frozen=True, slots=True)
+class CheckpointRequest:
+    """A publish that was accepted and not processed when the process stopped.
+
+    Attributes:
+        body: JSON of its ``GeoidBody``.
+        accepted_at: Unix ms.
+        attempts: How often it has been tried.
+    """
+
+    principal: str
+    body: bytes
+    session_id: str | None = None
+    key: str | None = None
+    priority: int = 5
+    merge: bool = False
+    must_exist: bool = False
+    accepted_at: int = 0
+    attempts: int = 0
+
+
 @dataclass(slots=True)
 class WriteBatch:
     """Everything one transaction commits. Entries are consecutive from ``vault.head + 1``; objects carry their offsets.
@@ -214,6 +235,12 @@ class VaultService(LogReader, Protocol):
     async def save_cursor(self, principal: str, name: str, channel: str, offset: int) -> None: ...
 
     async def cursor(self, principal: str, name: str, channel: str) -> int | None: ...
+
+    async def save_checkpoint(self, items: Sequence[CheckpointRequest], *, node: str = "") -> None:
+        """Keep accepted and unprocessed requests over a restart, in their order."""
+
+    async def take_checkpoint(self) -> list[CheckpointRequest]:
+        """What ``save_checkpoint`` kept, in order; the vault forgets it."""
 
     async def trim(self, upto: int) -> int:
         """Drop log entries at or below ``upto``; returns how many. Entities stay."""

@@ -166,19 +166,22 @@ class Intake:
         """Wait until everything accepted has been answered."""
         await self._idle.wait()
 
-    def abandon(self, error: OperationalError) -> int:
-        """Refuse everything that still waits; returns how many."""
-        refused = 0
-        for lane in self._lanes.values():
-            for ticket in lane:
-                ticket.refuse(error)
-                self._waiting -= 1
-                self.finished(ticket)
-                refused += 1
+    def withdraw(self) -> list[Ticket[Any]]:
+        """Everything that still waits, lane by lane; it is not handed out any more. Tell ``finished`` of each."""
+        waiting = [ticket for lane in self._lanes.values() for ticket in lane]
+        self._waiting = 0
         self._lanes.clear()
         for turns in self._turns:
             turns.clear()
-        return refused
+        return waiting
+
+    def abandon(self, error: OperationalError) -> int:
+        """Refuse everything that still waits; returns how many."""
+        waiting = self.withdraw()
+        for ticket in waiting:
+            ticket.refuse(error)
+            self.finished(ticket)
+        return len(waiting)
 
     def _queue_up(self, lane: tuple[str, str], priority: int, *, first: bool = False) -> None:
         turns = self._turns[priority]

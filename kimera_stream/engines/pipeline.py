@@ -17,6 +17,7 @@ import structlog
 from kimera_stream.core.geoid import unit
 from kimera_stream.core.interfaces import EmbeddingService, Principal, PublishResult, VaultService
 from kimera_stream.core.validation import BodyLimits, validate_body
+from kimera_stream.engines.checkpoint import keep, left_behind
 from kimera_stream.engines.intake import Intake, Ticket
 from kimera_stream.engines.metrics import PipelineMetrics
 from kimera_stream.engines.queries import Queries
@@ -47,6 +48,8 @@ KEY_LOOKUPS = 8
 BODY_OVERHEAD = 512
 """Bytes counted for a statement besides its text and vector."""
 REASON_CHARS = 2_000
+KEEP_DEADLINE = 2.0
+"""Seconds that a stop whose time is over may still take to keep what was accepted."""
 REREADER = ("~verifier", "")
 """Lane of the verifier's later word."""
 
@@ -87,6 +90,9 @@ class Pipeline:
         self._encoded = settings.embedding.batch_size * ENCODED_PER_GROUP
         self._keyed: dict[tuple[str, str], Ticket[PublishResult]] = {}
         self._under_way: dict[Ticket[Any], None] = {}
+        self._processing: set[Ticket[Any]] = set()
+        """Of those under way, what may be in the log already."""
+        self._stopped = False
 
     # -- commands ----------------------------------------------------------------------------------------------------
 
@@ -222,6 +228,7 @@ class Pipeline:
     async def run(self) -> None:
         """Carry out what is accepted until cancelled. May be called again after a crash."""
         await self._sequencer.catch_up()
+        await self._take_up()
         send, receive = anyio.create_memory_object_stream[list[Work]](GROUPS_AHEAD)
         try:
             async with anyio.create_task_group() as group, send, receive:
@@ -242,13 +249,38 @@ class Pipeline:
         try:
             await self._intake.idle()
         finally:
-            stopping = UnavailableError(
-                "the server stopped before this was done; repeat the request, with its idempotency key if it had one",
-                retry_after=1.0,
-            )
-            self._intake.abandon(stopping)
-            for ticket in self._under_way:
-                ticket.refuse(stopping)
+            await self._leave_behind()
+
+    async def _leave_behind(self) -> None:
+        """Keep what can be kept of what is still to be done, and refuse the rest."""
+        self._stopped = True
+        waiting = self._intake.withdraw()
+        ahead = [ticket for ticket in self._under_way if ticket not in self._processing]
+        with anyio.move_on_after(KEEP_DEADLINE, shield=True):
+            works = [ticket.work for ticket in [*ahead, *waiting]]
+            await keep(self._vault, works, now=int(self._clock() * 1000))
+        stopping = UnavailableError(
+            "the server stopped before this was done; repeat the request, with its idempotency key if it had one",
+            retry_after=1.0,
+        )
+        for ticket in waiting:
+            ticket.refuse(stopping)
+            self._intake.finished(ticket)
+        for ticket in self._under_way:
+            ticket.refuse(stopping)
+
+    async def _take_up(self) -> None:
+        """Accept what the last stop kept. What does not fit is kept again."""
+        too_many: list[Work] = []
+        for work in await left_behind(self._vault, self._limits, cost=_cost):
+            assert work.key is not None
+            try:
+                self._accept(work)
+            except OperationalError:
+                too_many.append(work)
+            else:
+                self._keyed[work.principal.id, work.key] = work.ticket
+        await keep(self._vault, too_many, now=int(self._clock() * 1000))
 
     async def _prepare(self, send: anyio.abc.ObjectSendStream[list[Work]]) -> None:
         while True:
@@ -306,8 +338,12 @@ class Pipeline:
 
     async def _sequence(self, receive: anyio.abc.ObjectReceiveStream[list[Work]]) -> None:
         async for group in receive:
+            if self._stopped:
+                continue  # it was kept or refused
             began = time.perf_counter()
+            self._processing = {work.ticket for work in group}
             await self._sequencer.process(group)
+            self._processing = set()
             self._metrics.stage("sequence", time.perf_counter() - began)
             for work in group:
                 self._finish(work.ticket)

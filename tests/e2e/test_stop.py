@@ -5,6 +5,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -13,6 +14,9 @@ import msgspec
 import pytest
 from websockets.exceptions import ConnectionClosed
 
+from kimera_stream.engines.sequencer import Sequencer
+from kimera_stream.infrastructure.container import Services
+from kimera_stream.infrastructure.settings import Settings
 from tests.e2e.conftest import StartServer
 from tests.e2e.harness import PATIENCE, Server, offsets, peer, until, web
 
@@ -247,3 +251,56 @@ async def test_sse_and_ndjson_end_with_the_server(start_server: StartServer) -> 
     last = msgspec.json.decode(next(line for line in seen.split(b"\n") if b'"line":6' in line))
     assert (last["code"], last["temporary"]) == ("unavailable", True)
     assert "line 6" in last["detail"]
+
+
+@contextmanager
+def first_group_never_ends(_services: Services, _settings: Settings) -> Iterator[None]:
+    """Whatever comes first is worked on forever: the stop's time runs out with work waiting."""
+
+    async def process(_self: Sequencer, _group: Any) -> None:
+        await anyio.sleep_forever()
+
+    Sequencer.process = process  # type: ignore[method-assign]
+    yield
+
+
+async def test_keyed_work_that_the_stop_had_no_time_for_is_done_by_the_next_start(start_server: StartServer) -> None:
+    server = start_server(
+        tamper=first_group_never_ends, KIMERA_API__SHUTDOWN_DEADLINE="2", KIMERA_DATABASE__GROUP_COMMIT_MAX="1"
+    )
+    async with peer(server) as client:
+        ids = [
+            await client.send("publish", geoid={"id": f"g{n}", "text": f"Gate {n} is open."}, key=f"key-{n}")
+            for n in range(10)
+        ]
+        ids.append(await client.send("publish", geoid={"id": "unkeyed", "text": "Nobody knows my name."}))
+
+        async def accepted() -> bool:
+            async with web(server) as http:
+                return 'kimera_queue_depth{queue="intake"} 11.0' in (await http.get("/metrics")).text
+
+        await until(accepted)
+        server.terminate()
+        while not all(client.replies[each] for each in ids):
+            await client.receive()
+        answers = [client.replies[each][0] for each in ids]
+    assert [each["code"] for each in answers] == ["unavailable"] * 11
+    kept = [n for n, each in enumerate(answers) if "it is kept" in each["message"]]
+    assert kept == list(range(1, 10)), "all but what was being worked on and what has no key"
+    assert server.wait() == 0
+
+    again = start_server()
+    async with peer(again) as client, web(again) as http:
+
+        async def done() -> bool:
+            return (await http.get("/health")).json()["offset"] == len(kept)
+
+        await until(done)
+        for n in kept:
+            repeated = await client.done("publish", geoid={"text": "whatever"}, key=f"key-{n}")
+            assert (repeated["duplicate"], repeated["geoid"]["id"]) == (True, f"g{n}")
+        assert (await client.done("publish", geoid={"id": "g0", "text": "Gate 0 is open."}, key="key-0"))[
+            "duplicate"
+        ] is False
+        assert (await http.get("/v1/geoids/unkeyed")).status_code == 404
+    assert again.errors() == []

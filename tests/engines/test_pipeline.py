@@ -24,7 +24,7 @@ from kimera_stream.protocol.errors import (
     UnavailableError,
 )
 from kimera_stream.protocol.objects import GeoidBody
-from tests.engines.world import ANNA, BEN, World, outcome, together
+from tests.engines.world import ANNA, BEN, DIMENSION, World, outcome, together
 
 pytestmark = pytest.mark.anyio
 
@@ -480,6 +480,49 @@ async def test_a_drain_finishes_what_was_accepted_and_refuses_the_rest() -> None
             assert not results
             world.vault.gate.set()
         assert sorted(each.offset for each in results) == [1, 2, 3, 4, 5]
+
+
+async def test_keyed_work_that_a_stop_leaves_undone_is_taken_up_by_the_next_start() -> None:
+    world = World(database={"group_commit_max": 2})
+    world.vault.gate = anyio.Event()
+    results: dict[int, Any] = {}
+
+    async def publish(n: int) -> None:
+        body = GeoidBody(id=f"g{n}", symbolic_state={f"k{n}": n}, vector=[1.0] * DIMENSION if n == 12 else None)
+        key = None if n % 5 == 4 else f"key-{n}"
+        session = f"session-{n % 2}"
+        results[n] = await outcome(
+            world.pipeline.publish(body, principal=ANNA, key=key, session_id=session, priority=n % 10)
+        )
+
+    async with world.running() as pipeline, anyio.create_task_group() as group:
+        for n in range(20):
+            group.start_soon(publish, n)
+        await anyio.wait_all_tasks_blocked()
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await pipeline.drain()
+        await anyio.wait_all_tasks_blocked()
+        assert [each.code for each in results.values()] == ["unavailable"] * 20
+        world.vault.gate.set()
+        await anyio.wait_all_tasks_blocked()
+    committed = set(world.vault.stored)
+    assert len(committed) == 2, "the group that was being committed, and nothing after it"
+    kept = {request.key for request in world.vault.checkpointed}
+    assert kept == {f"key-{n}" for n in range(20) if n % 5 != 4 and f"g{n}" not in committed}
+    assert all(("it is kept" in each.message) == (f"key-{n}" in kept) for n, each in results.items())
+
+    world = World(vault=world.vault)
+    async with world.running() as pipeline:
+        await anyio.wait_all_tasks_blocked()
+        assert set(world.vault.stored) == committed | {key.replace("key-", "g") for key in kept if key}
+        assert world.vault.checkpointed == []
+        again = await pipeline.publish(GeoidBody(text="whatever"), principal=ANNA, key="key-12")
+        assert (again.duplicate, again.geoid.id) == (True, "g12")
+        assert all(stored.geoid.version == 1 for stored in world.vault.stored.values())
+        stored = world.vault.stored["g12"]
+        assert stored.vector is not None
+        assert (stored.geoid.session_id, stored.principal) == ("session-0", "anna")
 
 
 async def test_a_drain_cut_short_leaves_nobody_without_an_answer() -> None:

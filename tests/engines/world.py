@@ -17,6 +17,7 @@ from kimera_stream.core.geoid_cache import GeoidCache
 from kimera_stream.core.index.limits import Limits, Room
 from kimera_stream.core.interfaces import (
     Candidate,
+    CheckpointRequest,
     IdempotencyRecord,
     LogPage,
     Matrix,
@@ -69,6 +70,7 @@ class MemoryVault:
         self.kept_watches: dict[tuple[str, str], tuple[Watch, Vector | None]] = {}
         self.audit: list[tuple[int, str, str, str]] = []
         self.cursors: dict[tuple[str, str, str], int] = {}
+        self.checkpointed: list[CheckpointRequest] = []
         self.faults: list[Exception | None] = []
         self.commits: list[int] = []
         self.gate: anyio.Event | None = None
@@ -163,6 +165,15 @@ class MemoryVault:
         await anyio.lowlevel.checkpoint()
         record = self.keys.get((principal, key))
         return record if record is not None and record.created_at >= not_before else None
+
+    async def save_checkpoint(self, items: Sequence[CheckpointRequest], *, node: str = "") -> None:
+        await anyio.lowlevel.checkpoint()
+        self.checkpointed += items
+
+    async def take_checkpoint(self) -> list[CheckpointRequest]:
+        await anyio.lowlevel.checkpoint()
+        taken, self.checkpointed = self.checkpointed, []
+        return taken
 
     async def save_cursor(self, principal: str, name: str, channel: str, offset: int) -> None:
         await anyio.lowlevel.checkpoint()
@@ -320,12 +331,19 @@ class Sink:
 class World:
     """Everything wired, nothing running. ``changes``: of settings, as ``performance={"queue_items": 2}``."""
 
-    def __init__(self, *, capacity: int | None = None, verifier: Verifier | None = None, **changes: Any) -> None:
+    def __init__(
+        self,
+        *,
+        capacity: int | None = None,
+        verifier: Verifier | None = None,
+        vault: MemoryVault | None = None,
+        **changes: Any,
+    ) -> None:
         self.settings = Settings(**changes)
-        self.vault = MemoryVault()
+        self.vault = MemoryVault() if vault is None else vault
         self.index = PlainIndex(capacity)
         self.encoder = Encoder()
-        self.sink = Sink()
+        self.sink = Sink(list(self.vault.log))
         self.now = 1_700_000_000.0
         registry = CollectorRegistry()
         self.late_by = 0.0

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import anyio
+import anyio.lowlevel
 import msgspec
 
 from kimera_stream.core.index.flat import FlatIndex
@@ -16,6 +17,7 @@ T = TypeVar("T")
 Progress = Callable[[str], None]
 
 _PAGE = 1_000
+_TURN = 128
 
 
 class _Named(msgspec.Struct):
@@ -91,7 +93,9 @@ def _touched(entries: Sequence[LogEntry]) -> tuple[list[str], list[Contradiction
 
 async def _take_in(index: FlatIndex, follower: LogFollower, batch: Sequence[StoredGeoid]) -> None:
     await index.reserve(len(batch))
-    for stored in batch:
+    for number, stored in enumerate(batch):
+        if number % _TURN == 0:
+            await anyio.lowlevel.checkpoint()  # /readyz and the others that start have their turn
         index.put(stored)
     follower.restore([stored for stored in batch if stored.geoid.id in index])  # else it was evicted by the others
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import bindparam, delete, func, select
 
-from kimera_stream.core.interfaces import IdempotencyRecord, Vector
+from kimera_stream.core.interfaces import CheckpointRequest, IdempotencyRecord, Vector
 from kimera_stream.core.vault import rows, schema
 from kimera_stream.infrastructure.database import Insert, Query, QueryIn, Transaction
 from kimera_stream.infrastructure.database.statements import among
@@ -14,27 +14,6 @@ from kimera_stream.protocol.objects import Watch
 watch, cursor, key = schema.watch, schema.cursor, schema.idempotency_key
 session, usage, audit = schema.session, schema.usage, schema.audit_entry
 checkpoint, request = schema.checkpoint, schema.checkpoint_request
-
-
-@dataclass(frozen=True, slots=True)
-class CheckpointRequest:
-    """A publish that was accepted and not processed when the process stopped.
-
-    Attributes:
-        body: JSON of its ``GeoidBody``.
-        accepted_at: Unix ms.
-        attempts: How often it has been tried.
-    """
-
-    principal: str
-    body: bytes
-    session_id: str | None = None
-    key: str | None = None
-    priority: int = 5
-    merge: bool = False
-    must_exist: bool = False
-    accepted_at: int = 0
-    attempts: int = 0
 
 
 @dataclass(frozen=True, slots=True)

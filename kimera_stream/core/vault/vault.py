@@ -9,7 +9,15 @@ import anyio
 import structlog
 from sqlalchemy import bindparam, update
 
-from kimera_stream.core.interfaces import IdempotencyRecord, LogPage, Page, StoredGeoid, Vector, WriteBatch
+from kimera_stream.core.interfaces import (
+    CheckpointRequest,
+    IdempotencyRecord,
+    LogPage,
+    Page,
+    StoredGeoid,
+    Vector,
+    WriteBatch,
+)
 from kimera_stream.core.vault import reading, records, schema, trimming, writing
 from kimera_stream.core.vault.entries import LogState, read_page, read_state
 from kimera_stream.core.vault.migrate import migrate
@@ -323,7 +331,7 @@ class SqlVault:
             partial(records.find_cursor, principal=principal, name=name, channel=channel, epoch=self.epoch)
         )
 
-    async def save_checkpoint(self, items: Sequence[records.CheckpointRequest], *, node: str = "") -> None:
+    async def save_checkpoint(self, items: Sequence[CheckpointRequest], *, node: str = "") -> None:
         """Keep accepted and unprocessed requests over a restart, in their order."""
         if items:
             await self._database.write(
@@ -336,7 +344,7 @@ class SqlVault:
                 )
             )
 
-    async def take_checkpoint(self) -> list[records.CheckpointRequest]:
+    async def take_checkpoint(self) -> list[CheckpointRequest]:
         """What ``save_checkpoint`` kept, in order; the vault forgets it."""
         if await self._database.read(records.count_checkpointed) == 0:
             return []

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from kimera_stream.core.interfaces import IdempotencyRecord, WriteBatch
-from kimera_stream.core.vault.records import CheckpointRequest, SessionRecord, UsageRecord
+from kimera_stream.core.interfaces import CheckpointRequest, IdempotencyRecord, WriteBatch
+from kimera_stream.core.vault.records import SessionRecord, UsageRecord
 from kimera_stream.core.vault.retention import Retention
 from kimera_stream.core.vault.tools import export, import_
 from kimera_stream.core.vault.vault import SqlVault

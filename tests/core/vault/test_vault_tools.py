@@ -7,10 +7,9 @@ import msgspec
 import pytest
 from sqlalchemy import text
 
-from kimera_stream.core.interfaces import IdempotencyRecord, StoredGeoid, WriteBatch
+from kimera_stream.core.interfaces import CheckpointRequest, IdempotencyRecord, StoredGeoid, WriteBatch
 from kimera_stream.core.vault import tools
 from kimera_stream.core.vault.errors import VaultFormatError, VaultSchemaError
-from kimera_stream.core.vault.records import CheckpointRequest
 from kimera_stream.core.vault.vault import SqlVault
 from kimera_stream.infrastructure.database import Query
 from kimera_stream.protocol.errors import BadRequestError
