@@ -85,8 +85,8 @@ def batch_at(head: int, count: int, geoids: int) -> WriteBatch:
     return WriteBatch(entries=entries, geoids=stored)
 
 
-async def fill(data_dir: Path, *, upto: int, geoids: int) -> None:
-    """Write the log up to an offset."""
+async def fill(data_dir: Path, *, geoids: int, upto: int = 0, more: int = 0) -> int:
+    """Write the log up to an offset, or ``more`` entries; returns its end."""
     settings = _settings(data_dir)
     vault = SqlVault(database_url(settings), settings.database)
     await vault.start()
@@ -95,8 +95,10 @@ async def fill(data_dir: Path, *, upto: int, geoids: int) -> None:
             registry = CollectorRegistry()
             provider = make_provider(settings.embedding, Resources(settings.performance, registry))
             await vault.record_encoder(BatchingEmbedder(provider, settings.embedding, registry).model)
+        upto = max(upto, vault.head + more)
         while vault.head < upto:
             await vault.commit(batch_at(vault.head, min(BATCH, upto - vault.head, geoids), geoids))
+        return vault.head
     finally:
         await vault.close()
 
@@ -172,8 +174,8 @@ def measure(folder: Path, *, entries: int, geoids: int, tail: int, rounds: int) 
     data_dir, output = folder / "data", folder / "output.txt"
     data_dir.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    anyio.run(lambda: fill(data_dir, upto=entries, geoids=geoids))
-    result: dict[str, Any] = {"entries": entries, "geoids": geoids, "filled_in": round(time.perf_counter() - began, 1)}
+    head = anyio.run(lambda: fill(data_dir, upto=entries, geoids=geoids))
+    result: dict[str, Any] = {"entries": head, "geoids": geoids, "filled_in": round(time.perf_counter() - began, 1)}
 
     def start(stop: int) -> dict[str, Any]:
         with server(data_dir, output) as (process, told):
@@ -197,7 +199,7 @@ def measure(folder: Path, *, entries: int, geoids: int, tail: int, rounds: int) 
     result["snapshot_bytes"] = sum(file.stat().st_size for file in data_dir.glob("index-*.snapshot"))
     with_snapshot = [start(signal.SIGKILL) for _ in range(rounds)]
     result["with_snapshot"] = min(with_snapshot, key=lambda each: each["seconds"])
-    anyio.run(lambda: fill(data_dir, upto=entries + tail, geoids=geoids))
+    anyio.run(lambda: fill(data_dir, more=tail, geoids=geoids))
     result["with_tail"] = {"tail": tail, **start(signal.SIGKILL)}
     return result
 
