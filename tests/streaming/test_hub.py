@@ -331,6 +331,25 @@ async def test_the_disconnect_policy_drops_after_the_byte_budget() -> None:
         assert egress.closed == (CloseCode.SLOW_CONSUMER, "slow_consumer")
 
 
+async def test_the_disconnect_policy_leaves_who_is_owed_one_value_only() -> None:
+    """A latest channel is conflated whatever the policy: its slow reader is behind by one value, not by the log."""
+    async with bench(slow_consumer="disconnect", outbox_bytes=4096) as b:
+        outlet, egress = b.connect(window=10)
+        await b.subscribe(outlet, "stats")
+        egress.stuck = True
+        for v in range(1, 5):
+            b.hub.latest("stats", "stats.updated", b'{"v":%d}' % v, offset=v)
+            b.hub.flush()
+        for _ in range(20):
+            b.commit(1)
+            b.hub.flush()
+        assert egress.closed is None
+        egress.resume()
+        await wait_all_tasks_blocked()
+        values = [message["data"]["v"] for message in egress.messages() if message["op"] == "event"]
+        assert values == [1, 4]
+
+
 async def test_replies_beyond_the_budget_close_with_4001() -> None:
     from kimera_stream.protocol.messages import Pong
 

@@ -128,6 +128,7 @@ OPERATIONS: Final = (
         query=EventsQuery,
         header_fields={"Last-Event-ID": "`epoch:offset` of the last event seen."},
         answers={200: Answer("Events, until the client leaves or the server stops", (Content(Event, EVENT_STREAM),))},
+        fails=(404,),
         streams=True,
     ),
     Operation(

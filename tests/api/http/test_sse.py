@@ -135,6 +135,7 @@ async def test_a_latest_channel_gives_its_newest_value(world):
     [
         ({}, "bad_request", "channel"),
         ({"channel": "nowhere"}, "bad_channel", "channel"),
+        ({"channel": "watch:none"}, "not_found", "channel"),
         ({"channel": "geoids", "since": "E1"}, "bad_position", "since"),
         ({"channel": "geoids", "since": "E1:x"}, "bad_position", "since"),
         ({"channel": "geoids", "since": "E1:" + "9" * 40}, "bad_position", "since"),
@@ -148,7 +149,7 @@ async def test_a_latest_channel_gives_its_newest_value(world):
 async def test_what_cannot_be_streamed_is_refused_before_the_stream_begins(world, params, code, field):
     async with world.client() as http:
         answer = await http.get("/v1/events", params=params)
-    assert answer.status_code == 400
+    assert answer.status_code == (404 if code == "not_found" else 400)
     assert answer.headers["content-type"] == "application/problem+json"
     assert (answer.json()["code"], answer.json()["field"]) == (code, field)
 
