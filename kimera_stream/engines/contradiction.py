@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from kimera_stream.core.interfaces import Candidate, Detection, IndexService, Judgement, StoredGeoid, Threads
 from kimera_stream.engines.composite import components, cosine, relatedness
+from kimera_stream.engines.differences import differences
 from kimera_stream.engines.evidence import Evidence, Rules, packaged_rules
 from kimera_stream.engines.scope import SUPERSEDED, supersedes
 from kimera_stream.engines.symbolic import SymbolicVerdict, compare_states
@@ -353,6 +354,8 @@ class CascadeEngine:
         words = pair.evidence.why if pair.evidence is not None else ()
         why += words
         if pair.verified is not None and textual >= self.threshold and not words:
+            parts = differences(pair.older.geoid.text or "", pair.newer.geoid.text or "")
+            why += [f"differs: {part}" for part in parts]
             why.append("meaning: read side by side, the two cannot both hold")
         return why
 

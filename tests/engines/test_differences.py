@@ -1,0 +1,32 @@
+"""The words in which two statements part."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kimera_stream.engines.differences import differences
+
+
+@pytest.mark.parametrize(
+    ("older", "newer", "parts"),
+    [
+        ("The door is open.", "The door is closed.", ["'open' vs 'closed'"]),
+        ("The backup takes two hours.", "The backup takes 120 min.", []),
+        ("Refunds take 5 days.", "Refunds take 7 days.", ["'5' vs '7'"]),
+        (
+            "Anna leads the audit team.",
+            "Ben leads the audit team now.",
+            ["'Anna' vs 'Ben'", "only in the newer: 'now'"],
+        ),
+        ("The gate is open to visitors.", "The gate is not open to visitors.", ["only in the newer: 'not'"]),
+        ("It rained.", "Quarterly numbers will be late this year.", []),
+    ],
+)
+def test_they_are_named_in_the_order_of_what_they_say(older: str, newer: str, parts: list[str]) -> None:
+    assert differences(older, newer) == parts
+
+
+@given(st.text(max_size=300), st.text(max_size=300))
+def test_any_two_texts_give_a_few_short_parts(older: str, newer: str) -> None:
+    assert len(differences(older, newer)) <= 2
+    assert differences(older, older) == []
