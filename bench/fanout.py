@@ -5,7 +5,7 @@ does the same work one after the other, and only ratios within a round are compa
 other things, ``per_cpu_second`` (deliveries per second of the server's processor time) says more than ``per_second``. The client checks order,
 gaps and repeats for every subscriber, and a run with one missing event does not count: it ends the bench.
 
-Peers are measured where they are installed: Bun (``npm install bun``) and socketify (``pip install socketify``, needs libuv).
+Peers are measured where they are installed: Bun (``npm install -g bun``) and socketify (``pip install .[bench]``, needs libuv).
 """
 
 import argparse
