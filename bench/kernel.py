@@ -16,6 +16,7 @@ import json
 import os
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -149,6 +150,7 @@ def speed(n: int, rounds: int, threads: int) -> dict[str, Any]:
         "8-bit dot+L1": scan(one, plain8, q1, with_l1),
         "8-bit symbols": scan(one, full8, s0, layered),
         "8-bit symbols, subject": scan(one, full8, s1, layered),
+        f"read 8-bit, {threads} threads": partial(_read_apart, raw8, threads),
         "8-bit 2 threads": scan(two, plain8, q1, fused),
         "float32 2 threads": scan(two, plain32, q1, fused),
     }
@@ -174,6 +176,9 @@ def speed(n: int, rounds: int, threads: int) -> dict[str, Any]:
         "symbols and layers with subject, cost": a.ratio("8-bit symbols, subject", "8-bit dot"),
         "32 queries a pass vs single, per query": b.ratio("8-bit dot", "8-bit x32", 32),
         "32 queries with symbols and layers, cost": b.ratio("8-bit x32 symbols", "8-bit x32"),
+        f"{threads} threads vs 1, reading 8-bit rows: the limit": a.threads(
+            "read 8-bit", f"read 8-bit, {threads} threads"
+        ),
         f"{threads} threads vs 1, 8-bit": a.threads("8-bit dot", "8-bit 2 threads"),
         f"{threads} threads vs 1, float32": a.threads("float32 dot", "float32 2 threads"),
         f"{threads} threads vs 1, 32 queries": b.threads("8-bit x32", "8-bit x32 2 threads"),
@@ -194,6 +199,15 @@ def speed(n: int, rounds: int, threads: int) -> dict[str, Any]:
         "best ms": best,
         "figures": figures,
     }
+
+
+def _read_apart(data: np.ndarray, threads: int) -> None:
+    """Read a buffer by several threads at once: what they can gain where the bandwidth of memory is shared."""
+    readers = [threading.Thread(target=_kernel.read_all, args=(part,)) for part in np.array_split(data, threads)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
 
 
 def peers(rows: np.ndarray, vectors: np.ndarray, single: dict[str, Any], batch: dict[str, Any]) -> None:
@@ -455,10 +469,16 @@ def main() -> None:
             result["recall"]["statements"] = recall(unit(np.load(options.vectors).astype(np.float32)), 500)
     if "index" in only:
         result["index"] = index_figures(options.rows)
-    if "sieve" in only and options.vectors:
-        signatures = np.load(options.vectors.with_suffix(".texts.npy"))
-        real = unit(np.load(options.vectors).astype(np.float32))
-        result["sieve"] = sieve_figures(options.sieve_rows, real, signatures)
+    if "sieve" in only:
+        rng = np.random.default_rng(4)
+        if options.vectors:
+            real = unit(np.load(options.vectors).astype(np.float32))
+            signatures = np.load(options.vectors.with_suffix(".texts.npy"))
+        else:  # runs anywhere, but says little: made vectors have no principal axes
+            real = clustered(rng, 30_000)
+            signatures = (rng.integers(2, 4, 30_000) << 30).astype(np.uint32)
+        result["sieve"] = {"vectors": "real" if options.vectors else "made", "sizes": None}
+        result["sieve"]["sizes"] = sieve_figures(options.sieve_rows, real, signatures)
     if not options.json:
         print(json.dumps(result, indent=2))
     else:

@@ -187,7 +187,9 @@ typedef struct {
     float rest;          /* norm of what the codes leave out */
 } km_short;
 /* Hits as km_scan_run gives them, without symbols, layers and L1, of rows that the bounds let through.
- * row_slack, cell_slack: how much of what the short codes leave out is allowed for, as a cosine; 1 is all of it. */
+ * row_slack, cell_slack: how much of what the short codes leave out is allowed for, as a cosine; 1 is all of it. That is
+ * where a cosine of KM_SLACK_OF or less is asked for; for a higher one in proportion. */
+#define KM_SLACK_OF 0.35f
 int km_sieve_run(const km_scan *scan, const km_sieve *sieve, const km_short *shorts, float row_slack, float cell_slack,
                  km_hit *hits, int64_t *counts, int64_t *read);
 const km_segment *km_segment_of(const km_scan *scan, int64_t slot);

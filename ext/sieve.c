@@ -34,7 +34,7 @@ typedef struct {
     const km_query *query;
     const km_short *brief;
     km_heap heap;
-    float *bounds; /* of the cosines in each cell; DONE once it was opened */
+    float *bounds; /* dots with the centres; DONE once a cell was opened */
     float lift[KINDS];
     place places[AHEAD];
     int waiting;
@@ -68,7 +68,7 @@ static float floor_of(const km_heap *heap, float threshold)
     return heap->size < heap->k || heap->hits[0].fused < threshold ? threshold : heap->hits[0].fused;
 }
 
-/* Cells by descending bound of the fused score, by counting in buckets: close enough to the order to fill the heap well. */
+/* Cells by descending fused score of their centres, by counting in buckets: close enough to the order to fill the heap well. */
 static void sort_cells(const float *bounds, const float *lift, const uint8_t *kinds, int64_t cells, int32_t *order)
 {
     int32_t counts[BUCKETS + 1] = {0};
@@ -119,22 +119,27 @@ static float bar_of(const km_scan *scan, const seeker *s, float lift)
     return bar > related ? bar : related;
 }
 
+/* A row that is closer also agrees more in what the codes leave out, so the slack grows with what is asked for. */
+static float scale_of(float bar) { return bar > KM_SLACK_OF ? bar / KM_SLACK_OF : 1.0f; }
+
 static void open_cell(const job *j, seeker *s, int64_t c)
 {
     const km_scan *scan = j->scan;
     const km_sieve *sieve = j->sieve;
-    const float lift = s->lift[sieve->kinds[c]], bound = s->bounds[c];
+    const float lift = s->lift[sieve->kinds[c]];
     const int64_t stride = sieve->dims * KM_LANES;
     int32_t dots[KM_BLOCK];
-    if (!(bound >= bar_of(scan, s, lift)))
+    float bar = bar_of(scan, s, lift);
+    if (!(s->bounds[c] + j->cell_slack * scale_of(bar) * sieve->spread[c] >= bar))
         return;
     s->bounds[c] = DONE;
     for (int64_t g = sieve->starts[c]; g < sieve->starts[c + 1]; g += GROUPS) {
         const int64_t groups = sieve->starts[c + 1] - g < GROUPS ? sieve->starts[c + 1] - g : GROUPS;
         const int64_t first = g * KM_LANES;
         scan->isa->lanes_i8(s->brief->codes, sieve->codes + g * stride, groups, sieve->dims, dots);
+        bar = bar_of(scan, s, lift);
         uint64_t over = scan->isa->sift(dots, sieve->rest + first, groups * KM_LANES, s->brief->step,
-                                        j->row_slack * s->brief->rest / 255.0f, bar_of(scan, s, lift));
+                                        j->row_slack * scale_of(bar) * s->brief->rest / 255.0f, bar);
         for (; over != 0; over &= over - 1) {
             const uint32_t slot = sieve->slots[first + __builtin_ctzll(over)];
             if (slot == KM_UNUSED || !(scan->live[slot / 64] >> (slot % 64) & 1))
@@ -153,7 +158,7 @@ static void open_cell(const job *j, seeker *s, int64_t c)
     }
 }
 
-/* The bounds of all cells; then the best of them, so that the heap knows early what it takes to get in. */
+/* The dots with all centres; then the best of them, so that the heap knows early what it takes to get in. */
 static void start(const job *j, seeker *s, int32_t *order)
 {
     const km_scan *scan = j->scan;
@@ -166,7 +171,7 @@ static void start(const job *j, seeker *s, int32_t *order)
         int64_t n = sieve->cells - c < KM_BLOCK ? sieve->cells - c : KM_BLOCK;
         scan->isa->lanes_i8(s->brief->codes, sieve->centres + c / KM_LANES * stride, n / KM_LANES, sieve->dims, dots);
         for (int64_t i = 0; i < n; i++)
-            s->bounds[c + i] = (float)dots[i] * s->brief->step + j->cell_slack * sieve->spread[c + i];
+            s->bounds[c + i] = (float)dots[i] * s->brief->step;
     }
     sort_cells(s->bounds, s->lift, sieve->kinds, sieve->cells, order);
     for (int64_t o = 0, rows = 0; o < sieve->cells && rows < FIRST_ROWS; o++) {

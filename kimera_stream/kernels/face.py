@@ -178,7 +178,7 @@ class Kernel:
         Args:
             view, live, queries, weights, k, margin, rescore: As for ``scan``; records of queries are not looked at.
             sieve: Of these rows. Rows that ``live`` leaves out may have changed since it was made.
-            row_slack, cell_slack: At least 0.
+            row_slack, cell_slack: At least 0. Where a cosine above 0.35 is asked for they grow in proportion.
 
         Returns:
             Hits, and int64 (m,): rows read in full per query.

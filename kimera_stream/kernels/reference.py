@@ -24,7 +24,7 @@ from kimera_stream.kernels.layout import (
     Weights,
     stride_of,
 )
-from kimera_stream.kernels.sieving import KINDS, LANES, UNUSED, Sieve, may_differ, unpack
+from kimera_stream.kernels.sieving import KINDS, LANES, UNUSED, Sieve, may_differ, scaled, unpack
 
 _STEPS: F32 = (np.exp2(-np.arange(256) / 32.0) / 127.0).astype(np.float32)
 
@@ -282,12 +282,11 @@ class Reference:
             lift = np.array(
                 [weights.flag * may_differ(kind, int(queries.text[i])) for kind in range(KINDS + 1)], np.float32
             )
-            least = np.float32(weights.min_related - total)
-            cell = (centres @ codes[i]) * steps[i] + np.float32(cell_slack) * sieve.spread
-            row = (rows @ codes[i]) * steps[i] + np.float32(row_slack) * rest[i] / 255 * sieve.rest
-            in_cell = (cell >= least)[cell_of] & (row >= least) & (sieve.slots != UNUSED)
-            bar = np.float32(weights.threshold) - lift[sieve.kinds]
-            through = in_cell & (cell >= bar)[cell_of] & (row >= bar[cell_of])
+            bar = np.maximum(np.float32(weights.min_related - total), np.float32(weights.threshold) - lift[sieve.kinds])
+            cell = (centres @ codes[i]) * steps[i] + scaled(cell_slack, bar) * sieve.spread
+            bar, opened = bar[cell_of], (cell >= bar)[cell_of] & (sieve.slots != UNUSED)
+            row = (rows @ codes[i]) * steps[i] + scaled(row_slack, bar) * rest[i] / 255 * sieve.rest
+            through = opened & (row >= bar)
             only = np.zeros_like(live)
             slots = sieve.slots[through].astype(np.int64)
             np.bitwise_or.at(only, slots >> 6, np.uint64(1) << (slots & 63).astype(np.uint64))

@@ -19,6 +19,16 @@ KINDS = 5
 """Kinds of text; this one itself is that of a cell for no row."""
 
 
+SLACK_OF = 0.35
+"""Cosine asked for up to which the slacks hold as they are given; beyond it they grow in proportion."""
+
+
+def scaled(slack: float, bar: F32) -> F32:
+    """The slack where cosines of ``bar`` are asked for."""
+    grown: F32 = (slack * np.maximum(1, bar / SLACK_OF)).astype(np.float32)
+    return grown
+
+
 def kinds_of(text: U32) -> U8:
     """Kind of each text signature: 0 without text, else 1, and 1 more if it is negated, and 2 more if it has numbers."""
     kinds = 1 + ((text & np.uint32(NEGATED_BIT)) != 0) + 2 * ((text & np.uint32(NUMBERS_MASK)) != 0)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from kimera_stream import kernels
 from kimera_stream.kernels import Hits, Queries, Segment, Sieve, Weights, bitmap
-from kimera_stream.kernels.sieving import KINDS, LANES, UNUSED, kinds_of, may_differ, pack, unpack
+from kimera_stream.kernels.sieving import KINDS, LANES, SLACK_OF, UNUSED, kinds_of, may_differ, pack, scaled, unpack
 from tests.kernels.test_scan import VARIANTS, load, unit_rows
 
 DIMS = st.sampled_from([8, 15, 33, 64, 130])
@@ -144,10 +144,20 @@ def test_what_its_bounds_let_through_is_found_and_scored_as_the_scan_does(
         full = len(hits) == k
         floor = hits[-1][1] if full else float("-inf")
         lift = np.array([0.5 * may_differ(int(kind), int(world.queries.text[i])) for kind in sieve.kinds])[cell_of]
-        bar = np.maximum(least, floor - lift) + 1e-5
-        row = (unpack(sieve.codes).astype(int) @ codes[i]) * steps[i] + row_slack * rest[i] * sieve.rest / 255.0
-        cell = ((unpack(sieve.centres).astype(int) @ codes[i]) * steps[i] + cell_slack * sieve.spread)[cell_of]
-        through = sieve.slots[(row >= bar) & (cell >= bar) & (sieve.slots != UNUSED)].tolist()
+        last = np.maximum(least, floor - lift)
+        through = sieve.slots != UNUSED
+        for between in (
+            least,
+            SLACK_OF,
+            np.inf,
+        ):  # the bar only rises; a bound is least at either end or where it bends
+            bar = np.clip(between, least, last) + 1e-5
+            row = (unpack(sieve.codes).astype(int) @ codes[i]) * steps[i]
+            row += scaled(row_slack, bar) * rest[i] * sieve.rest / 255.0
+            cell = ((unpack(sieve.centres).astype(int) @ codes[i]) * steps[i])[cell_of]
+            cell += scaled(cell_slack, bar) * sieve.spread[cell_of]
+            through = through & (row >= bar) & (cell >= bar)
+        through = sieve.slots[through].tolist()
         wanted = {slot for slot in through if slot in scores and scores[slot] > floor + 1e-5}
         assert wanted <= {slot for slot, _ in hits}
 

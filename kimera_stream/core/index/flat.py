@@ -449,8 +449,9 @@ class FlatIndex:
         while True:
             if self._sieve_is_due():
                 await self.make_sieve()
-            self._wanted = anyio.Event()
-            await self._wanted.wait()
+            if self._sifted is None or not self._sieve_is_due():
+                self._wanted = anyio.Event()
+                await self._wanted.wait()
 
     async def make_sieve(self, *, k: int = 64) -> IndexStatistics:
         """Have scans go through a sieve of all rows there are now, while scans and puts go on.

@@ -14,7 +14,7 @@ from kimera_stream.core.index.probe import Scope, more_than, scan_rows
 from kimera_stream.core.index.sieve import positions
 from kimera_stream.kernels import Hits, Queries, Sieve, Weights
 from kimera_stream.kernels.layout import F32, U64
-from kimera_stream.kernels.sieving import KINDS, LANES, may_differ
+from kimera_stream.kernels.sieving import KINDS, LANES, may_differ, scaled
 
 TARGET_RECALL = 0.99
 """Of the exact result, measured; below it the slacks grow."""
@@ -26,7 +26,7 @@ SLACKEST = 0.9
 """Slack of rows from which a sieve lets through too much to be worth asking."""
 _ENOUGH_CHECKS = 8
 _CALIBRATED = 0.996
-_GROWTH = 1.08
+_GROWTH = 1.05
 MOST = 512
 """Hits per query for which a sieve is asked: it has been calibrated with fewer."""
 
@@ -156,7 +156,7 @@ def calibrate(scope: Scope, sieve: Sieve, rows: int, trained: int, block: Querie
     """
     exact = scan_rows(scope, block, weights, k)
     needs = _needs(sieve, block, weights, exact, k)
-    slacks = [float(np.quantile(need, 0.998)) if len(need) else 0.3 for need in needs]
+    slacks = [float(np.quantile(need, 0.99)) if len(need) else 0.3 for need in needs]
     sifted = Sifted(sieve, rows, trained, max(slacks[0], 0.2), max(slacks[1], 0.2))
     fresh = np.zeros_like(scope.live)
     while sifted.is_trusted:
@@ -184,6 +184,7 @@ def _needs(sieve: Sieve, block: Queries, weights: Weights, exact: Hits, k: int) 
         centre = (
             sieve.centres[cell // LANES, :, cell % LANES].reshape(len(at), -1).astype(np.int32) @ codes[i] * steps[i]
         )
-        rows.append((bar - own) / np.maximum(rests[i] * sieve.rest[at] / 255, 1e-6))
-        cells.append((bar - centre) / np.maximum(sieve.spread[cell], 1e-6))
+        scale = scaled(1.0, bar)
+        rows.append((bar - own) / scale / np.maximum(rests[i] * sieve.rest[at] / 255, 1e-6))
+        cells.append((bar - centre) / scale / np.maximum(sieve.spread[cell], 1e-6))
     return np.concatenate(rows).astype(np.float32), np.concatenate(cells).astype(np.float32)
