@@ -153,7 +153,7 @@ class ScoringSettings(Group):
         description="Seconds a statement may have waited when its turn comes; beyond, the rules decide at once, marked "
         "provisional, and the verifier's word follows when it has caught up.",
     )
-    min_relatedness: Fraction = Field(0.35, description="Cosine below which two statements are about different things.")
+    min_relatedness: Fraction = Field(0.3, description="Cosine below which two statements are about different things.")
     verifier: Literal["auto", "off"] = Field(
         "auto", description="auto: the packaged cross-encoder; off: evidence rules alone."
     )
