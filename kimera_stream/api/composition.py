@@ -193,7 +193,7 @@ def _upon_the_log(services: Services, settings: Settings) -> None:
             Removals(vault, cache),
             metrics,
             backlog=backlog,
-            late=LateWord(vault, cache, engine, backlog),
+            late=LateWord(vault, cache, engine),
             verify_within=settings.scoring.verify_within,
             sure=THRESHOLDS["precise"],
         )

@@ -97,6 +97,13 @@ class Backlog:
         self._committed = max(self._committed, upto)
         self._changed.set()
 
+    def told(self, read: int, confirmed: int, dissolved: int, found: int) -> None:
+        """The verifier's later word on ``read`` statements stands, with what it came to."""
+        self.read += read
+        self.confirmed += confirmed
+        self.dissolved += dissolved
+        self.found += found
+
     def withdraw(self, first: int) -> None:
         """Entries from ``first`` on were not committed after all."""
         self._ranges = [(low, min(high, first - 1)) for low, high in self._ranges if low < first]

@@ -41,11 +41,10 @@ class _Change:
 class LateWord:
     """Plans what changes once the verifier has read statements that are stored already."""
 
-    def __init__(self, vault: VaultService, cache: GeoidCache, engine: ContradictionEngine, backlog: Backlog) -> None:
+    def __init__(self, vault: VaultService, cache: GeoidCache, engine: ContradictionEngine) -> None:
         self._vault = vault
         self._cache = cache
         self._engine = engine
-        self._backlog = backlog
 
     async def plan(
         self, works: Sequence[RereadWork], planner: Planner
@@ -90,7 +89,7 @@ class LateWord:
                 changes.append(await self._judged(before, existing[before.b]))
         for change in changes:
             self._write(change, planner)
-        self._backlog.read += len(fresh)
+        planner.late.read += len(fresh)
         return len(fresh)
 
     async def _by_pair(self, ids: Sequence[str], state: ContradictionState) -> dict[frozenset[str], Contradiction]:
@@ -110,13 +109,13 @@ class LateWord:
         if change.judgement is not None and change.older is not None:
             planner.found(change.older, change.newer, change.judgement, change.before)
             if change.before is None:
-                self._backlog.found += 1
+                planner.late.found += 1
             else:
-                self._backlog.confirmed += 1
+                planner.late.confirmed += 1
         elif change.before is not None:
             geoids = [change.newer.geoid] if change.older is None else [change.older.geoid, change.newer.geoid]
             planner.dissolved(replace(change.before, provisional=False), geoids)
-            self._backlog.dissolved += 1
+            planner.late.dissolved += 1
 
 
 class LateReader:

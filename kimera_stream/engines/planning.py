@@ -30,6 +30,16 @@ def geoid_channels(*geoids: Geoid) -> list[str]:
 
 
 @dataclass(slots=True)
+class LateNumbers:
+    """What the verifier's later word comes to."""
+
+    read: int = 0
+    confirmed: int = 0
+    dissolved: int = 0
+    found: int = 0
+
+
+@dataclass(slots=True)
 class Planner:
     """Builds one write batch.
 
@@ -39,6 +49,7 @@ class Planner:
         sure: Score at which a clash counts as sure, for the advice.
         hurried: The verifier has fallen behind and is left out.
         unread: Statements in the batch whose texts it has not read.
+        late: What its later word in the batch comes to; counted once the batch is committed.
     """
 
     head: int
@@ -46,6 +57,7 @@ class Planner:
     sure: float
     hurried: bool = False
     unread: int = 0
+    late: LateNumbers = field(default_factory=LateNumbers)
     batch: WriteBatch = field(default_factory=WriteBatch)
 
     @property

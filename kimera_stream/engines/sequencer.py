@@ -134,6 +134,8 @@ class Sequencer:
                 self._apply(batch)
                 if planner.unread:
                     self._backlog.committed(batch.entries[-1].offset, planner.unread)
+            late = planner.late  # here and not while planning: a batch may be planned more than once
+            self._backlog.told(late.read, late.confirmed, late.dissolved, late.found)
             for work, outcome in outcomes:
                 if isinstance(outcome, OperationalError):
                     self._metrics.refused(outcome.code, 1)

@@ -12,17 +12,17 @@ import sys
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from importlib.metadata import entry_points
-from typing import IO, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import structlog
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace import Status, StatusCode, Tracer
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from kimera_stream.infrastructure.settings import TelemetrySettings
 from kimera_stream.protocol.errors import KimeraError, OperationalError
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+    from opentelemetry.trace import Tracer
 
 LEVELS: Final = {
     "debug": logging.DEBUG,
@@ -257,7 +257,7 @@ class Tracing:
         provider: Where spans go, None to record none.
     """
 
-    def __init__(self, provider: TracerProvider | None) -> None:
+    def __init__(self, provider: "TracerProvider | None") -> None:
         self._provider = provider
         self._tracer: Tracer | None = None if provider is None else provider.get_tracer("kimera_stream")
 
@@ -271,6 +271,8 @@ class Tracing:
         if self._tracer is None:
             yield
             return
+        from opentelemetry.trace import Status, StatusCode
+
         with self._tracer.start_as_current_span(
             name, attributes=attributes, record_exception=False, set_status_on_exception=False
         ) as span:
@@ -297,7 +299,7 @@ def configure_tracing(
     node: str,
     version: str,
     environ: Mapping[str, str] | None = None,
-    processor: SpanProcessor | None = None,
+    processor: "SpanProcessor | None" = None,
 ) -> Tracing:
     """Tracing as the settings say. The exporter is the one that ``OTEL_TRACES_EXPORTER`` names (default ``otlp``).
 
@@ -313,6 +315,11 @@ def configure_tracing(
     """
     if not settings.tracing:
         return Tracing(None)
+    # Loaded where it is used: it would make every start without tracing slower.
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
     resource = Resource.create(
         {"service.name": "kimera-stream", "service.instance.id": node, "service.version": version}
     )

@@ -53,6 +53,17 @@ def test_help_loads_nothing_heavy() -> None:
         assert command in done.stdout
 
 
+def test_the_server_loads_nothing_that_only_some_settings_need() -> None:
+    code = (
+        "import sys\n"
+        "import kimera_stream.api.server\n"
+        "heavy = {'torch', 'alembic', 'joserfc', 'cryptography', 'opentelemetry', 'httpx', 'tokenizers'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_an_error_is_one_line_with_a_next_step(unused_port: int) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "kimera_stream.api.cli.main", "search", "x", "--url", f"http://127.0.0.1:{unused_port}"],

@@ -7,7 +7,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from kimera_stream.core.embedding import HashingProvider, ProviderChain, RemoteProvider
+from kimera_stream.core.embedding import HashingProvider, ProviderChain
+from kimera_stream.core.embedding.remote import RemoteProvider
 from kimera_stream.core.interfaces import Matrix
 from kimera_stream.infrastructure.settings import EmbeddingSettings
 from kimera_stream.protocol.errors import UnavailableError

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kimera_stream.core.embedding import HashingProvider, MiniLmProvider, RemoteProvider, make_provider
+from kimera_stream.core.embedding import HashingProvider, MiniLmProvider, make_provider
 from kimera_stream.core.embedding.minilm import load_encoder, model_path
-from kimera_stream.core.embedding.remote import ATTEMPTS, BREAKER_THRESHOLD
+from kimera_stream.core.embedding.remote import ATTEMPTS, BREAKER_THRESHOLD, RemoteProvider
 from kimera_stream.infrastructure.compute import ComputePlan, plan_compute, processor_has_bfloat16
 from kimera_stream.infrastructure.settings import EmbeddingSettings
 from kimera_stream.kernels import transformer

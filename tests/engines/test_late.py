@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kimera_stream.engines import late
 from kimera_stream.engines.backlog import CHANNEL, MOST_RANGES, OWNER, Backlog
 from kimera_stream.engines.late import LateReader
-from kimera_stream.protocol.errors import UnavailableError
+from kimera_stream.protocol.errors import ConflictError, UnavailableError
 from kimera_stream.protocol.objects import Contradiction, GeoidBody
 from tests.engines.world import ANNA, MemoryVault, World
 
@@ -103,6 +103,26 @@ async def test_what_the_verifier_does_not_confirm_is_dissolved() -> None:
     assert (word.state, word.provisional) == ("dissolved", False)
     assert made.vault.types()[-1] == "contradiction.dissolved"
     assert made.backlog.numbers.dissolved == 1
+
+
+@pytest.mark.parametrize(
+    ("texts", "probability", "expected"),
+    [(CLASH, 0.9, (1, 0, 0)), (CLASH, 0.01, (0, 1, 0)), (HIDDEN, 0.95, (0, 0, 1))],
+    ids=["confirmed", "dissolved", "found"],
+)
+async def test_a_word_that_is_planned_again_is_counted_once(
+    texts: tuple[str, str], probability: float, expected: tuple[int, int, int]
+) -> None:
+    made = world(Oracle(probability))
+    async with made.running():
+        await say(made, *texts)
+        made.vault.faults = [ConflictError("the log has moved on")] * 2
+        async with reading(made):
+            pass
+    numbers = made.backlog.numbers
+    assert made.vault.faults == []
+    assert (numbers.confirmed, numbers.dissolved, numbers.found) == expected
+    assert numbers.read == numbers.put_off
 
 
 async def test_what_the_rules_missed_is_found_later() -> None:

@@ -374,7 +374,7 @@ class World:
             Removals(self.vault, self.cache),  # type: ignore[arg-type]
             self.metrics,
             backlog=self.backlog,
-            late=LateWord(self.vault, self.cache, self.engine, self.backlog),  # type: ignore[arg-type]
+            late=LateWord(self.vault, self.cache, self.engine),  # type: ignore[arg-type]
             verify_within=self.settings.scoring.verify_within,
             sure=THRESHOLDS["precise"],
             clock=lambda: self.now,

@@ -6,14 +6,12 @@ as hashes in a file, ``authenticator`` decides between them. A token never appea
 
 from kimera_stream.api.auth.api_keys import ApiKey, ApiKeyStore, add_api_key, create_api_key, revoke_api_key
 from kimera_stream.api.auth.authenticator import ANONYMOUS, TokenAuthenticator
-from kimera_stream.api.auth.jwt import JwtVerifier
 from kimera_stream.api.auth.transport import extract_token, host_allowed, origin_allowed, split_subprotocols
 
 __all__ = [
     "ANONYMOUS",
     "ApiKey",
     "ApiKeyStore",
-    "JwtVerifier",
     "TokenAuthenticator",
     "add_api_key",
     "create_api_key",

@@ -2,15 +2,17 @@
 
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from kimera_stream.api.auth.api_keys import PREFIX, ApiKeyStore
-from kimera_stream.api.auth.jwt import JwtVerifier
 from kimera_stream.core.interfaces import ALL_ROLES, Principal, Threads
 from kimera_stream.infrastructure.settings import Problem, SecuritySettings, SettingsError
 from kimera_stream.protocol.errors import UnauthorizedError
+
+if TYPE_CHECKING:
+    from kimera_stream.api.auth.jwt import JwtVerifier
 
 ANONYMOUS: Final = Principal("anonymous", ALL_ROLES)
 MAX_TOKEN_CHARS: Final = 8_192
@@ -37,7 +39,7 @@ class TokenAuthenticator:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._open = open_access
-        self._jwt = JwtVerifier(security, threads, clock)
+        self._jwt = _jwt_verifier(security, threads, clock)
         self._keys = ApiKeyStore(security.api_keys_file, threads, clock)
         self._has_keys = security.api_keys_file is not None
 
@@ -52,7 +54,8 @@ class TokenAuthenticator:
             SettingsError: one cannot be read or understood.
         """
         try:
-            await self._jwt.load()
+            if self._jwt is not None:
+                await self._jwt.load()
         except ValueError as error:
             raise SettingsError([Problem("KIMERA_SECURITY__JWT_KEY_FILE", str(error))]) from error
         try:
@@ -61,13 +64,13 @@ class TokenAuthenticator:
             raise SettingsError(
                 [Problem("KIMERA_SECURITY__API_KEYS_FILE", str(error), "`kimera-stream config new-key` makes keys")]
             ) from error
-        log.info("authentication_ready", required=self.required, signed=self._jwt.enabled, keys=count)
+        log.info("authentication_ready", required=self.required, signed=self._jwt is not None, keys=count)
 
     def known(self, token: str | None) -> Principal | None:
         """See ``core.interfaces.Authenticator``. Where access is open and nothing is configured to check a token against, a
         token is passed over: a client's setting need not change with the server it is tried on.
         """
-        if self._open and (not token or not (self._has_keys or self._jwt.enabled)):
+        if self._open and (not token or not (self._has_keys or self._jwt is not None)):
             return ANONYMOUS
         return None
 
@@ -87,7 +90,18 @@ class TokenAuthenticator:
                 raise UnauthorizedError("token: it is malformed", field="token")  # noqa: TRY301
             if kind == "api_key":
                 return await self._keys.authenticate(token)
+            if self._jwt is None:
+                raise UnauthorizedError("token: its algorithm is not accepted", field="token")  # noqa: TRY301
             return await self._jwt.authenticate(token)
         except UnauthorizedError as error:
             log.info("authentication_refused", kind=kind, reason=error.message)
             raise
+
+
+def _jwt_verifier(security: SecuritySettings, threads: Threads, clock: Callable[[], float]) -> "JwtVerifier | None":
+    """None where no key is configured: the cryptography it needs is not loaded then."""
+    if not security.jwt_secret.get_secret_value() and security.jwt_key_file is None:
+        return None
+    from kimera_stream.api.auth.jwt import JwtVerifier
+
+    return JwtVerifier(security, threads, clock)

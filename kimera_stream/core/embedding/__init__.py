@@ -8,7 +8,6 @@ from kimera_stream.core.embedding.chain import ProviderChain
 from kimera_stream.core.embedding.hashing import HashingProvider
 from kimera_stream.core.embedding.minilm import MiniLmProvider
 from kimera_stream.core.embedding.provider import NoProvider, Provider
-from kimera_stream.core.embedding.remote import RemoteProvider
 from kimera_stream.core.interfaces import Threads
 from kimera_stream.infrastructure.compute import cuda_possible
 from kimera_stream.infrastructure.settings import EmbeddingSettings
@@ -20,7 +19,6 @@ __all__ = [
     "NoProvider",
     "Provider",
     "ProviderChain",
-    "RemoteProvider",
     "make_provider",
 ]
 
@@ -32,7 +30,7 @@ def make_provider(settings: EmbeddingSettings, threads: Threads) -> Provider:
     if settings.provider == "hashing":
         return HashingProvider(settings.dimension, threads)
     if settings.provider == "http":
-        return RemoteProvider(settings)
+        return _remote(settings)
     return NoProvider(settings.dimension)
 
 
@@ -43,5 +41,12 @@ def _minilm(settings: EmbeddingSettings, threads: Threads) -> Provider:
     if settings.device != "cpu" and cuda_possible():
         ways.append(("cpu", MiniLmProvider(settings.model_copy(update={"device": "cpu"}), threads)))
     if settings.fallback == "http":
-        ways.append(("http", RemoteProvider(settings, serves=first.model)))
+        ways.append(("http", _remote(settings, serves=first.model)))
     return first if len(ways) == 1 else ProviderChain(ways)
+
+
+def _remote(settings: EmbeddingSettings, *, serves: str | None = None) -> Provider:
+    # Loaded where it is used: the HTTP client would make every other start slower.
+    from kimera_stream.core.embedding.remote import RemoteProvider
+
+    return RemoteProvider(settings, serves=serves)

@@ -1,5 +1,11 @@
-"""Brings a database to a revision of the schema, in one transaction, with the packaged migrations."""
+"""Brings a database to a revision of the schema, in one transaction, with the packaged migrations.
 
+Alembic is loaded where there is something to migrate: a new database is made from the declared tables at once, and a test
+compares what comes of it with what the migrations make.
+"""
+
+import secrets
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,6 +17,7 @@ import structlog
 from sqlalchemy import URL, Connection, inspect, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from kimera_stream.core.vault import schema
 from kimera_stream.core.vault.errors import VaultSchemaError
 from kimera_stream.infrastructure.database import async_url
 from kimera_stream.infrastructure.database.engines import make_engine
@@ -23,9 +30,14 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 HEAD = "0002"
-"""The newest revision. A database that is there already starts without loading Alembic; a test compares this with it."""
+"""The newest revision, which ``schema`` declares; a test compares this with the migrations."""
 _LOCK_KEY = 5_135_072_301
 """Any number: the advisory lock under which PostgreSQL migrates."""
+_VERSION_TABLE = (
+    "CREATE TABLE IF NOT EXISTS alembic_version "
+    "(version_num VARCHAR(32) NOT NULL, CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))"
+)
+"""As Alembic makes it."""
 
 
 async def migrate(url: str, revision: str = "head", *, settings: DatabaseSettings | None = None) -> str:
@@ -43,6 +55,12 @@ async def migrate(url: str, revision: str = "head", *, settings: DatabaseSetting
         await connection.rollback()
         if before == HEAD and revision in ("head", HEAD):
             return HEAD
+        if before is None and revision in ("head", HEAD):
+            made = await connection.run_sync(_create_locked)
+            await connection.commit()
+            if made:
+                log.info("database created", revision=HEAD)
+                return HEAD
         scripts = await anyio.to_thread.run_sync(_load_scripts)
         after = await connection.run_sync(_migrate_locked, scripts, revision)
         await connection.commit()
@@ -93,15 +111,33 @@ def _revision_of(connection: Connection) -> str | None:
     return found
 
 
+def _lock(connection: Connection) -> None:
+    """Begin, and keep other nodes from changing the schema meanwhile."""
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    else:
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
+
+
+def _create_locked(connection: Connection) -> bool:
+    """Make the tables of a new database and begin its log; False if another node was faster."""
+    _lock(connection)
+    if _revision_of(connection) is not None:
+        return False
+    schema.metadata.create_all(connection, checkfirst=False)
+    first = {"epoch": secrets.token_urlsafe(12), "created_at": time.time_ns() // 1_000_000}
+    connection.execute(schema.log_state.insert(), {"id": 1, "head": 0, "trimmed": 0, "payload_bytes": 0, **first})
+    connection.execute(text(_VERSION_TABLE))
+    connection.execute(text("INSERT INTO alembic_version (version_num) VALUES (:head)"), {"head": HEAD})
+    return True
+
+
 def _migrate_locked(connection: Connection, scripts: "ScriptDirectory", revision: str) -> str:
     from alembic.operations import Operations
     from alembic.runtime.migration import MigrationContext
     from alembic.util import CommandError
 
-    if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-    else:
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
+    _lock(connection)
     before = _revision_of(connection)
     known = [script.revision for script in scripts.walk_revisions()]
     if before is not None and before not in known:

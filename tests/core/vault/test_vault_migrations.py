@@ -1,7 +1,9 @@
 """The schema, up and down, with data in place."""
 
+import sys
 from importlib.resources import files
 
+import anyio
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
@@ -137,12 +139,53 @@ async def test_a_migration_that_fails_leaves_the_schema_as_it_was(empty_url, mon
         raise RuntimeError("half way")
 
     original = broken.upgrade
+    await migrate(empty_url, "0001")
     monkeypatch.setattr(broken, "upgrade", upgrade)
     with pytest.raises(RuntimeError, match="half way"):
         await migrate(empty_url)
     monkeypatch.setattr(broken, "upgrade", original)
-    assert await current_revision(empty_url) is None
+    assert await current_revision(empty_url) == "0001"
     assert await migrate(empty_url) == HEAD
+
+
+async def described(url: str) -> list[tuple[str, ...]]:
+    """Everything that the database says of its tables, indexes and constraints."""
+    engine = create_async_engine(async_url(url))
+    sqlite = """SELECT type, name, tbl_name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'"""
+    columns = """SELECT table_name, column_name, ordinal_position::text, data_type, is_nullable, column_default
+        FROM information_schema.columns WHERE table_schema = current_schema()"""
+    indexes = "SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = current_schema()"
+    constraints = """SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint
+        WHERE connamespace = current_schema()::regnamespace"""
+    queries = [sqlite] if engine.dialect.name == "sqlite" else [columns, indexes, constraints]
+    try:
+        async with engine.connect() as connection:
+            rows = [row for query in queries for row in (await connection.execute(text(query))).all()]
+    finally:
+        await engine.dispose()
+    return sorted(tuple(" ".join(str(each).split()) for each in row) for row in rows)
+
+
+@pytest.mark.allow_blocking
+async def test_a_new_database_made_at_once_is_the_one_that_migrations_make(empty_url):
+    await migrate(empty_url, "0001")
+    await migrate(empty_url, "head")
+    by_steps = await described(empty_url)
+    await migrate(empty_url, "base")
+    assert await migrate(empty_url) == HEAD
+    assert await described(empty_url) == by_steps
+    assert len(by_steps) > 20
+
+
+async def test_a_new_database_starts_without_alembic(tmp_path):
+    url = f"sqlite:///{tmp_path / 'vault.sqlite3'}"
+    code = (
+        "import anyio, sys; from kimera_stream.core.vault.migrate import migrate; "
+        f"anyio.run(migrate, {url!r}); print('alembic' in sys.modules)"
+    )
+    done = await anyio.run_process([sys.executable, "-c", code])
+    assert done.stdout.split()[-1] == b"False"
+    assert await current_revision(url) == HEAD
 
 
 async def test_a_directory_that_is_missing_is_made(tmp_path, make_settings):
