@@ -164,7 +164,7 @@ async def kimera() -> None:
             await asyncio.sleep(0.0002)
 
     config = uvicorn.Config(
-        endpoint, host="0.0.0.0", port=0, lifespan="off", log_level="critical", access_log=False, backlog=4096,
+        endpoint, host="0.0.0.0", port=0, lifespan="off", log_level="critical", access_log=False, backlog=4096, proxy_headers=False,
         **uvicorn_options(settings),
     )  # fmt: skip
     if os.environ.get("BENCH_ENCODE"):
@@ -205,7 +205,7 @@ async def starlette() -> None:
 
     config = uvicorn.Config(
         Starlette(routes=[WebSocketRoute("/v1/stream", stream)]), host="0.0.0.0", port=0, lifespan="off", log_level="critical",
-        access_log=False, backlog=4096, ws_per_message_deflate=False, ws_ping_interval=None,
+        access_log=False, backlog=4096, proxy_headers=False, ws_per_message_deflate=False, ws_ping_interval=None,
     )  # fmt: skip
     async with anyio.create_task_group() as group:
         group.start_soon(Quiet(config).serve)

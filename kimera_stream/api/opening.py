@@ -94,8 +94,13 @@ def read_opening(data: bytes, *, extensions: bool = False) -> Opening | None:
         parser.get_http_version() == "1.1"
         and head.url.isascii()
         and single.get(b"upgrade") == b"websocket"
-        and _TOKENS.fullmatch(connection) is not None
-        and b"upgrade" in [token.strip() for token in connection.lower().split(b",")]
+        and (
+            connection == b"Upgrade"
+            or (
+                _TOKENS.fullmatch(connection) is not None
+                and b"upgrade" in [token.strip() for token in connection.lower().split(b",")]
+            )
+        )
         and single.get(b"sec-websocket-version") == b"13"
         and _KEY.fullmatch(key) is not None
         and (protocol is None or _TOKENS.fullmatch(protocol) is not None)

@@ -35,7 +35,7 @@ SendMessage = Callable[[Message], Awaitable[None]]
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Handshake:
     """What the opening request says.
 

@@ -1,6 +1,7 @@
 """One connection: the session decides, the outlet delivers, and tasks of the connection's own group carry out commands."""
 
-import secrets
+import base64
+import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol
@@ -51,7 +52,7 @@ class Connection:
     """
 
     __slots__ = (
-        "_authenticator", "_commands", "_deadline", "_deadline_at", "_encoding", "_hub", "_most_per_principal", "_outlet", "_server", "_session", "_spawn",
+        "_applying", "_authenticator", "_commands", "_deadline", "_deadline_at", "_encoding", "_hub", "_most_per_principal", "_outlet", "_server", "_session", "_spawn",
         "_welcome", "id",
     )  # fmt: skip
 
@@ -70,7 +71,7 @@ class Connection:
         handshake_token: str | UnauthorizedError | None = None,
         unix: Callable[[], float] = time.time,
     ) -> None:
-        self.id = secrets.token_urlsafe(12)
+        self.id = base64.urlsafe_b64encode(os.urandom(12)).decode("ascii")
         self._hub = hub
         self._commands = commands
         self._authenticator = authenticator
@@ -81,6 +82,7 @@ class Connection:
         self._most_per_principal = limits.connections_per_principal
         self._session = Session(codec, limits, now=hub.clock(), unix=unix, handshake_token=handshake_token)
         self._outlet = hub.connect(egress, codec, spawn=spawn, owner=self)
+        self._applying: list[Effect] | None = None
         self._deadline: Deadline | None = None
         self._deadline_at: float | None = None
         self._keep_time()
@@ -126,8 +128,16 @@ class Connection:
     # -- effects
 
     def _apply(self, effects: list[Effect]) -> None:
-        for effect in effects:
-            self._carry_out(effect)
+        """Carry out effects in order. What comes of one goes after those that are waiting: a close must not overtake a reply."""
+        if self._applying is not None:
+            self._applying.extend(effects)
+            return
+        self._applying = effects
+        try:
+            for effect in effects:  # which grows meanwhile
+                self._carry_out(effect)
+        finally:
+            self._applying = None
         self._keep_time()
 
     def _carry_out(self, effect: Effect) -> None:

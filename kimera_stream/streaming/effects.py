@@ -1,6 +1,6 @@
 """What a session wants done. The session itself touches nothing: no socket, no clock, no service."""
 
-from dataclasses import dataclass
+import msgspec
 
 from kimera_stream.core.interfaces import Principal
 from kimera_stream.protocol.close_codes import CloseCode
@@ -8,23 +8,20 @@ from kimera_stream.protocol.messages import AnyCommand, CursorRef, Error, Filter
 from kimera_stream.protocol.objects import Position
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(msgspec.Struct, frozen=True, gc=False):
     """Send this reply or push."""
 
     message: Reply | Push
 
 
-@dataclass(frozen=True, slots=True)
-class Authenticate:
+class Authenticate(msgspec.Struct, frozen=True, gc=False):
     """Find out whose token this is; answer with ``Session.authenticated``."""
 
     id: int
     token: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(msgspec.Struct, frozen=True, gc=False):
     """A subscription that passed the session's checks."""
 
     channel: str
@@ -33,8 +30,7 @@ class Wanted:
     filter: Filter | None
 
 
-@dataclass(frozen=True, slots=True)
-class Begin:
+class Begin(msgspec.Struct, frozen=True, gc=False):
     """Open the subscriptions and send ``connected``; answer with ``Session.began``. Errors are passed on in their places."""
 
     id: int
@@ -42,31 +38,27 @@ class Begin:
     subs: tuple[Wanted | Error, ...] | None
 
 
-@dataclass(frozen=True, slots=True)
-class Open:
+class Open(msgspec.Struct, frozen=True, gc=False):
     """Open a subscription, send the reply, then let the events flow; answer with ``Session.opened``."""
 
     id: int
     wanted: Wanted
 
 
-@dataclass(frozen=True, slots=True)
-class Leave:
+class Leave(msgspec.Struct, frozen=True, gc=False):
     """End a subscription; answer with ``Session.done``."""
 
     id: int
     channel: str
 
 
-@dataclass(frozen=True, slots=True)
-class Execute:
+class Execute(msgspec.Struct, frozen=True, gc=False):
     """Carry out a command of the services; answer with ``Session.done``."""
 
     command: AnyCommand
 
 
-@dataclass(frozen=True, slots=True)
-class Close:
+class Close(msgspec.Struct, frozen=True, gc=False):
     """Close the connection after what has been sent."""
 
     code: CloseCode

@@ -146,8 +146,10 @@ class Session:
     @property
     def next_deadline(self) -> float | None:
         """When ``timer`` wants to be called next."""
-        times = [t for t in (self._connect_by, self._expiring_at, self._expires_at) if t is not None]
-        return min(times, default=None)
+        expiry = self._expires_at if self._expiring_at is None else self._expiring_at  # told before it expires
+        if expiry is None or self._connect_by is None:
+            return self._connect_by if expiry is None else expiry
+        return min(self._connect_by, expiry)
 
     @property
     def in_flight(self) -> int:

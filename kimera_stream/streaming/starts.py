@@ -1,6 +1,6 @@
 """Where a subscription starts: live, at a position, or some events back."""
 
-from dataclasses import dataclass
+import msgspec
 
 from kimera_stream.core.interfaces import KnowledgeService, LogReader
 from kimera_stream.infrastructure.settings import StreamSettings
@@ -9,8 +9,7 @@ from kimera_stream.protocol.errors import BadPositionError, BadRequestError, Not
 from kimera_stream.protocol.objects import Position
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(msgspec.Struct, frozen=True, gc=False):
     """Where a subscription starts. ``position`` None: at the live edge, wherever that is when it begins."""
 
     position: int | None

@@ -6,7 +6,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from kimera_stream.streaming.egress import Egress
-from tests.streaming.fakes import World, serving, settings_with, until
+from tests.streaming.fakes import World, full_until_gone, serving, settings_with, until
 from tests.streaming.rawws import PONG, RawPeer, build
 
 pytestmark = pytest.mark.anyio
@@ -72,8 +72,8 @@ async def test_a_stalled_peer_does_not_delay_another_and_catches_up_exactly_once
 
 async def test_a_peer_that_stays_stalled_is_aborted(egress: bool) -> None:
     settings = settings_with(stream={"outbox_age": 0.2}, api={"shutdown_deadline": 0.4})
-    async with serving(settings, egress=egress) as world, await stall(world):
-        await until(lambda: not world.hub.statistics()["connections"])
+    async with serving(settings, egress=egress) as world, await subscribed(world, receive_buffer=4096):
+        await full_until_gone(world)
         if egress:
             # Plain ASGI has no way to drop what a transport still holds.
             await until(lambda: not world.server.server_state.connections)

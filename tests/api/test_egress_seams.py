@@ -14,7 +14,7 @@ from websockets.exceptions import InvalidState
 from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
-from kimera_stream.api.egress import EXTENSION, EgressProtocol, TransportEgress, uvicorn_options
+from kimera_stream.api.egress import EXTENSION, Conversation, EgressProtocol, TransportEgress, uvicorn_options
 from kimera_stream.api.slim import SlimEvent, SlimQueue
 from kimera_stream.streaming.egress import Egress
 from tests.streaming.fakes import FakeEgress, settings_with
@@ -316,3 +316,13 @@ def test_the_options_for_uvicorn() -> None:
     assert options["ws"].close_deadline == 1.5
     assert TransportEgress.__slots__
     uvicorn.Config(lambda: None, **options).load()
+
+
+def test_the_conversation_has_every_attribute_that_websockets_gives_one() -> None:
+    made = Conversation(extensions=None, state=OPEN, max_size=1000)
+    given = ServerProtocol(state=OPEN, max_size=1000)
+    own = {"id", "logger", "parser", "reader"}  # no name, our logger, and one each
+    assert vars(made).keys() == vars(given).keys()
+    assert {k: v for k, v in vars(made).items() if k not in own} == {
+        k: v for k, v in vars(given).items() if k not in own
+    }

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from tests.streaming.fakes import World, serving, settings_with, until
+from tests.streaming.fakes import World, full_until_gone, serving, settings_with, until
 from tests.streaming.rawws import RawPeer, build
 
 pytestmark = pytest.mark.anyio
@@ -120,9 +120,7 @@ async def test_a_stalled_peer_catches_up_exactly_once_and_delays_nobody(
 async def test_one_that_stays_stalled_is_given_up_on(certificate: Path, trust: ssl.SSLContext) -> None:
     groups = {"stream": {"outbox_age": 0.2}, "api": {"shutdown_deadline": 0.4}}
     async with secured(certificate, **groups) as world, await subscribed(world, trust, receive_buffer=4096):
-        while not world.hub.statistics()["stalled"]:
-            world.publish(50, pad=2000)
-            await anyio.sleep(0.002)
+        await full_until_gone(world)
         await until(lambda: not world.server.server_state.connections)
 
 

@@ -79,6 +79,7 @@ def exact() -> Any:
     return MiniLmEncoder(model_path(), ComputePlan("cpu", "float32", 1), batch_size=2)
 
 
+@pytest.mark.timeout(600)  # the import alone takes minutes where the processors are busy
 def test_the_encoder_gives_what_sentence_transformers_gives(exact: Any) -> None:
     from sentence_transformers import SentenceTransformer
 

@@ -24,6 +24,9 @@ from websockets.asyncio.client import ClientConnection, connect
 PATIENCE = 20.0
 """Seconds that anything awaited may take on a busy machine before the test fails."""
 
+START_PATIENCE = 60.0
+"""The same for a server's start: the first one waits for everything to be imported, and one with weights loads them."""
+
 _FORKS = multiprocessing.get_context("forkserver")
 """A process that has imported everything once and forks the programs: a start then takes a tenth of the time."""
 _FORKS.set_forkserver_preload(["kimera_stream.api.server", "kimera_stream.api.cli.main", __name__])
@@ -105,9 +108,9 @@ class Program:
     def over(self) -> bool:
         return self.process.exitcode is not None
 
-    def wait_for_line(self, wanted: Callable[[str], bool]) -> str:
+    def wait_for_line(self, wanted: Callable[[str], bool], patience: float = PATIENCE) -> str:
         """The first line of output that is wanted; blocking."""
-        limit = time.monotonic() + PATIENCE
+        limit = time.monotonic() + patience
         while True:
             over = self.over
             for line in self.lines:
@@ -173,7 +176,7 @@ class Server(Program):
         self.data_dir = data_dir
         self.address = f"127.0.0.1:{port}"
         if wait:
-            line = self.wait_for_line(lambda each: each.startswith("listening on "))
+            line = self.wait_for_line(lambda each: each.startswith("listening on "), START_PATIENCE)
             self.address = line.removeprefix("listening on http://").strip()
         self.url = f"http://{self.address}"
         self.ws_url = f"ws://{self.address}/v1/stream"

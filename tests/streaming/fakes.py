@@ -360,3 +360,13 @@ def settings_with(**groups: Any) -> Settings:
 
 def principals(ids: Sequence[str]) -> list[Principal]:
     return [Principal(id, ALL_ROLES) for id in ids]
+
+
+async def full_until_gone(world: World) -> None:
+    """Keep the buffer of the one subscriber, which does not read, full until it is given up on."""
+    with anyio.fail_after(20):
+        while world.hub.statistics()["connections"]:
+            # On a busy machine the system's buffer may take what looked stuck; and a stall may be over before it is seen here.
+            if not world.hub.statistics()["stalled"]:
+                world.publish(50, pad=2000)
+            await anyio.sleep(0.002)

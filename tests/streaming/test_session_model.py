@@ -36,6 +36,7 @@ class Conversation(RuleBasedStateMachine):
         self.expires: float | None = None
 
     def take(self, effects: list[Any]) -> None:
+        """As ``Connection`` does: what comes of an effect goes after those that are waiting."""
         for effect in effects:
             assert self.closed is None, "nothing follows a close"
             match effect:
@@ -52,7 +53,7 @@ class Conversation(RuleBasedStateMachine):
                     self.opening.append(effect)
                 case Leave(id, channel):
                     self.open.remove(channel)
-                    self.take(self.session.done(id, Unsubscribed(id=id, channel=channel)))
+                    effects.extend(self.session.done(id, Unsubscribed(id=id, channel=channel)))
                 case Execute(command):
                     self.executing.append(command.id)
                 case Close():

@@ -1,0 +1,41 @@
+"""A connection carries out a session's effects in order, whatever comes of each."""
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from kimera_stream.protocol.close_codes import CloseCode
+from kimera_stream.protocol.codec import CODECS
+from kimera_stream.protocol.messages import ServerInfo
+from kimera_stream.streaming.commands import Commands
+from kimera_stream.streaming.connection import Connection
+from kimera_stream.streaming.session import SessionLimits
+from tests.streaming.fakes import FakeEgress, build, settings_with
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize(
+    "first", ['{"op":"unsubscribe","id":2,"channel":"geoids"}', '{"op":"subscribe","id":2,"channel":"scars"}']
+)
+async def test_a_close_does_not_overtake_the_replies_before_it(first: str) -> None:
+    vault, knowledge, authenticator, hub, _ = build(settings_with())
+    started: list[Coroutine[Any, Any, Any]] = []
+
+    def spawn(func: Callable[..., Coroutine[Any, Any, Any]], /, *args: Any, name: object = None) -> None:
+        started.append(func(*args))
+
+    egress = FakeEgress()
+    connection = Connection(
+        hub, Commands(hub, knowledge, vault), authenticator, egress, CODECS["json"], spawn=spawn, limits=SessionLimits(),  # type: ignore[arg-type]
+        server=ServerInfo("kimera-stream", "0", "test"), welcome={},
+    )  # fmt: skip
+    connection.receive('{"op":"connect","id":1,"subs":[{"channel":"geoids"}]}')
+    connection.receive(first)
+    connection.receive('{"op":"unsubscribe","id":3,"channel":"thermodynamics"}')
+    connection.outlet_draining()
+    (authenticating,) = started
+    await authenticating
+    assert sorted(message["id"] for message in egress.messages()) == [1, 2, 3], "each command has its reply"
+    assert egress.closed == (CloseCode.SHUTDOWN, "shutdown")
