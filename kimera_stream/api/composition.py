@@ -257,6 +257,7 @@ def _upon_the_log(services: Services, settings: Settings) -> None:
             conversation,
             backlog,
             lambda: {"embedding": embedder.providers, "verifier": {} if verifier is None else verifier.devices},
+            lambda: embedder.counts_exactly,
             node=server.node,
             interval=settings.stream.stats_interval,
         )

@@ -38,6 +38,7 @@ class StatsService:
         conversation: ConversationMemory,
         backlog: Backlog,
         devices: Callable[[], dict[str, dict[str, WayNumbers]]],
+        exact: Callable[[], bool],
         *,
         node: str,
         interval: float,
@@ -52,6 +53,7 @@ class StatsService:
         self._conversation = conversation
         self._backlog = backlog
         self._devices = devices
+        self._exact = exact
         self._node = node
         self._interval = interval
         self._began = time.monotonic()
@@ -79,6 +81,9 @@ class StatsService:
                 "published": numbers.published,
                 "contradictions": numbers.contradictions,
                 "refused": numbers.refused,
+                "text_bytes": numbers.text_bytes,
+                "tokens": numbers.tokens,
+                "tokens_exact": self._exact(),
             },
             "latency": {"p50": _ms(numbers.p50), "p99": _ms(numbers.p99)},
             "queues": self._resources.queues,

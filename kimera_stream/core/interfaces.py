@@ -66,17 +66,26 @@ class EmbeddingService(Protocol):
             UnavailableError: no provider can encode at present.
         """
 
+    async def embed_counted(self, texts: Sequence[str]) -> tuple[Matrix, list[int]]:
+        """As ``embed``, and the number of tokens of each text."""
+
 
 # -- vault: the log and the entities ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class StoredGeoid:
-    """A geoid with what the index needs of it. ``vector`` is None where the geoid has neither text nor vector."""
+    """A geoid with what the index needs of it.
+
+    Attributes:
+        vector: None where the geoid has neither text nor vector.
+        tokens: What the encoder read for this publish; 0 for one that is read back, or came with its own vector.
+    """
 
     geoid: Geoid
     vector: Vector | None
     principal: str
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

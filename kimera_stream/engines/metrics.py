@@ -18,6 +18,8 @@ class PipelineNumbers:
     published: int
     contradictions: int
     refused: int
+    text_bytes: int
+    tokens: int
     p50: float | None
     p99: float | None
 
@@ -55,10 +57,15 @@ class PipelineMetrics:
         self._published = 0
         self._contradictions = 0
         self._refusals = 0
+        self._text_bytes = 0
+        self._tokens = 0
 
     def committed(self, batch: WriteBatch, seconds: float) -> None:
         self._commit.observe(seconds)
         self._published += len(batch.geoids)
+        for stored in batch.geoids:
+            self._text_bytes += len((stored.geoid.text or "").encode())
+            self._tokens += stored.tokens
         for entry in batch.entries:
             self._entries.labels(entry.type).inc()
             if entry.type == "contradiction.found":
@@ -81,4 +88,12 @@ class PipelineMetrics:
         def quantile(q: float) -> float | None:
             return ordered[min(len(ordered) - 1, int(q * len(ordered)))] if ordered else None
 
-        return PipelineNumbers(self._published, self._contradictions, self._refusals, quantile(0.5), quantile(0.99))
+        return PipelineNumbers(
+            self._published,
+            self._contradictions,
+            self._refusals,
+            self._text_bytes,
+            self._tokens,
+            quantile(0.5),
+            quantile(0.99),
+        )

@@ -328,12 +328,13 @@ class Pipeline:
         if not wanted:
             return
         try:
-            rows = await self._embedder.embed([work.text for work in wanted if work.text is not None])
+            rows, tokens = await self._embedder.embed_counted([work.text for work in wanted if work.text is not None])
         except OperationalError as error:
             for work in wanted:
                 work.ticket.refuse(error)
             return
-        for work, row in zip(wanted, rows, strict=True):
+        for work, row, count in zip(wanted, rows, tokens, strict=True):
+            work.tokens = count
             work.vector = row.copy()  # a row of its own: keeping one must not keep the whole batch
 
     async def _sequence(self, receive: anyio.abc.ObjectReceiveStream[list[Work]]) -> None:

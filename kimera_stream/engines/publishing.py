@@ -96,7 +96,7 @@ class Publishing:
                 offset=planner.head,
                 previous=None if previous is None else previous.geoid,
             )
-            stored = StoredGeoid(geoid, vector, work.principal.id)
+            stored = StoredGeoid(geoid, vector, work.principal.id, work.tokens)
             refusal = room.refusal(stored)
             if refusal is not None:
                 outcomes.append((work, refusal))

@@ -20,6 +20,7 @@ class PublishWork:
     merge: bool
     must_exist: bool
     vector: Vector | None = None
+    tokens: int = 0
 
     @property
     def text(self) -> str | None:

@@ -245,6 +245,17 @@ def test_database_commands(server: Server, tmp_path: Path) -> None:
         assert result.exit_code == 0, result.output
         return result.output
 
+    [used] = [row for row in json.loads(db("usage", "--database", here, "--json")) if row["principal"] == "anonymous"]
+    with HttpClient(server.url) as client:
+        client.publish("One more, of six words")
+        totals = json.loads(client.request("GET", "/v1/stats"))["totals"]
+    assert totals["tokens_exact"] is True
+    [now] = [row for row in json.loads(db("usage", "--database", here, "--json")) if row["principal"] == "anonymous"]
+    grown = {name: now[name] - used[name] for name in ("statements", "text_bytes", "tokens")}
+    assert grown["statements"] == 1
+    assert grown["text_bytes"] == len("One more, of six words")
+    assert grown["tokens"] > 0
+    assert "anonymous" in db("usage", "--database", here)
     db("export", str(export), "--database", here)
     with pytest.raises(KimeraError, match="exists already"):
         db("export", str(export), "--database", here)

@@ -30,13 +30,13 @@ class Gate(HashingProvider):
         self.open.set()
         self.error: Exception | None = None
 
-    async def encode(self, texts: Sequence[str]) -> Matrix:
+    async def encode_counted(self, texts: Sequence[str]) -> tuple[Matrix, list[int]]:
         self.batches.append(list(texts))
         self.entered.set()
         await self.open.wait()
         if self.error is not None:
             raise self.error
-        return await super().encode(texts)
+        return await super().encode_counted(texts)
 
 
 def embedder(provider: Provider, **settings: object) -> BatchingEmbedder:
@@ -187,6 +187,33 @@ async def test_the_queue_is_bounded_and_callers_beyond_it_wait_for_room() -> Non
         assert service.queued == bound
         provider.open.set()
     assert sum(len(batch) for batch in provider.batches) == bound + 51
+
+
+async def test_tokens_are_counted_for_each_text_and_again_from_the_cache() -> None:
+    service = embedder(HashingProvider(DIMENSION))
+    assert service.counts_exactly
+    async with running(service):
+        for _ in range(2):
+            rows, counts = await service.embed_counted(["one two", "three", "one two", "a b c d"])
+            assert counts == [2, 1, 2, 4]
+            assert (rows[0] == rows[2]).all()
+
+
+async def test_where_the_provider_does_not_count_tokens_are_approximated() -> None:
+    class Silent:
+        model, dimension = "silent", DIMENSION
+
+        async def start(self) -> None: ...
+
+        async def close(self) -> None: ...
+
+        async def encode(self, texts: Sequence[str]) -> Matrix:
+            return HashingProvider(DIMENSION).encode_now(texts)
+
+    service = embedder(Silent())
+    assert not service.counts_exactly
+    async with running(service):
+        assert (await service.embed_counted(["ab", "abcd", "abcde", "üüü"]))[1] == [1, 1, 2, 2]
 
 
 async def test_without_an_encoder_text_is_refused_for_good() -> None:

@@ -30,12 +30,12 @@ class Faulty(HashingProvider):
         if not self.starts:
             raise UnavailableError("no such device")
 
-    async def encode(self, texts: Sequence[str]) -> Matrix:
+    async def encode_counted(self, texts: Sequence[str]) -> tuple[Matrix, list[int]]:
         self.encoded += 1
         if self.broken:
             raise UnavailableError("the device failed")
-        rows = self.encode_now(texts)
-        return np.ascontiguousarray(rows[:, ::-1]) if self.turned else rows
+        rows, counts = await super().encode_counted(texts)
+        return (np.ascontiguousarray(rows[:, ::-1]) if self.turned else rows), counts
 
 
 async def test_another_takes_over_with_the_same_vectors_and_the_first_comes_back() -> None:
@@ -48,6 +48,8 @@ async def test_another_takes_over_with_the_same_vectors_and_the_first_comes_back
     np.testing.assert_array_equal(await chain.encode(["a", "b"]), wanted)
     assert chain.numbers["cuda"].state == "opened"
     assert chain.numbers["cpu"].used == 1
+    assert chain.counts_exactly
+    assert (await chain.encode_counted(["a b", "c"]))[1] == [2, 1]
     first.broken = False
     for _ in range(10_000):
         before = first.encoded

@@ -119,6 +119,9 @@ def test_integers_stay_within_a_thousandth_of_float32(exact: Any) -> None:
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
     np.testing.assert_array_equal(integers.encode(TEXTS[::-1]), rows[::-1])
     assert integers.encode([]).shape == (0, 384)
+    counts = integers.encode_counted(TEXTS)[1]
+    assert counts == exact.encode_counted(TEXTS)[1]
+    assert min(counts) > 2, "the two that frame a text count"
 
 
 @pytest.mark.skipif(not transformer.variants(), reason="no transformer in C on this processor")

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import anyio
 import msgspec
-import numpy as np
 from prometheus_client import CollectorRegistry
 
 from kimera_stream.core.conversation import ConversationMemory
@@ -297,6 +296,9 @@ class Encoder:
         return DIMENSION
 
     async def embed(self, texts: Sequence[str]) -> Matrix:
+        return (await self.embed_counted(texts))[0]
+
+    async def embed_counted(self, texts: Sequence[str]) -> tuple[Matrix, list[int]]:
         await anyio.lowlevel.checkpoint()
         if self.gate is not None:
             await self.gate.wait()
@@ -304,7 +306,7 @@ class Encoder:
         if self.fault is not None:
             fault, self.fault = self.fault, None
             raise fault
-        return np.ascontiguousarray(self._provider.encode_now(texts))
+        return await HashingProvider(DIMENSION).encode_counted(texts)
 
 
 @dataclass

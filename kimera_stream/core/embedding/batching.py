@@ -14,7 +14,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from kimera_stream.core.embedding.chain import ProviderChain
-from kimera_stream.core.embedding.provider import Provider
+from kimera_stream.core.embedding.provider import CountsTokens, Provider, encode_counted
 from kimera_stream.core.interfaces import Matrix, Vector
 from kimera_stream.infrastructure.failover import WayNumbers
 from kimera_stream.infrastructure.settings import EmbeddingSettings
@@ -35,26 +35,27 @@ class TextCache:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._rows: OrderedDict[str, Vector] = OrderedDict()
+        self._rows: OrderedDict[str, tuple[Vector, int]] = OrderedDict()
         self.bytes = 0
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def get(self, text: str) -> Vector | None:
-        row = self._rows.get(text)
-        if row is not None:
+    def get(self, text: str) -> tuple[Vector, int] | None:
+        """Row and number of tokens."""
+        kept = self._rows.get(text)
+        if kept is not None:
             self._rows.move_to_end(text)
-        return row
+        return kept
 
-    def put(self, text: str, row: Vector) -> None:
+    def put(self, text: str, row: Vector, tokens: int = 0) -> None:
         """Keep ``row`` (its own memory, not a view into a batch)."""
         if text in self._rows:
             return
-        self._rows[text] = row
+        self._rows[text] = row, tokens
         self.bytes += self._cost(text, row)
         while self.bytes > self._max_bytes:
-            old_text, old_row = self._rows.popitem(last=False)
+            old_text, (old_row, _) = self._rows.popitem(last=False)
             self.bytes -= self._cost(old_text, old_row)
 
     @staticmethod
@@ -69,6 +70,7 @@ class _Job:
     text: str
     waiters: int = 0
     row: Vector | None = None
+    tokens: int = 0
     error: OperationalError | None = None
     done: anyio.Event = field(default_factory=anyio.Event)
 
@@ -118,6 +120,13 @@ class BatchingEmbedder:
         return self._provider.numbers if isinstance(self._provider, ProviderChain) else {}
 
     @property
+    def counts_exactly(self) -> bool:
+        """Whether tokens are the encoder's own; else they are approximated by length."""
+        if isinstance(self._provider, ProviderChain):
+            return self._provider.counts_exactly
+        return isinstance(self._provider, CountsTokens)
+
+    @property
     def queued(self) -> int:
         """Texts waiting for a pass."""
         return len(self._queue)
@@ -137,16 +146,21 @@ class BatchingEmbedder:
             UnavailableError: the provider cannot encode at present.
             BadRequestError: there is no encoder, and never will be.
         """
+        return (await self.embed_counted(texts))[0]
+
+    async def embed_counted(self, texts: Sequence[str]) -> tuple[Matrix, list[int]]:
+        """As ``embed``, and the tokens of each text, whether it was encoded now or before; see ``counts_exactly``."""
         rows = np.empty((len(texts), self.dimension), dtype=np.float32)
+        counts: list[int] = []
         jobs: dict[str, _Job] = {}
-        found: dict[str, Vector] = {}
+        found: dict[str, tuple[Vector, int]] = {}
         try:
             for text in texts:
                 if text in jobs or text in found:
                     continue
-                row = self._cache.get(text)
-                if row is not None:
-                    found[text] = row
+                kept = self._cache.get(text)
+                if kept is not None:
+                    found[text] = kept
                     continue
                 while text not in self._pending and len(self._queue) >= self._batch_size * PASSES_QUEUED:
                     await self._room.wait()
@@ -160,9 +174,10 @@ class BatchingEmbedder:
             for job in jobs.values():
                 job.waiters -= 1
         for position, text in enumerate(texts):
-            row = found.get(text)
-            rows[position] = jobs[text].row if row is None else row
-        return rows
+            row, count = found[text] if text in found else (jobs[text].row, jobs[text].tokens)
+            rows[position] = row
+            counts.append(count)
+        return rows, counts
 
     def _join(self, text: str) -> _Job:
         job = self._pending.get(text)
@@ -216,7 +231,7 @@ class BatchingEmbedder:
     async def _encode(self, jobs: list[_Job]) -> None:
         try:
             with self._seconds.time():
-                rows = await self._provider.encode([job.text for job in jobs])
+                rows, counts = await encode_counted(self._provider, [job.text for job in jobs])
         except OperationalError as error:
             self._failures.inc()
             self._refuse(jobs, error)
@@ -226,9 +241,9 @@ class BatchingEmbedder:
             self._failures.inc()
             self._refuse(jobs, UnavailableError("embedding: the encoder failed; try again", retry_after=1.0))
             raise
-        for job, row in zip(jobs, rows, strict=True):
-            job.row = row.copy()
-            self._cache.put(job.text, job.row)
+        for job, row, count in zip(jobs, rows, counts, strict=True):
+            job.row, job.tokens = row.copy(), count
+            self._cache.put(job.text, job.row, count)
             self._pending.pop(job.text, None)
             job.done.set()
 

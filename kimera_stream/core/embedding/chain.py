@@ -9,7 +9,7 @@ from functools import partial
 
 import structlog
 
-from kimera_stream.core.embedding.provider import Provider
+from kimera_stream.core.embedding.provider import CountsTokens, Provider, encode_counted
 from kimera_stream.core.interfaces import Matrix
 from kimera_stream.infrastructure.failover import Failover, WayNumbers
 from kimera_stream.protocol.errors import UnavailableError
@@ -79,6 +79,10 @@ class ProviderChain:
 
     async def encode(self, texts: Sequence[str]) -> Matrix:
         """By the first provider that works."""
+        return (await self.encode_counted(texts))[0]
+
+    async def encode_counted(self, texts: Sequence[str]) -> tuple[Matrix, list[int]]:
+        """By the first provider that works, with its count of tokens, or an approximation where it has none."""
         return await self._failover.run(*(partial(self._by, name, texts) for name in self._providers))
 
     async def close(self) -> None:
@@ -87,9 +91,14 @@ class ProviderChain:
             await provider.close()
         self._started.clear()
 
-    async def _by(self, name: str, texts: Sequence[str]) -> Matrix:
+    @property
+    def counts_exactly(self) -> bool:
+        """Whether every one of them says what it read."""
+        return all(isinstance(provider, CountsTokens) for provider in self._providers.values())
+
+    async def _by(self, name: str, texts: Sequence[str]) -> tuple[Matrix, list[int]]:
         await self._ready(name)
-        return await self._providers[name].encode(texts)
+        return await encode_counted(self._providers[name], texts)
 
     async def _ready(self, name: str) -> None:
         if name in self._refused:

@@ -116,31 +116,38 @@ class HashingProvider:
 
     async def encode(self, texts: Sequence[str]) -> Matrix:
         """One unit row per text, in order."""
+        return (await self.encode_counted(texts))[0]
+
+    async def encode_counted(self, texts: Sequence[str]) -> tuple[Matrix, list[int]]:
+        """As ``encode``, and the words of each text that went into its row."""
         if self._threads is None or len(texts) <= 4:
-            return self.encode_now(texts)
-        return await self._threads.run("encode", self.encode_now, texts)
+            return self._counted(texts)
+        return await self._threads.run("encode", self._counted, texts)
 
     def encode_now(self, texts: Sequence[str]) -> Matrix:
         """As ``encode``, in the calling thread."""
+        return self._counted(texts)[0]
+
+    def _counted(self, texts: Sequence[str]) -> tuple[Matrix, list[int]]:
         rows = np.zeros((len(texts), self._dimension), dtype=np.float32)
-        for row, text in zip(rows, texts, strict=True):
-            self._fill(row, text)
-        return rows
+        return rows, [self._fill(row, text) for row, text in zip(rows, texts, strict=True)]
 
     async def close(self) -> None:
         """Nothing to free."""
 
-    def _fill(self, row: npt.NDArray[np.float32], text: str) -> None:
+    def _fill(self, row: npt.NDArray[np.float32], text: str) -> int:
         words = _WORD.findall(text.lower())
         if not words:  # punctuation only: the text as a whole is the one feature
             words = [text.strip() or " "]
-        for word in words[:2048]:
+        words = words[:2048]
+        for word in words:
             indices, weights = _features(word, self._dimension)
             np.add.at(row, indices, weights)
         norm = float(np.linalg.norm(row))
         if norm < 1e-6:  # features that cancel out exactly
             row[int.from_bytes(_digest(text)[:4], "little") % self._dimension] = norm = 1.0
         row /= norm
+        return len(words)
 
 
 def _digest(feature: str) -> bytes:

@@ -103,9 +103,13 @@ class MiniLmProvider:
 
     async def encode(self, texts: Sequence[str]) -> Matrix:
         """One unit row per text, in order."""
+        return (await self.encode_counted(texts))[0]
+
+    async def encode_counted(self, texts: Sequence[str]) -> tuple[Matrix, list[int]]:
+        """As ``encode``, and the tokens of each text: word pieces with the two that frame it, cut at the model's limit."""
         if self._encoder is None:
             raise UnavailableError("embedding: the encoder is still loading; try again", retry_after=1.0)
-        return await self._threads.run("encode", self._encoder.encode, texts)
+        return await self._threads.run("encode", self._encoder.encode_counted, texts)
 
     async def close(self) -> None:
         """Drop the weights."""

@@ -61,6 +61,10 @@ class MiniLmEncoder:
         Raises:
             UnavailableError: the device fails, or has no memory for a single text.
         """
+        return self.encode_counted(texts)[0]
+
+    def encode_counted(self, texts: Sequence[str]) -> tuple[Matrix, list[int]]:
+        """As ``encode``, and the number of tokens of each text."""
         if self.plan.device == "cpu" and torch.get_num_threads() != self.plan.threads:
             torch.set_num_threads(self.plan.threads)
         tokens = [np.asarray(each.ids, dtype=np.int64) for each in self._tokenizer.encode_batch(list(texts))]
@@ -82,7 +86,7 @@ class MiniLmEncoder:
                 except RuntimeError as error:
                     raise device_failure("embedding", self.plan.device, error) from error
                 start += len(part)
-        return rows
+        return rows, [len(each) for each in tokens]
 
     def _forward(self, tokens: list[npt.NDArray[np.int64]]) -> Matrix:
         """Texts in order of length -> unit rows."""

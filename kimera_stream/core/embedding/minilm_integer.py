@@ -47,15 +47,19 @@ class IntegerMiniLm:
 
     def encode(self, texts: Sequence[str]) -> Matrix:
         """One unit row per text, in order; shape (n, 384), float32."""
+        return self.encode_counted(texts)[0]
+
+    def encode_counted(self, texts: Sequence[str]) -> tuple[Matrix, list[int]]:
+        """As ``encode``, and the number of tokens of each text."""
         tokens = [np.asarray(each.ids, dtype=np.int32) for each in self._tokenizer.encode_batch(list(texts))]
         if not tokens:
-            return np.empty((0, self._network.width), dtype=np.float32)
+            return np.empty((0, self._network.width), dtype=np.float32), []
         places = [np.arange(len(each), dtype=np.int32) for each in tokens]
         means, _ = self._network.forward(
             [np.concatenate(tokens), np.concatenate(places)], [len(each) for each in tokens]
         )
         norms: Matrix = np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
-        return means / norms
+        return means / norms, [len(each) for each in tokens]
 
 
 def bert_layer(weights: dict[str, Matrix], number: int) -> LayerWeights:

@@ -1,7 +1,7 @@
 """What an encoder is, and the one that encodes nothing."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from kimera_stream.core.interfaces import Matrix
 from kimera_stream.protocol.errors import BadRequestError
@@ -33,6 +33,25 @@ class Provider(Protocol):
 
     async def close(self) -> None:
         """Free what ``start`` took. May be called without a start, and twice."""
+
+
+@runtime_checkable
+class CountsTokens(Protocol):
+    """A provider that says what it read."""
+
+    async def encode_counted(self, texts: Sequence[str]) -> tuple[Matrix, list[int]]:
+        """As ``Provider.encode``, and the tokens of each text that went into its row."""
+
+
+BYTES_PER_TOKEN = 4
+"""About what a token of English takes, where the provider does not say how many there were."""
+
+
+async def encode_counted(provider: Provider, texts: Sequence[str]) -> tuple[Matrix, list[int]]:
+    """Rows, and the tokens of each text: the provider's own count, or an approximation by length."""
+    if isinstance(provider, CountsTokens):
+        return await provider.encode_counted(texts)
+    return await provider.encode(texts), [-(-len(text.encode()) // BYTES_PER_TOKEN) for text in texts]
 
 
 class NoProvider:

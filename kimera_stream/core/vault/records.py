@@ -35,6 +35,7 @@ class UsageRecord:
     day: int
     statements: int
     text_bytes: int
+    tokens: int
 
 
 _DELETE_WATCH = Query(
@@ -137,7 +138,7 @@ def purge_sessions(tx: Transaction, before: int, limit: int) -> int:
 
 
 _USAGE = Query(
-    select(usage.c.principal, usage.c.day, usage.c.statements, usage.c.text_bytes)
+    select(usage.c.principal, usage.c.day, usage.c.statements, usage.c.text_bytes, usage.c.tokens)
     .where(usage.c.day >= bindparam("since_day"))
     .order_by(usage.c.principal, usage.c.day)
 )

@@ -20,6 +20,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
 )
+from sqlalchemy import text as literal_text
 
 metadata = MetaData(
     naming_convention={
@@ -250,8 +251,9 @@ usage = Table(
     Column("day", Integer, primary_key=True, autoincrement=False),
     Column("statements", BigInteger, nullable=False),
     Column("text_bytes", BigInteger, nullable=False),
+    Column("tokens", BigInteger, nullable=False, server_default=literal_text("0")),
 )
-"""What each principal published per day (days since 1970, UTC)."""
+"""What each principal published per day (days since 1970, UTC). ``tokens``: as the encoder counted them."""
 
 checkpoint = Table(
     "checkpoint",

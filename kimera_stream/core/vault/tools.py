@@ -1,14 +1,16 @@
-"""What an operator does to a vault: check, export, import, backup, migrate. Each may run beside a server.
+"""What an operator does to a vault: check, usage, export, import, backup, migrate. Each may run beside a server.
 
 Every error is a KimeraError whose message names the next step.
 """
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import anyio
 
+from kimera_stream.core.vault import records
 from kimera_stream.core.vault.checking import CheckReport, Progress, check_database
 from kimera_stream.core.vault.errors import VaultFormatError, VaultSchemaError
 from kimera_stream.core.vault.migrate import HEAD, current_revision, migrate
@@ -17,7 +19,7 @@ from kimera_stream.infrastructure.database import Database, async_url
 from kimera_stream.infrastructure.settings import DatabaseSettings
 from kimera_stream.protocol.errors import BadRequestError
 
-__all__ = ["CheckReport", "Progress", "backup", "check", "export", "import_", "migrate"]
+__all__ = ["CheckReport", "Progress", "backup", "check", "export", "import_", "migrate", "usage"]
 
 
 def _quiet(_stage: str, _done: int, _total: int) -> None:
@@ -61,6 +63,17 @@ async def check(url: str, progress: Progress = _quiet, *, settings: DatabaseSett
     """
     async with _opened(url, settings) as database:
         return await check_database(database, progress)
+
+
+async def usage(url: str, *, since_day: int = 0, settings: DatabaseSettings | None = None) -> list[records.UsageRecord]:
+    """What each principal published per day, from ``since_day`` (days since 1970, UTC) on.
+
+    Raises:
+        BadRequestError: there is no database.
+        VaultSchemaError: it is behind.
+    """
+    async with _opened(url, settings) as database:
+        return await database.read(partial(records.usage_since, day=since_day))
 
 
 async def export(

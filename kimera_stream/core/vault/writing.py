@@ -63,9 +63,9 @@ _SESSIONS = Insert(
 )
 _USAGE = Insert(
     schema.usage,
-    ("principal", "day", "statements", "text_bytes"),
+    ("principal", "day", "statements", "text_bytes", "tokens"),
     conflict=("principal", "day"),
-    add=("statements", "text_bytes"),
+    add=("statements", "text_bytes", "tokens"),
 )
 
 
@@ -151,17 +151,18 @@ def _offset(stored: StoredGeoid) -> int:
 
 def _count_use(tx: Transaction, batch: WriteBatch, now: int) -> None:
     sessions: dict[str, tuple[str, int]] = {}
-    principals: dict[str, tuple[int, int]] = {}
+    principals: dict[str, tuple[int, int, int]] = {}
     for stored in batch.geoids:
         session_id = stored.geoid.session_id
         if session_id is not None:
             principal, count = sessions.get(session_id, (stored.principal, 0))
             sessions[session_id] = (principal, count + 1)
-        count, size = principals.get(stored.principal, (0, 0))
-        principals[stored.principal] = (count + 1, size + len((stored.geoid.text or "").encode()))
+        count, size, tokens = principals.get(stored.principal, (0, 0, 0))
+        size += len((stored.geoid.text or "").encode())
+        principals[stored.principal] = (count + 1, size, tokens + stored.tokens)
     tx.insert(_SESSIONS, [(id_, principal, count, now, now) for id_, (principal, count) in sessions.items()])
     day = now // _DAY_MS
-    tx.insert(_USAGE, [(principal, day, count, size) for principal, (count, size) in principals.items()])
+    tx.insert(_USAGE, [(principal, day, *counted) for principal, counted in principals.items()])
 
 
 def is_written(tx: Transaction, batch: WriteBatch) -> bool:

@@ -88,7 +88,7 @@ class Samples:
         for offset, id_ in enumerate(ids, head + 1):
             geoid = self.geoid(id_, offset, **changes)
             batch.entries.append(self.entry(offset, geoid))
-            batch.geoids.append(StoredGeoid(geoid, self.vector(offset), principal))
+            batch.geoids.append(StoredGeoid(geoid, self.vector(offset), principal, tokens=7))
         return batch
 
     @staticmethod

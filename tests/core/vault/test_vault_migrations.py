@@ -15,6 +15,7 @@ from kimera_stream.core.interfaces import CheckpointRequest
 from kimera_stream.core.vault import migrate as migration
 from kimera_stream.core.vault.errors import VaultSchemaError
 from kimera_stream.core.vault.migrate import HEAD, current_revision, migrate
+from kimera_stream.core.vault.records import UsageRecord
 from kimera_stream.core.vault.schema import metadata
 from kimera_stream.core.vault.vault import SqlVault
 from kimera_stream.infrastructure.database import async_url
@@ -68,7 +69,7 @@ async def test_down_and_up_again_keeps_log_and_entities(url, samples, make_setti
         await vault.close()
     before = vault.epoch
 
-    assert await migrate(url, "-1") == "0001"
+    assert await migrate(url, "-2") == "0001"
     assert await current_revision(url) == "0001"
     assert await migrate(url) == HEAD
 
@@ -85,6 +86,28 @@ async def test_down_and_up_again_keeps_log_and_entities(url, samples, make_setti
         assert (await vault.session("s1")).statements == 3
     finally:
         await vault.close()
+
+
+async def test_tokens_come_and_go_beside_the_other_counts(url, samples, make_settings, clock):
+    async def used() -> list[UsageRecord]:
+        vault = SqlVault(url, make_settings(), clock=clock)
+        await vault.start()
+        try:
+            return await vault.usage()
+        finally:
+            await vault.close()
+
+    vault = SqlVault(url, make_settings(), clock=clock)
+    await vault.start()
+    try:
+        await vault.commit(samples.publish(0, "a", "b"))
+        await vault.commit(samples.publish(2, "c", principal="bob"))
+    finally:
+        await vault.close()
+    day = clock.now // 86_400_000
+    assert await used() == [UsageRecord("ann", day, 2, 22, 14), UsageRecord("bob", day, 1, 11, 7)]
+    assert await migrate(url, "0002") == "0002"
+    assert await used() == [UsageRecord("ann", day, 2, 22, 0), UsageRecord("bob", day, 1, 11, 0)]
 
 
 async def test_all_the_way_down_and_up_is_a_new_log(url, samples, make_settings):
@@ -107,7 +130,7 @@ async def test_all_the_way_down_and_up_is_a_new_log(url, samples, make_settings)
 
 async def test_step_by_step(empty_url):
     assert await migrate(empty_url, "0001") == "0001"
-    assert await migrate(empty_url, "+1") == HEAD
+    assert await migrate(empty_url, "+1") == "0002"
     assert await migrate(empty_url, HEAD) == HEAD
 
 
@@ -124,7 +147,7 @@ async def test_a_newer_schema_is_refused_with_the_next_step(url, make_settings):
 
 
 async def test_an_unknown_revision_is_refused_and_changes_nothing(url):
-    with pytest.raises(VaultSchemaError, match="expected head, base or one of 0001, 0002"):
+    with pytest.raises(VaultSchemaError, match="expected head, base or one of 0001, 0002, 0003"):
         await migrate(url, "0777")
     assert await current_revision(url) == HEAD
 

@@ -148,9 +148,9 @@ async def test_sessions_and_usage_are_counted_by_commits(vault, samples, clock):
     assert await vault.session("unknown") is None
     assert {s.id for s in await vault.recent_sessions(since=clock.now, limit=9)} == {"s1", "s2"}
     assert await vault.usage() == [
-        UsageRecord("ann", day - 1, 2, 4),
-        UsageRecord("ann", day, 1, 3),
-        UsageRecord("bob", day, 1, 0),
+        UsageRecord("ann", day - 1, 2, 4, 14),
+        UsageRecord("ann", day, 1, 3, 7),
+        UsageRecord("bob", day, 1, 0, 7),
     ]
     assert await vault.purge_sessions(clock.now, limit=10) == 0
     assert await vault.purge_sessions(clock.now + 1, limit=1) == 1
