@@ -120,6 +120,9 @@ class CascadeEngine:
         self._index = index
         self._geoids = geoids
         self._verifier = verifier
+        # Asked once: this look at a class, for every pair, held the event loop for tenths of a second.
+        given: object = verifier
+        self._calibrated = given if isinstance(given, Calibrated) else None
         self._settings = settings
         self._threads = threads
         self._rules = rules if rules is not None else packaged_rules()
@@ -140,9 +143,8 @@ class CascadeEngine:
         if self._settings.threshold is not None:
             return self._settings.threshold
         point = self._settings.operating_point
-        verifier: object = self._verifier
-        if isinstance(verifier, Calibrated):
-            return verifier.operating_points.get(point, THRESHOLDS[point])
+        if self._calibrated is not None:
+            return self._calibrated.operating_points.get(point, THRESHOLDS[point])
         return THRESHOLDS[point]
 
     @property
@@ -180,8 +182,9 @@ class CascadeEngine:
         await self._judge(pairs, select=True, owner=owner, hurried=hurried)
         results: list[list[tuple[StoredGeoid, Judgement]]] = [[] for _ in fresh]
         with self._seconds.labels("scope").time():
+            threshold = self.threshold
             for pair, number in zip(pairs, owner, strict=True):
-                if self._score(pair) >= self._bar(pair):
+                if self._score(pair) >= self._bar(pair, threshold):
                     results[number].append((pair.older, self._judgement(pair)))
         for found in results:
             found.sort(key=lambda hit: -hit[1].score)
@@ -190,12 +193,12 @@ class CascadeEngine:
             unread[number] = unread[number] or pair.fallen_back
         return Detection(results, unread)
 
-    def _bar(self, pair: _Pair) -> float:
+    def _bar(self, pair: _Pair, threshold: float) -> float:
         """Score that this pair needs. The verifier's point holds for its own probabilities; where the rules stand in for
         it, they have to be as sure as they would have to be without it."""
         if pair.fallen_back and not self._symbolic(pair) and self._settings.threshold is None:
-            return max(self.threshold, THRESHOLDS[self._settings.operating_point])
-        return self.threshold
+            return max(threshold, THRESHOLDS[self._settings.operating_point])
+        return threshold
 
     # -- stages ----------------------------------------------------------------------------------------------------
 
