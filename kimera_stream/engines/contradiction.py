@@ -19,7 +19,7 @@ from kimera_stream.core.interfaces import Candidate, Detection, IndexService, Ju
 from kimera_stream.engines.composite import components, cosine, relatedness
 from kimera_stream.engines.differences import differences
 from kimera_stream.engines.evidence import Evidence, Rules, packaged_rules
-from kimera_stream.engines.scope import SUPERSEDED, supersedes
+from kimera_stream.engines.scope import OTHER_DAY, SUPERSEDED, other_day, supersedes
 from kimera_stream.engines.symbolic import SymbolicVerdict, compare_states
 from kimera_stream.engines.verifier import Verifier
 from kimera_stream.infrastructure.settings import ScoringSettings
@@ -357,6 +357,8 @@ class CascadeEngine:
             why += [f"symbolic: {key}: {one!r} vs {other!r}" for key, one, other in pair.verdict.conflicts[:4]]
         words = pair.evidence.why if pair.evidence is not None else ()
         why += words
+        if self._stages.scope and pair.has_texts and (day := _other_day(pair)):
+            why.append(f"scope: '{day}' was said on different days")
         if pair.verified is not None and textual >= self.threshold and not words:
             parts = differences(pair.older.geoid.text or "", pair.newer.geoid.text or "")
             why += [f"differs: {part}" for part in parts]
@@ -378,7 +380,8 @@ class CascadeEngine:
         return self._scoped(pair, evidence, probability) if self._stages.scope else probability
 
     def _scoped(self, pair: _Pair, evidence: Evidence, probability: float) -> float:
-        """Less where the two need not agree: unrelated by the vectors, one of them a question, or the newer an open update."""
+        """Less where the two need not agree: unrelated by the vectors, one of them a question, or the newer an open update, or
+        where they speak of different days."""
         value = pair.cosine
         if value is not None and value < self._settings.min_relatedness:
             return min(probability, max(0.0, value))
@@ -386,6 +389,8 @@ class CascadeEngine:
             return min(probability, ASKS)
         if supersedes(pair.newer.geoid.text or ""):
             return min(probability, SUPERSEDED)
+        if _other_day(pair):
+            return min(probability, OTHER_DAY)
         return probability
 
 
@@ -400,6 +405,11 @@ def fair_share(sizes: Sequence[int], *, least: int, most: int, total: int) -> in
 def _pair(older: StoredGeoid, newer: StoredGeoid, known: float | None) -> _Pair:
     verdict = compare_states(older.geoid.symbolic_state, newer.geoid.symbolic_state)
     return _Pair(older, newer, verdict, known, relatedness(known, verdict))
+
+
+def _other_day(pair: _Pair) -> str:
+    older, newer = pair.older.geoid, pair.newer.geoid
+    return other_day(older.text or "", older.updated_at, newer.text or "", newer.updated_at)
 
 
 def _cosines(fresh: Sequence[StoredGeoid]) -> npt.NDArray[np.float32]:

@@ -59,11 +59,11 @@ class Oracle:
         return np.full(len(pairs), self.probability, dtype=np.float32)
 
 
-def geoid(geoid_id: str, text: str | None = None, **state: Any) -> StoredGeoid:
+def geoid(geoid_id: str, text: str | None = None, *, now: int = 1, **state: Any) -> StoredGeoid:
     body = GeoidBody(text=text, symbolic_state=state)
     vector = None if text is None else encoder.encode_now([text])[0]
     return StoredGeoid(
-        built(body, geoid_id=geoid_id, session_id=None, now=1, offset=1, previous=None), vector, "tester"
+        built(body, geoid_id=geoid_id, session_id=None, now=now, offset=1, previous=None), vector, "tester"
     )
 
 
@@ -212,6 +212,18 @@ async def test_a_question_contradicts_nothing() -> None:
     world = World(Oracle(0.99))
     world.put(geoid("a", "The door of the lab is open."))
     assert await world.hits(geoid("b", "Is the door of the lab closed?")) == [[]]
+
+
+@pytest.mark.parametrize(("apart", "scope", "found"), [(0, True, ["a"]), (2, True, []), (2, False, ["a"])])
+async def test_yesterday_said_on_two_days_is_not_one_day(apart: int, scope: bool, found: list[str]) -> None:
+    day = 86_400_000
+    older = geoid("a", "The gate was shut yesterday.", now=100 * day)
+    newer = geoid("b", "The gate was open yesterday.", now=(100 + apart) * day)
+    world = World(verifier=Oracle(0.99), stages=Stages(scope=scope))
+    world.put(older)
+    assert await world.hits(newer) == [found]
+    [judgement] = await world.engine.judge_pairs([(older, newer)])
+    assert ("scope: 'yesterday' was said on different days" in judgement.result.why) == (found == [])
 
 
 @pytest.mark.parametrize(("point", "reported"), [("precise", False), ("balanced", True), ("sensitive", True)])
