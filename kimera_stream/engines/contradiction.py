@@ -19,7 +19,7 @@ from kimera_stream.core.interfaces import Candidate, Detection, IndexService, Ju
 from kimera_stream.engines.composite import components, cosine, relatedness
 from kimera_stream.engines.differences import differences
 from kimera_stream.engines.evidence import Evidence, Rules, packaged_rules
-from kimera_stream.engines.scope import OTHER_DAY, SUPERSEDED, other_day, supersedes
+from kimera_stream.engines.scope import OTHER_DAY, other_day, supersedes
 from kimera_stream.engines.symbolic import SymbolicVerdict, compare_states
 from kimera_stream.engines.verifier import Verifier
 from kimera_stream.infrastructure.settings import ScoringSettings
@@ -359,6 +359,8 @@ class CascadeEngine:
         why += words
         if self._stages.scope and pair.has_texts and (day := _other_day(pair)):
             why.append(f"scope: '{day}' was said on different days")
+        if textual >= self.threshold and supersedes(pair.newer.geoid.text or ""):
+            why.append("supersession: the newer statement says that it replaces the older one")
         if pair.verified is not None and textual >= self.threshold and not words:
             parts = differences(pair.older.geoid.text or "", pair.newer.geoid.text or "")
             why += [f"differs: {part}" for part in parts]
@@ -380,15 +382,12 @@ class CascadeEngine:
         return self._scoped(pair, evidence, probability) if self._stages.scope else probability
 
     def _scoped(self, pair: _Pair, evidence: Evidence, probability: float) -> float:
-        """Less where the two need not agree: unrelated by the vectors, one of them a question, or the newer an open update, or
-        where they speak of different days."""
+        """Less where the two need not agree: unrelated by the vectors, one of them a question, or of different days."""
         value = pair.cosine
         if value is not None and value < self._settings.min_relatedness:
             return min(probability, max(0.0, value))
         if any("question" in each for each in evidence.apart):
             return min(probability, ASKS)
-        if supersedes(pair.newer.geoid.text or ""):
-            return min(probability, SUPERSEDED)
         if _other_day(pair):
             return min(probability, OTHER_DAY)
         return probability

@@ -1,16 +1,13 @@
 """Scope: when two statements that clash are nevertheless not a contradiction.
 
-A newer statement that opens by saying that it replaces what was said (``Update: the gate is shut again``) is how people take an
-older one back. Both may stand in the log; nobody has to be told. Words inside a sentence (``now``, ``no longer``) do not count:
-they tell of a change, and whether the older statement still stands is then what the reader wants to know.
+A newer statement that opens by saying that it replaces what was said (``Correction: the gate is shut``) excuses nothing: one of the
+two is then outdated, which is what a reader wants to know, and which one is told in the reasons.
 
 A day that is named from where the speaker stands (``yesterday``) is another one when it is said on another day.
 """
 
 import re
 
-SUPERSEDED = 0.2
-"""Most that a pair can score whose newer statement openly replaces the older."""
 OTHER_DAY = 0.2
 """Most that a pair can score whose statements name their day by the same word, said on different days."""
 DAY_MS = 86_400_000

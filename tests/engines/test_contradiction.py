@@ -280,3 +280,13 @@ async def test_nothing_to_judge_is_nothing() -> None:
     world = World()
     assert await world.engine.detect([]) == []
     assert await world.engine.judge_pairs([]) == []
+
+
+async def test_a_correction_is_reported_and_the_reasons_say_that_it_replaces() -> None:
+    world = World(Oracle(0.97))
+    world.put(geoid("a", "The red pump runs on water."))
+    [[(_, judgement)]] = await world.engine.detect([geoid("b", "Correction: the red pump runs on diesel.")])
+    assert judgement.score == pytest.approx(0.97, abs=1e-4)
+    assert any(reason.startswith("supersession: ") for reason in judgement.result.why)
+    [[(_, plain)]] = await world.engine.detect([geoid("c", "The red pump runs on diesel.")])
+    assert not any(reason.startswith("supersession: ") for reason in plain.result.why)
