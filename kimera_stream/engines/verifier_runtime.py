@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from kimera_stream.engines.verifier_integer import IntegerNetwork
 from kimera_stream.engines.verifier_pairs import EncodedPair, PairTokenizer
+from kimera_stream.engines.verifier_text import normal_form
 from kimera_stream.infrastructure.compute import (
     DeviceChoice,
     PrecisionChoice,
@@ -120,7 +121,7 @@ class VerifierRuntime:
         return self._network.device
 
     def judge(self, pairs: Sequence[tuple[str, str]]) -> npt.NDArray[np.float32]:
-        """Probability of contradiction per pair, shape (len(pairs),).
+        """Probability of contradiction per pair, shape (len(pairs),). What is said again in the same words has none.
 
         Raises:
             UnavailableError: the device has no memory even for a single pair.
@@ -129,11 +130,21 @@ class VerifierRuntime:
         if self._both:
             turned = self.calibration(self.logits([(second, first) for first, second in pairs]))
             scores = (scores + turned) / np.float32(2)
+        scores[[same_words(first, second) for first, second in pairs]] = 0
         return scores
 
     def logits(self, pairs: Sequence[tuple[str, str]]) -> npt.NDArray[np.float32]:
         """Raw logits over the classes contradiction, entailment, neutral; shape (len(pairs), 3)."""
         return self._network.logits(self._tokenizer.pairs(pairs))
+
+
+def same_words(one: str, other: str) -> bool:
+    """Whether two statements differ in capitals, punctuation at their ends and spelled-out values at most."""
+    return _plain(one) == _plain(other)
+
+
+def _plain(text: str) -> str:
+    return " ".join(normal_form(text).casefold().split()).strip(".!,;: ")
 
 
 def shipped_weights() -> Path:

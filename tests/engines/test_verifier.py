@@ -13,7 +13,7 @@ import torch
 
 from kimera_stream.engines.verifier import MODEL_NAME, CrossEncoderVerifier, Verifier, weights_available
 from kimera_stream.engines.verifier_pairs import REMEMBERED, PairTokenizer
-from kimera_stream.engines.verifier_runtime import Calibration, VerifierRuntime, margin, shipped_weights
+from kimera_stream.engines.verifier_runtime import Calibration, VerifierRuntime, margin, same_words, shipped_weights
 from kimera_stream.engines.verifier_torch import TorchNetwork
 from kimera_stream.infrastructure import compute
 from kimera_stream.kernels import transformer
@@ -84,6 +84,17 @@ def test_it_tells_contradictions_from_agreement_and_from_other_things(runtime: V
     balanced = runtime.operating_points["balanced"]
     flagged = [bool(score >= balanced) for score in scores[:7]]
     assert flagged == [True, False, False, True, False, False, True]
+
+
+def test_what_is_said_again_contradicts_nothing(runtime: VerifierRuntime) -> None:
+    again = [
+        ("The outage started at 09:12 and hit all regions.",) * 2,
+        ("Bus 7 is late.", "bus 7 is late!"),
+        ("Staff get 25 days of leave.", "Staff get twenty-five days of leave"),
+    ]
+    np.testing.assert_array_equal(runtime.judge(again), np.zeros(3, dtype=np.float32))
+    assert not same_words("The door is locked.", "The door is locked?")
+    assert not same_words("Bus 7 is late.", "Bus 8 is late.")
 
 
 def test_scores_are_probabilities_and_repeatable(runtime: VerifierRuntime) -> None:

