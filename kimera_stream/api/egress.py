@@ -279,6 +279,7 @@ class EgressProtocol(WebSocketsSansIOProtocol):
             "extensions": {"websocket.http.response": {}},
         }
         self.queue.put_nowait({"type": "websocket.connect"})
+        # As uvicorn starts it: the server owns the task through ``tasks``, awaits it at a stop, and ``on_task_complete`` ends it.
         task = self.loop.create_task(self.run_asgi())
         task.add_done_callback(self.on_task_complete)
         self.tasks.add(task)
