@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -98,14 +98,19 @@ class IdempotencyRecord:
     created_at: int
 
 
+RequestRef: TypeAlias = tuple[str, int]
+"""Which row keeps a request: its checkpoint and its place in it."""
+
+
 @dataclass(frozen=True, slots=True)
 class CheckpointRequest:
-    """A publish that was accepted and not processed when the process stopped.
+    """A publish that was accepted and not done when the process stopped, or that is to be tried again.
 
     Attributes:
         body: JSON of its ``GeoidBody``.
         accepted_at: Unix ms.
-        attempts: How often it has been tried.
+        attempts: How often it has been taken up.
+        ref: The row that keeps it; None before it is kept.
     """
 
     principal: str
@@ -117,6 +122,24 @@ class CheckpointRequest:
     must_exist: bool = False
     accepted_at: int = 0
     attempts: int = 0
+    ref: RequestRef | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """Accepted work that could not be done, set aside for a person.
+
+    Attributes:
+        failed_at: Unix ms.
+        code: Of the error (``protocol.errors``), with its ``message``.
+        id: Given by the vault; ascending, the oldest first.
+    """
+
+    request: CheckpointRequest
+    failed_at: int
+    code: str
+    message: str
+    id: int = 0
 
 
 @dataclass(slots=True)
@@ -135,6 +158,8 @@ class WriteBatch:
     idempotency: list[IdempotencyRecord] = field(default_factory=list)
     audit: list[tuple[int, str, str, str]] = field(default_factory=list)
     """(unix ms, principal, action, target)."""
+    settled: list[RequestRef] = field(default_factory=list)
+    """Kept requests that this batch does, and that are kept no longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,8 +273,24 @@ class VaultService(LogReader, Protocol):
     async def save_checkpoint(self, items: Sequence[CheckpointRequest], *, node: str = "") -> None:
         """Keep accepted and unprocessed requests over a restart, in their order."""
 
-    async def take_checkpoint(self) -> list[CheckpointRequest]:
-        """What ``save_checkpoint`` kept, in order; the vault forgets it."""
+    async def take_up(self, *, due: int | None, held_until: int, limit: int) -> list[CheckpointRequest]:
+        """Kept requests in order, at most ``limit``: those whose time has come at ``due`` (unix ms), or all of them (None).
+
+        Each counts as tried once more, stays in the vault until it is settled, and is taken up by nobody else before
+        ``held_until`` (unix ms).
+        """
+
+    async def put_off(self, refs: Sequence[RequestRef], *, until: int, attempts: int = 0) -> None:
+        """Kept requests are taken up no sooner than ``until`` (unix ms); ``attempts`` is added to those counted."""
+
+    async def settle(self, refs: Sequence[RequestRef]) -> None:
+        """Forget kept requests that are done."""
+
+    async def set_aside(self, letters: Sequence[DeadLetter], *, most: int) -> int:
+        """Keep them as dead letters, and no longer as requests; beyond ``most`` in all the oldest are dropped. Returns how
+        many were."""
+
+    async def count_dead_letters(self) -> int: ...
 
     async def trim(self, upto: int) -> int:
         """Drop log entries at or below ``upto``; returns how many. Entities stay."""

@@ -20,6 +20,8 @@ from kimera_stream.protocol.objects import GeoidBody
 
 log = structlog.get_logger(__name__)
 
+MOST = 100_000
+
 _body = msgspec.json.Decoder(GeoidBody).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -60,7 +62,9 @@ async def left_behind(
         UnavailableError: the vault cannot be read or written.
     """
     works: dict[tuple[str, str], PublishWork] = {}
-    for request in await vault.take_checkpoint():
+    taken = await vault.take_up(due=None, held_until=0, limit=MOST)
+    await vault.settle([request.ref for request in taken if request.ref is not None])
+    for request in taken:
         try:
             body = _body(request.body)
             validate_body(body, limits, merge=request.merge)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import anyio
@@ -17,11 +17,13 @@ from kimera_stream.core.index.limits import Limits, Room
 from kimera_stream.core.interfaces import (
     Candidate,
     CheckpointRequest,
+    DeadLetter,
     IdempotencyRecord,
     LogPage,
     Matrix,
     Page,
     Principal,
+    RequestRef,
     StoredGeoid,
     Vector,
     WriteBatch,
@@ -69,7 +71,12 @@ class MemoryVault:
         self.kept_watches: dict[tuple[str, str], tuple[Watch, Vector | None]] = {}
         self.audit: list[tuple[int, str, str, str]] = []
         self.cursors: dict[tuple[str, str, str], int] = {}
-        self.checkpointed: list[CheckpointRequest] = []
+        self.kept: dict[RequestRef, tuple[CheckpointRequest, int]] = {}
+        """Requests and when each may be taken up."""
+        self._refs = 0
+        self.letters: list[DeadLetter] = []
+        self.away: Exception | None = None
+        """Raised by what writes requests and dead letters."""
         self.faults: list[Exception | None] = []
         self.commits: list[int] = []
         self.gate: anyio.Event | None = None
@@ -113,6 +120,8 @@ class MemoryVault:
         self.scars += batch.scars
         self.keys |= {(record.principal, record.key): record for record in batch.idempotency}
         self.audit += batch.audit
+        for ref in batch.settled:
+            self.kept.pop(ref, None)
         self.commits.append(len(batch.entries))
 
     async def commit_elsewhere(self, *stored: StoredGeoid) -> None:
@@ -167,12 +176,56 @@ class MemoryVault:
 
     async def save_checkpoint(self, items: Sequence[CheckpointRequest], *, node: str = "") -> None:
         await anyio.lowlevel.checkpoint()
-        self.checkpointed += items
+        self._fail()
+        for item in items:
+            self._refs += 1
+            self.kept["memory", self._refs] = (replace(item, ref=("memory", self._refs)), 0)
 
-    async def take_checkpoint(self) -> list[CheckpointRequest]:
+    @property
+    def checkpointed(self) -> list[CheckpointRequest]:
+        """What is kept, held or not."""
+        return [item for item, _ in self.kept.values()]
+
+    async def take_up(self, *, due: int | None, held_until: int, limit: int) -> list[CheckpointRequest]:
         await anyio.lowlevel.checkpoint()
-        taken, self.checkpointed = self.checkpointed, []
+        found = [item for item, not_before in self.kept.values() if due is None or not_before <= due][:limit]
+        if found:
+            self._fail()
+        taken = [replace(item, attempts=item.attempts + 1) for item in found]
+        self.kept |= {item.ref: (item, held_until) for item in taken if item.ref is not None}
         return taken
+
+    async def put_off(self, refs: Sequence[RequestRef], *, until: int, attempts: int = 0) -> None:
+        await anyio.lowlevel.checkpoint()
+        self._fail()
+        for ref in refs:
+            if ref in self.kept:
+                item = self.kept[ref][0]
+                self.kept[ref] = (replace(item, attempts=item.attempts + attempts), until)
+
+    async def settle(self, refs: Sequence[RequestRef]) -> None:
+        await anyio.lowlevel.checkpoint()
+        self._fail()
+        for ref in refs:
+            self.kept.pop(ref, None)
+
+    async def set_aside(self, letters: Sequence[DeadLetter], *, most: int) -> int:
+        await anyio.lowlevel.checkpoint()
+        self._fail()
+        for letter in letters:
+            self.kept.pop(letter.request.ref or ("", 0), None)
+        self.letters += letters
+        dropped = max(0, len(self.letters) - most)
+        del self.letters[:dropped]
+        return dropped
+
+    async def count_dead_letters(self) -> int:
+        await anyio.lowlevel.checkpoint()
+        return len(self.letters)
+
+    def _fail(self) -> None:
+        if self.away is not None:
+            raise self.away
 
     async def save_cursor(self, principal: str, name: str, channel: str, offset: int) -> None:
         await anyio.lowlevel.checkpoint()

@@ -1,11 +1,10 @@
-"""What the vault keeps besides the log and the geoids: watches, cursors, keys, sessions, checkpoints, usage."""
+"""What the vault keeps besides the log and the geoids: watches, cursors, keys, sessions, usage."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, delete, func, select
+from sqlalchemy import bindparam, delete, select
 
-from kimera_stream.core.interfaces import CheckpointRequest, IdempotencyRecord, Vector
+from kimera_stream.core.interfaces import IdempotencyRecord, Vector
 from kimera_stream.core.vault import rows, schema
 from kimera_stream.infrastructure.database import Insert, Query, QueryIn, Transaction
 from kimera_stream.infrastructure.database.statements import among
@@ -13,7 +12,6 @@ from kimera_stream.protocol.objects import Watch
 
 watch, cursor, key = schema.watch, schema.cursor, schema.idempotency_key
 session, usage, audit = schema.session, schema.usage, schema.audit_entry
-checkpoint, request = schema.checkpoint, schema.checkpoint_request
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,75 +155,3 @@ def usage_since(tx: Transaction, day: int) -> list[UsageRecord]:
 def audit_since(tx: Transaction, since: int, limit: int) -> list[tuple[int, str, str, str]]:
     """(unix ms, principal, action, target), oldest first."""
     return [(row[0], row[1], row[2], row[3]) for row in tx.rows(_AUDIT, since=since, limit=limit)]
-
-
-_SAVE_CHECKPOINT = Insert.whole(checkpoint)
-_SAVE_REQUESTS = Insert.whole(request)
-_LOCK = Query(select(schema.log_state.c.head).where(schema.log_state.c.id == 1).with_for_update())
-_REQUESTS = Query(
-    select(
-        request.c.principal,
-        request.c.body,
-        request.c.session_id,
-        request.c.idempotency_key,
-        request.c.priority,
-        request.c.merge,
-        request.c.must_exist,
-        request.c.accepted_at,
-        request.c.attempts,
-    )
-    .join(checkpoint, checkpoint.c.id == request.c.checkpoint_id)
-    .order_by(checkpoint.c.created_at, checkpoint.c.id, request.c.position)
-)
-_DELETE_CHECKPOINTS = Query(delete(checkpoint))
-_COUNT_REQUESTS = Query(select(func.count()).select_from(request))
-
-
-def save_checkpoint(
-    tx: Transaction, checkpoint_id: str, node: str, requests: Sequence[CheckpointRequest], now: int
-) -> None:
-    tx.insert(_SAVE_CHECKPOINT, [(checkpoint_id, node, now)])
-    tx.insert(
-        _SAVE_REQUESTS,
-        [
-            (
-                checkpoint_id,
-                position,
-                item.principal,
-                item.session_id,
-                item.key,
-                item.priority,
-                item.attempts,
-                item.merge,
-                item.must_exist,
-                item.accepted_at,
-                item.body,
-            )
-            for position, item in enumerate(requests)
-        ],
-    )
-
-
-def take_checkpoint(tx: Transaction) -> list[CheckpointRequest]:
-    """All saved requests in the order they were accepted in; they are gone from the vault once this commits."""
-    tx.value(_LOCK)  # two nodes that start together must not both take them
-    found = [
-        CheckpointRequest(
-            principal=row[0],
-            body=row[1],
-            session_id=row[2],
-            key=row[3],
-            priority=row[4],
-            merge=bool(row[5]),
-            must_exist=bool(row[6]),
-            accepted_at=row[7],
-            attempts=row[8],
-        )
-        for row in tx.rows(_REQUESTS)
-    ]
-    tx.run(_DELETE_CHECKPOINTS)
-    return found
-
-
-def count_checkpointed(tx: Transaction) -> int:
-    return int(tx.value(_COUNT_REQUESTS))

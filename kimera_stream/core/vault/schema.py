@@ -278,5 +278,26 @@ checkpoint_request = Table(
     Column("must_exist", Boolean, nullable=False),
     Column("accepted_at", BigInteger, nullable=False),
     Column("body", LargeBinary, nullable=False),
+    Column("not_before", BigInteger, nullable=False, server_default=literal_text("0")),
 )
-"""``body`` is the request's geoid as JSON, as it was accepted."""
+"""``body`` is the request's geoid as JSON, as it was accepted. ``attempts`` counts from when somebody takes it up; ``not_before``
+(unix ms) is when it may be taken up next: later while somebody works on it, and after a failure."""
+
+dead_letter = Table(
+    "dead_letter",
+    metadata,
+    Column("id", Number, primary_key=True, autoincrement=True),
+    Column("principal", Text, nullable=False),
+    Column("session_id", Text),
+    Column("idempotency_key", Text),
+    Column("priority", SmallInteger, nullable=False),
+    Column("merge", Boolean, nullable=False),
+    Column("must_exist", Boolean, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("accepted_at", BigInteger, nullable=False),
+    Column("failed_at", BigInteger, nullable=False),
+    Column("error_code", Text, nullable=False),
+    Column("error_message", Text, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+)
+"""Accepted work that could not be done: set aside for a person, who has it tried again or drops it."""

@@ -1,25 +1,40 @@
-"""What an operator does to a vault: check, usage, export, import, backup, migrate. Each may run beside a server.
+"""What an operator does to a vault: check, usage, dead letters, export, import, backup, migrate. Each may run beside a server.
 
 Every error is a KimeraError whose message names the next step.
 """
 
-from collections.abc import AsyncIterator
+import secrets
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
 import anyio
 
-from kimera_stream.core.vault import records
+from kimera_stream.core.interfaces import DeadLetter
+from kimera_stream.core.vault import records, requests
 from kimera_stream.core.vault.checking import CheckReport, Progress, check_database
 from kimera_stream.core.vault.errors import VaultFormatError, VaultSchemaError
 from kimera_stream.core.vault.migrate import HEAD, current_revision, migrate
 from kimera_stream.core.vault.transfer import export_rows, import_rows, restamp
+from kimera_stream.core.vault.vault import unix_ms
 from kimera_stream.infrastructure.database import Database, async_url
 from kimera_stream.infrastructure.settings import DatabaseSettings
 from kimera_stream.protocol.errors import BadRequestError
 
-__all__ = ["CheckReport", "Progress", "backup", "check", "export", "import_", "migrate", "usage"]
+__all__ = [
+    "CheckReport",
+    "Progress",
+    "backup",
+    "check",
+    "dead_letters",
+    "drop_dead_letters",
+    "export",
+    "import_",
+    "migrate",
+    "retry_dead_letters",
+    "usage",
+]
 
 
 def _quiet(_stage: str, _done: int, _total: int) -> None:
@@ -74,6 +89,37 @@ async def usage(url: str, *, since_day: int = 0, settings: DatabaseSettings | No
     """
     async with _opened(url, settings) as database:
         return await database.read(partial(records.usage_since, day=since_day))
+
+
+async def dead_letters(
+    url: str, *, after: int = 0, limit: int = 1_000, settings: DatabaseSettings | None = None
+) -> list[DeadLetter]:
+    """Work that was set aside, the oldest first: those with a greater id than ``after``.
+
+    Raises:
+        BadRequestError: there is no database.
+        VaultSchemaError: it is behind.
+    """
+    async with _opened(url, settings) as database:
+        return await database.read(partial(requests.dead_letters, after=after, limit=limit))
+
+
+async def retry_dead_letters(url: str, ids: Sequence[int], *, settings: DatabaseSettings | None = None) -> list[int]:
+    """Have dead letters tried again: by a running server within its ``performance.retry_poll``, else by its next start.
+
+    Returns:
+        The ids of those that there were.
+    """
+    async with _opened(url, settings) as database:
+        return await database.write(
+            partial(requests.retry_letters, ids=ids, checkpoint_id=secrets.token_urlsafe(12), now=unix_ms())
+        )
+
+
+async def drop_dead_letters(url: str, ids: Sequence[int], *, settings: DatabaseSettings | None = None) -> list[int]:
+    """Forget dead letters; returns the ids of those that there were."""
+    async with _opened(url, settings) as database:
+        return await database.write(partial(requests.drop_letters, ids=ids))
 
 
 async def export(

@@ -11,14 +11,16 @@ from sqlalchemy import bindparam, update
 
 from kimera_stream.core.interfaces import (
     CheckpointRequest,
+    DeadLetter,
     IdempotencyRecord,
     LogPage,
     Page,
+    RequestRef,
     StoredGeoid,
     Vector,
     WriteBatch,
 )
-from kimera_stream.core.vault import reading, records, schema, trimming, writing
+from kimera_stream.core.vault import reading, records, requests, schema, trimming, writing
 from kimera_stream.core.vault.entries import LogState, read_page, read_state
 from kimera_stream.core.vault.migrate import migrate
 from kimera_stream.infrastructure.database import CommitInDoubtError, Database, Query, Transaction
@@ -336,7 +338,7 @@ class SqlVault:
         if items:
             await self._database.write(
                 partial(
-                    records.save_checkpoint,
+                    requests.save_checkpoint,
                     checkpoint_id=secrets.token_urlsafe(12),
                     node=node,
                     requests=list(items),
@@ -344,11 +346,29 @@ class SqlVault:
                 )
             )
 
-    async def take_checkpoint(self) -> list[CheckpointRequest]:
-        """What ``save_checkpoint`` kept, in order; the vault forgets it."""
-        if await self._database.read(records.count_checkpointed) == 0:
+    async def take_up(self, *, due: int | None, held_until: int, limit: int) -> list[CheckpointRequest]:
+        """Kept requests whose time has come, with an attempt counted; see ``VaultService.take_up``."""
+        before = requests.ALWAYS if due is None else due
+        if await self._database.read(partial(requests.count_due, due=before)) == 0:
             return []
-        return await self._database.write(records.take_checkpoint)
+        return await self._database.write(partial(requests.take_up, due=before, held_until=held_until, limit=limit))
+
+    async def put_off(self, refs: Sequence[RequestRef], *, until: int, attempts: int = 0) -> None:
+        """Kept requests are taken up no sooner than ``until`` (unix ms)."""
+        if refs:
+            await self._database.write(partial(requests.put_off, refs=list(refs), until=until, attempts=attempts))
+
+    async def settle(self, refs: Sequence[RequestRef]) -> None:
+        """Forget kept requests that are done."""
+        if refs:
+            await self._database.write(partial(requests.settle, refs=list(refs)))
+
+    async def set_aside(self, letters: Sequence[DeadLetter], *, most: int) -> int:
+        """Make dead letters; returns how many of the oldest were dropped."""
+        return await self._database.write(partial(requests.set_aside, letters=list(letters), most=most))
+
+    async def count_dead_letters(self) -> int:
+        return await self._database.read(requests.count_letters)
 
     async def session(self, session_id: str) -> records.SessionRecord | None:
         """A session that has published; kept by ``commit``."""

@@ -3,7 +3,7 @@
 from sqlalchemy import bindparam, delete, insert, literal, null, select, update
 
 from kimera_stream.core.interfaces import StoredGeoid, WriteBatch
-from kimera_stream.core.vault import rows, schema
+from kimera_stream.core.vault import requests, rows, schema
 from kimera_stream.core.vault.entries import entry_row
 from kimera_stream.infrastructure.database import Insert, Query, QueryIn, Transaction
 from kimera_stream.infrastructure.database.statements import among
@@ -95,6 +95,7 @@ def write_batch(tx: Transaction, batch: WriteBatch, now: int) -> int:
     ]
     tx.insert(_IDEMPOTENCY, _last_by_key(keyed, 2))
     tx.insert(_AUDIT, batch.audit)
+    requests.settle(tx, batch.settled)
     return head
 
 

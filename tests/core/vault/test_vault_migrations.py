@@ -1,6 +1,7 @@
 """The schema, up and down, with data in place."""
 
 import sys
+from dataclasses import replace
 from importlib.resources import files
 
 import anyio
@@ -11,7 +12,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from kimera_stream.core.interfaces import CheckpointRequest
+from kimera_stream.core.interfaces import CheckpointRequest, DeadLetter
 from kimera_stream.core.vault import migrate as migration
 from kimera_stream.core.vault.errors import VaultSchemaError
 from kimera_stream.core.vault.migrate import HEAD, current_revision, migrate
@@ -69,7 +70,7 @@ async def test_down_and_up_again_keeps_log_and_entities(url, samples, make_setti
         await vault.close()
     before = vault.epoch
 
-    assert await migrate(url, "-2") == "0001"
+    assert await migrate(url, "-3") == "0001"
     assert await current_revision(url) == "0001"
     assert await migrate(url) == HEAD
 
@@ -81,7 +82,7 @@ async def test_down_and_up_again_keeps_log_and_entities(url, samples, make_setti
         assert (await vault.geoid("b")).geoid.semantic_state == {"x": 1.0}
         session = await vault.session("s1")  # made again from the geoids
         assert (session.principal, session.statements, session.created_at, session.updated_at) == ("ann", 2, 1001, 1002)
-        assert await vault.take_checkpoint() == []
+        assert await vault.take_up(due=None, held_until=0, limit=9) == []
         await vault.commit(samples.publish(3, "d", session_id="s1"))
         assert (await vault.session("s1")).statements == 3
     finally:
@@ -108,6 +109,31 @@ async def test_tokens_come_and_go_beside_the_other_counts(url, samples, make_set
     assert await used() == [UsageRecord("ann", day, 2, 22, 14), UsageRecord("bob", day, 1, 11, 7)]
     assert await migrate(url, "0002") == "0002"
     assert await used() == [UsageRecord("ann", day, 2, 22, 0), UsageRecord("bob", day, 1, 11, 0)]
+
+
+async def test_dead_letters_come_beside_the_requests_that_are_kept(url, make_settings, clock):
+    kept = CheckpointRequest("ann", b'{"text":"t"}', session_id="s", key="k", attempts=3, accepted_at=7)
+    assert await migrate(url, "0003") == "0003"
+    assert await migrate(url) == HEAD
+    vault = SqlVault(url, make_settings(), clock=clock)
+    await vault.start()
+    try:
+        await vault.save_checkpoint([kept, replace(kept, key="k2")])
+        (first, _) = await vault.take_up(due=clock.now, held_until=clock.now + 1, limit=9)
+        await vault.set_aside([DeadLetter(first, 9, "internal", "it failed")], most=5)
+    finally:
+        await vault.close()
+    assert await migrate(url, "0003") == "0003"  # dead letters go, what is kept stays
+    assert await migrate(url) == HEAD
+    vault = SqlVault(url, make_settings(), clock=clock)
+    await vault.start()
+    try:
+        assert await vault.count_dead_letters() == 0
+        assert await vault.take_up(due=0, held_until=1, limit=9) == [replace(kept, key="k2", attempts=5)]
+        await vault.set_aside([DeadLetter(first, 9, "internal", "it failed")], most=5)
+        assert await vault.count_dead_letters() == 1
+    finally:
+        await vault.close()
 
 
 async def test_all_the_way_down_and_up_is_a_new_log(url, samples, make_settings):
@@ -147,7 +173,7 @@ async def test_a_newer_schema_is_refused_with_the_next_step(url, make_settings):
 
 
 async def test_an_unknown_revision_is_refused_and_changes_nothing(url):
-    with pytest.raises(VaultSchemaError, match="expected head, base or one of 0001, 0002, 0003"):
+    with pytest.raises(VaultSchemaError, match="expected head, base or one of 0001, 0002, 0003, 0004"):
         await migrate(url, "0777")
     assert await current_revision(url) == HEAD
 

@@ -1,9 +1,9 @@
-"""Watches, cursors, idempotency keys, sessions, usage, audit, checkpoints."""
+"""Watches, cursors, idempotency keys, sessions, usage, audit."""
 
 import numpy as np
 import pytest
 
-from kimera_stream.core.interfaces import CheckpointRequest, IdempotencyRecord, WriteBatch
+from kimera_stream.core.interfaces import IdempotencyRecord, WriteBatch
 from kimera_stream.core.vault.records import SessionRecord, UsageRecord
 from kimera_stream.core.vault.retention import Retention
 from kimera_stream.core.vault.tools import export, import_
@@ -120,22 +120,6 @@ async def test_a_cursor_means_nothing_in_another_epoch(vault, url, samples, tmp_
         assert await other.cursor("ann", "c", "geoids") is None
     finally:
         await other.close()
-
-
-async def test_a_checkpoint_gives_back_what_was_accepted_once_and_in_order(vault, restart):
-    items = [
-        CheckpointRequest("ann", b'{"text":"one"}', session_id="s", key="k", priority=9, accepted_at=5),
-        CheckpointRequest("bob", b'{"text":"two"}', merge=True, must_exist=True, attempts=3),
-    ]
-    await vault.save_checkpoint(items, node="n1")
-    await vault.save_checkpoint([], node="n2")
-    again = await restart()
-    try:
-        assert await again.take_checkpoint() == items
-        assert await again.take_checkpoint() == []
-        assert await vault.take_checkpoint() == []
-    finally:
-        await again.close()
 
 
 async def test_sessions_and_usage_are_counted_by_commits(vault, samples, clock):

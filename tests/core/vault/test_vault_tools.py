@@ -2,13 +2,15 @@
 
 import gzip
 import sqlite3
+from dataclasses import replace
+from functools import partial
 
 import msgspec
 import pytest
 from sqlalchemy import text
 
-from kimera_stream.core.interfaces import CheckpointRequest, IdempotencyRecord, StoredGeoid, WriteBatch
-from kimera_stream.core.vault import tools
+from kimera_stream.core.interfaces import CheckpointRequest, DeadLetter, IdempotencyRecord, StoredGeoid, WriteBatch
+from kimera_stream.core.vault import requests, tools
 from kimera_stream.core.vault.errors import VaultFormatError, VaultSchemaError
 from kimera_stream.core.vault.vault import SqlVault
 from kimera_stream.infrastructure.database import Query
@@ -43,6 +45,7 @@ async def filled(vault, samples):
     )
     await vault.save_watch(Watch(id="w", watch="n", principal="p", kinds=["related"], created_at=1), samples.vector(2))
     await vault.save_checkpoint([CheckpointRequest("ann", b'{"text":"t"}')])
+    await vault.set_aside([DeadLetter(CheckpointRequest("ann", b'{"text":"x"}', key="k"), 5, "internal", "no")], most=9)
     await vault.record_encoder("minilm/1")
     await vault.trim(1)
     return vault
@@ -69,7 +72,10 @@ async def _contents(vault):
         "session": await vault.session("s"),
         "usage": await vault.usage(),
         "audit": await vault.audit(),
-        "checkpoint": await vault.take_checkpoint(),
+        "checkpoint": await vault.take_up(due=None, held_until=0, limit=9),
+        "dead letters": [
+            replace(each, id=0) for each in await vault._database.read(partial(requests.dead_letters, after=0, limit=9))
+        ],
     }
 
 
