@@ -14,9 +14,14 @@ static int supported(void)
 }
 
 /*
- * Rows are read in the order of memory, one after the other, and nothing is prefetched by hand: four rows at a time, or
- * prefetches at any distance, were measured 5 to 30 % slower than leaving it to the hardware.
+ * Rows are read in the order of memory, one after the other. A plain dot product in float32 leaves the prefetching to the
+ * hardware: four rows at a time, or prefetches at any distance, gained nothing or lost up to 30 %. Where more is computed
+ * per line, fewer rows fit into the window of instructions under way, and a prefetch this far ahead gains 4 to 9 %.
  */
+#define AHEAD 4096
+
+static inline void ahead(const void *at) { _mm_prefetch((const char *)at + AHEAD, _MM_HINT_T0); }
+
 static void dots_f32(const float *query, const float *rows, int64_t n, int64_t dim, float *out)
 {
     const int64_t whole = dim & ~(int64_t)63;
@@ -46,6 +51,8 @@ static void dots_l1_f32(const float *query, const float *rows, int64_t n, int64_
         __m512 a = _mm512_setzero_ps(), b = a, c = a, d = a;
         int64_t j = 0;
         for (; j < whole; j += 32) {
+            ahead(row + j);
+            ahead(row + j + 16);
             __m512 q0 = _mm512_loadu_ps(query + j), r0 = _mm512_loadu_ps(row + j);
             __m512 q1 = _mm512_loadu_ps(query + j + 16), r1 = _mm512_loadu_ps(row + j + 16);
             a = _mm512_fmadd_ps(q0, r0, a);
@@ -79,6 +86,8 @@ static inline __m512i row_u8(const int8_t *query, const uint8_t *row, int64_t st
     __m512i a = _mm512_setzero_si512(), b = a;
     int64_t j = 0;
     for (; j + 128 <= stride; j += 128) {
+        ahead(row + j);
+        ahead(row + j + 64);
         a = _mm512_dpbusd_epi32(a, _mm512_loadu_si512(row + j), _mm512_loadu_si512(query + j));
         b = _mm512_dpbusd_epi32(b, _mm512_loadu_si512(row + j + 64), _mm512_loadu_si512(query + j + 64));
     }
@@ -100,13 +109,19 @@ static void dots_u8(const int8_t *query, const uint8_t *rows, int64_t n, int64_t
         out[i] = _mm512_reduce_add_epi32(row_u8(query, rows + i * stride, stride));
 }
 
-/* Sums of absolute differences in 64-bit lanes whose upper halves stay zero: as 32-bit lanes they add up all the same. */
-static inline __m512i row_sad(const uint8_t *own, const uint8_t *row, int64_t stride)
+/* Both sums of a row that is read once. The differences add up in 64-bit lanes whose upper halves stay zero: as 32-bit
+ * lanes they add up all the same. */
+static inline __m512i row_both(const int8_t *query, const uint8_t *own, const uint8_t *row, int64_t stride, __m512i *sad)
 {
-    __m512i c = _mm512_setzero_si512();
-    for (int64_t j = 0; j < stride; j += 64)
-        c = _mm512_add_epi64(c, _mm512_sad_epu8(_mm512_loadu_si512(row + j), _mm512_loadu_si512(own + j)));
-    return c;
+    __m512i a = _mm512_setzero_si512(), c = a;
+    for (int64_t j = 0; j < stride; j += 64) {
+        __m512i r = _mm512_loadu_si512(row + j);
+        ahead(row + j);
+        a = _mm512_dpbusd_epi32(a, r, _mm512_loadu_si512(query + j));
+        c = _mm512_add_epi64(c, _mm512_sad_epu8(r, _mm512_loadu_si512(own + j)));
+    }
+    *sad = c;
+    return a;
 }
 
 static void dots_l1_u8(const int8_t *query, const uint8_t *graded, const uint8_t *grades, const uint8_t *rows,
@@ -116,17 +131,15 @@ static void dots_l1_u8(const int8_t *query, const uint8_t *graded, const uint8_t
     for (; i + 4 <= n; i += 4) {
         __m512i a[4], c[4];
 #pragma GCC unroll 4
-        for (int l = 0; l < 4; l++) {
-            const uint8_t *row = rows + (i + l) * stride;
-            a[l] = row_u8(query, row, stride);
-            c[l] = row_sad(graded + (int64_t)grades[i + l] * stride, row, stride);
-        }
+        for (int l = 0; l < 4; l++)
+            a[l] = row_both(query, graded + (int64_t)grades[i + l] * stride, rows + (i + l) * stride, stride, &c[l]);
         _mm_storeu_si128((__m128i *)(out + i), sums4(a[0], a[1], a[2], a[3]));
         _mm_storeu_si128((__m128i *)(sad + i), sums4(c[0], c[1], c[2], c[3]));
     }
     for (; i < n; i++) {
-        out[i] = _mm512_reduce_add_epi32(row_u8(query, rows + i * stride, stride));
-        sad[i] = _mm512_reduce_add_epi32(row_sad(graded + (int64_t)grades[i] * stride, rows + i * stride, stride));
+        __m512i c, a = row_both(query, graded + (int64_t)grades[i] * stride, rows + i * stride, stride, &c);
+        out[i] = _mm512_reduce_add_epi32(a);
+        sad[i] = _mm512_reduce_add_epi32(c);
     }
 }
 
