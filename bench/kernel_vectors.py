@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from sentence_transformers import SentenceTransformer
 
-from kimera_stream.core.index.signature import text_signature
+from kimera_stream.kernels import text_signatures
 
 
 def statements(path: Path) -> Iterator[str]:
@@ -44,7 +44,7 @@ def main() -> None:
         [texts[i] for i in chosen], batch_size=32, normalize_embeddings=True, show_progress_bar=True
     )
     np.save(options.out, vectors.astype(np.float32))
-    np.save(options.out.with_suffix(".texts.npy"), np.array([text_signature(texts[i]) for i in chosen], np.uint32))
+    np.save(options.out.with_suffix(".texts.npy"), text_signatures([texts[i] for i in chosen]))
 
 
 if __name__ == "__main__":

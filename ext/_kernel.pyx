@@ -5,6 +5,7 @@ No arithmetic here; the GIL is released around every call that reads rows.
 
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy
 
 cdef extern from "<stdlib.h>" nogil:
     void *aligned_alloc(size_t alignment, size_t size)
@@ -74,6 +75,7 @@ cdef extern from "kimera.h" nogil:
     const km_isa *km_variant(int index)
     float km_steps[256]
     void km_init_steps()
+    int km_finite(const float *numbers, int64_t count)
     float km_quantize_row(const float *row, int64_t dim, int64_t stride, uint8_t *codes, uint8_t *grade)
     float km_quantize_query(const float *row, int64_t dim, int64_t stride, int8_t *codes, float *step, int32_t *bias)
     void km_grade_query(const float *row, int64_t dim, int64_t stride, uint8_t *graded)
@@ -105,6 +107,11 @@ cdef extern from "kimera.h" nogil:
                      int64_t hidden, float *out)
     int64_t km_match(const km_isa *isa, const float *query, const float *rows, int64_t n, int64_t dim,
                      const float *thresholds, int64_t *indices, float *cosines)
+    int km_text_signature(const char *text, int64_t n, uint32_t *signature)
+
+cdef extern from "Python.h":
+    bint PyUnicode_IS_ASCII(object text)
+    const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
 
 
 km_init_steps()
@@ -127,10 +134,7 @@ def quantize(const float[:, ::1] vectors, uint8_t[:, ::1] codes, uint8_t[::1] gr
 
 def write_row(const float[::1] vector, uint8_t[:, ::1] codes, uint8_t[::1] grades, float[:, ::1] exact, int64_t row):
     cdef int64_t j, dim = vector.shape[0]
-    cdef float zero = 0
-    for j in range(dim):
-        zero += vector[j] * 0  # NaN as soon as one element is NaN or infinite
-    if zero != 0:
+    if not km_finite(&vector[0], dim):
         raise ValueError("vector: expected finite numbers")
     if exact is not None:
         for j in range(dim):
@@ -138,6 +142,46 @@ def write_row(const float[::1] vector, uint8_t[:, ::1] codes, uint8_t[::1] grade
     if codes is None:
         return 0.0
     return km_quantize_row(&vector[0], dim, codes.shape[1], &codes[row, 0], &grades[row])
+
+
+def write_rows(const float[:, ::1] vectors, uint8_t[:, ::1] codes, uint8_t[::1] grades, float[:, ::1] exact, int64_t row):
+    cdef int64_t i, n = vectors.shape[0], dim = vectors.shape[1]
+    cdef float lost, most = 0
+    cdef bint finite
+    if n == 0:
+        return 0.0
+    with nogil:
+        finite = km_finite(&vectors[0, 0], n * dim)
+    if not finite:
+        raise ValueError("vectors: expected finite numbers")
+    with nogil:
+        if exact is not None:
+            memcpy(&exact[row, 0], &vectors[0, 0], n * dim * sizeof(float))
+        if codes is not None:
+            for i in range(n):
+                lost = km_quantize_row(&vectors[i, 0], dim, codes.shape[1], &codes[row + i, 0], &grades[row + i])
+                most = lost if lost > most else most
+    return most
+
+
+def text_signatures(list texts, uint32_t[::1] out):
+    """Fills in what is plain; returns the places of the texts that are not."""
+    cdef Py_ssize_t i, size
+    cdef const char *data
+    left = []
+    for i in range(len(texts)):
+        text = texts[i]
+        if text is None:
+            out[i] = 0
+        elif not isinstance(text, str):
+            raise TypeError(f"texts: expected strings, got {type(text).__name__}")
+        elif PyUnicode_IS_ASCII(text):
+            data = PyUnicode_AsUTF8AndSize(text, &size)
+            if not km_text_signature(data, size, &out[i]):
+                left.append(i)
+        else:
+            left.append(i)
+    return left
 
 
 cdef class View:

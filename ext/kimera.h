@@ -122,9 +122,13 @@ const km_isa *km_variant(int index); /* best first; only those this machine can 
 extern float km_steps[256];
 void km_init_steps(void);
 int km_grade(float largest);
+int km_finite(const float *numbers, int64_t count); /* 0: a NaN or an infinity among them */
 float km_quantize_row(const float *row, int64_t dim, int64_t stride, uint8_t *codes, uint8_t *grade);
 float km_quantize_query(const float *row, int64_t dim, int64_t stride, int8_t *codes, float *step, int32_t *bias);
 void km_grade_query(const float *row, int64_t dim, int64_t stride, uint8_t *graded);
+
+/* signature.c */
+int km_text_signature(const char *text, int64_t n, uint32_t *signature); /* 0: not plain, to be done in Python */
 
 /* symbolic.c */
 int km_opposed(const uint64_t *query, const uint64_t *row, int *same_subject);

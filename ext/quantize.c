@@ -58,17 +58,39 @@ static inline int32_t code_of(float value)
     return bits - 0x4b400000;
 }
 
-/* Returns the Euclidean norm of what the codes lose. Bytes beyond dim are the bias: they stand for zero. */
+int km_finite(const float *numbers, int64_t count)
+{
+    uint32_t found = 0;
+    for (int64_t j = 0; j < count; j++) {
+        uint32_t bits;
+        memcpy(&bits, &numbers[j], 4);
+        found |= (bits & 0x7f800000u) == 0x7f800000u;
+    }
+    return !found;
+}
+
+/* Returns the Euclidean norm of what the codes lose, summed in lanes so that it is vectorised. Bytes beyond dim are the bias:
+ * they stand for zero. */
 float km_quantize_row(const float *row, int64_t dim, int64_t stride, uint8_t *codes, uint8_t *grade)
 {
     int g = km_grade(largest_of(row, dim));
-    float step = km_steps[g], inverse = 1.0f / step, lost = 0;
-    for (int64_t j = 0; j < dim; j++) {
+    float step = km_steps[g], inverse = 1.0f / step, lanes[16] = {0}, lost = 0;
+    int64_t j = 0;
+    for (; j + 16 <= dim; j += 16)
+        for (int l = 0; l < 16; l++) {
+            int32_t c = code_of(row[j + l] * inverse);
+            float e = row[j + l] - (float)c * step;
+            codes[j + l] = (uint8_t)(c + 128);
+            lanes[l] += e * e;
+        }
+    for (; j < dim; j++) {
         int32_t c = code_of(row[j] * inverse);
         float e = row[j] - (float)c * step;
         codes[j] = (uint8_t)(c + 128);
-        lost += e * e;
+        lanes[0] += e * e;
     }
+    for (int l = 0; l < 16; l++)
+        lost += lanes[l];
     memset(codes + dim, 128, (size_t)(stride - dim));
     *grade = (uint8_t)g;
     return sqrtf(lost);

@@ -7,6 +7,7 @@ from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, runtime_
 import numpy as np
 import numpy.typing as npt
 
+from kimera_stream.core.columns import GeoidColumns
 from kimera_stream.protocol.errors import LimitExceededError
 from kimera_stream.protocol.log import LogEntry
 from kimera_stream.protocol.objects import (
@@ -230,8 +231,8 @@ class VaultService(LogReader, Protocol):
         self, *, after: int, limit: int, session_id: str | None = None, agent_id: str | None = None
     ) -> Page[Geoid]: ...
 
-    def scan_geoids(self, *, batch: int) -> AsyncIterator[list[StoredGeoid]]:
-        """Every live geoid, to rebuild the index from."""
+    def scan_columns(self, *, batch: int, dimension: int) -> AsyncIterator[GeoidColumns]:
+        """What every live geoid is compared by, to rebuild the index from; vectors are of ``dimension`` numbers."""
 
     async def count_geoids(self) -> int: ...
 
@@ -497,7 +498,7 @@ class LogFollower(Protocol):
             ValueError: it is of another version or encoder.
         """
 
-    def restore(self, geoids: Sequence[StoredGeoid]) -> None:
+    def restore(self, geoids: GeoidColumns) -> None:
         """Take in geoids of the store, new or in a newer version."""
 
     def forget(self, geoid_id: str) -> None:

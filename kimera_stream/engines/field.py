@@ -21,7 +21,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from kimera_stream.core.interfaces import EventSink, StoredGeoid, Vector, WriteBatch
+from kimera_stream.core.columns import GeoidColumns
+from kimera_stream.core.interfaces import EventSink, Vector, WriteBatch
 from kimera_stream.protocol.objects import Contradiction, FieldState
 
 MOST_CLUSTERS = 64
@@ -125,17 +126,15 @@ class FieldDynamics:
         self._pulses = 0.0
         self._changed = True
 
-    def restore(self, geoids: Sequence[StoredGeoid]) -> None:
+    def restore(self, geoids: GeoidColumns) -> None:
         """Take in statements that were there before; adds no energy. Again the same ones, when a load starts anew, do no harm.
 
         Unlike live ones they are placed many at a time, by the centroids as they were before them.
         """
-        for stored in geoids:
-            self._remove(stored.geoid.id)
-        vectors = [stored.vector for stored in geoids if stored.vector is not None]
-        ids = [stored.geoid.id for stored in geoids if stored.vector is not None]
-        self._cluster_of.update((stored.geoid.id, NO_CLUSTER) for stored in geoids if stored.vector is None)
-        rows = np.stack(vectors) if vectors else np.zeros((0, self._sums.shape[1]), np.float32)
+        for geoid_id in geoids.ids:
+            self._remove(geoid_id)
+        self._cluster_of.update(dict.fromkeys(geoids.ids_without_vector(), NO_CLUSTER))
+        ids, rows = geoids.ids_with_vector(), geoids.vectors
         placed = 0
         while placed < len(ids):
             placed += self._place_near(ids[placed:], rows[placed:])

@@ -10,7 +10,7 @@ the module was not built a warning says so once, on import.
 import warnings
 from typing import Literal
 
-from kimera_stream.kernels.face import Kernel, View, quantize, write_row
+from kimera_stream.kernels.face import Kernel, View, quantize, write_row, write_rows
 from kimera_stream.kernels.layout import (
     EMPTY_RECORD,
     NEGATED_BIT,
@@ -30,6 +30,7 @@ from kimera_stream.kernels.layout import (
 )
 from kimera_stream.kernels.reference import Reference
 from kimera_stream.kernels.sieving import Sieve
+from kimera_stream.kernels.texts import text_signature, text_signatures
 
 try:
     import kimera_stream.kernels._kernel as _kernel
@@ -71,8 +72,11 @@ __all__ = [
     "record_codes",
     "record_length",
     "stride_of",
+    "text_signature",
+    "text_signatures",
     "variants",
     "write_row",
+    "write_rows",
 ]
 
 

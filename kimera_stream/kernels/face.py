@@ -309,3 +309,23 @@ def write_row(vector: F32, codes: U8 | None, grades: U8 | None, exact: F32 | Non
     new_codes, new_grades, lost = reference_quantize(vector[None, :])
     codes[row], grades[row] = new_codes[0], new_grades[0]
     return float(lost[0])
+
+
+def write_rows(vectors: F32, codes: U8 | None, grades: U8 | None, exact: F32 | None, row: int) -> float:
+    """Write unit vectors (n, dim) into the rows from ``row`` on, as ``write_row`` does; returns the largest norm lost.
+
+    Raises:
+        ValueError: one of them is not finite; none is written.
+    """
+    if _compiled is not None:
+        return float(_compiled.write_rows(vectors, codes, grades, exact, row))
+    check_finite("vectors", vectors)
+    if not len(vectors):
+        return 0.0
+    if exact is not None:
+        exact[row : row + len(vectors)] = vectors
+    if codes is None or grades is None:
+        return 0.0
+    new_codes, new_grades, lost = reference_quantize(vectors)
+    codes[row : row + len(vectors)], grades[row : row + len(vectors)] = new_codes, new_grades
+    return float(lost.max())

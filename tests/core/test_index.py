@@ -1,7 +1,7 @@
 """The index: what is found, what is refused, what a scan sees while others write."""
 
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from kimera_stream import kernels
 from kimera_stream.core.index import FlatIndex, LogPoint, SnapshotError
+from kimera_stream.core.index.rows import columns_of
 from kimera_stream.core.index.snapshot import SnapshotAbandonedError, save
 from kimera_stream.core.interfaces import IndexService, StoredGeoid
 from kimera_stream.infrastructure.settings import PerformanceSettings, ScoringSettings
@@ -613,6 +614,78 @@ class TestSnapshot:
         assert caught.value.reason == "foreign"
 
 
+def _drawn(rng: np.random.Generator, ids: list[int]) -> list[StoredGeoid]:
+    """Geoids of all kinds: with and without vector, text, symbols that are interned, semantic keys; some rows not of unit length."""
+    drawn = []
+    for number in ids:
+        vector = random_unit(int(rng.integers(1 << 30))) * np.float32(rng.choice([1.0, 3.0]))
+        symbols: dict[str, Scalar] = {
+            "subject": f"a long name {number}",
+            "pressure": int(rng.integers(3)),
+            "as_of": None,
+        }
+        drawn.append(
+            stored(
+                f"g{number}",
+                vector if rng.random() < 0.8 else None,
+                text=rng.choice(["no 5", "Über fünf", "two of 3"]) if rng.random() < 0.9 else None,
+                symbols=symbols if rng.random() < 0.4 else None,
+                semantic={"joy": 0.5, "fear": 1.0} if rng.random() < 0.3 else None,
+            )
+        )
+    return drawn
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kernel", ["auto", "reference"])
+@pytest.mark.parametrize(
+    "policy", [{}, {"index_full": "evict_oldest"}, {"max_geoids": 2_300, "index_full": "evict_oldest"}]
+)
+async def test_many_put_together_are_what_they_are_one_by_one(kernel: str, policy: dict[str, Any]) -> None:
+    """With updates, removals between, more than a chunk, and a bound that is met on the way."""
+    rng = np.random.default_rng(1)
+    together, apart = make(kernel, **policy), make(kernel, **policy)
+    batches = [list(range(900)), list(range(500, 1_400)), list(range(1_300, 2_600)), list(range(100, 160))]
+    for batch in batches:
+        drawn = _drawn(rng, batch)
+        together.put_many(columns_of(drawn, DIM))
+        for each in drawn:
+            apart.put(each)
+        for gone in (f"g{number}" for number in batch[::9]):
+            together.remove(gone)
+            apart.remove(gone)
+    queries = _drawn(rng, list(range(0, 2_600, 40)))
+    assert {name: name in together for name in apart._by_id} == dict.fromkeys(apart._by_id, True)
+    assert (together.size, together.live_bytes) == (apart.size, apart.live_bytes)
+    one = await together.scan(queries, k=20, min_relatedness=0.2)
+    other = await apart.scan(queries, k=20, min_relatedness=0.2)
+    for mine, theirs in zip(one, other, strict=True):
+        assert [hit.fused for hit in mine] == pytest.approx([hit.fused for hit in theirs], abs=1e-6)
+        assert {hit.geoid_id for hit in mine[:10]} == {hit.geoid_id for hit in theirs[:10]}
+    if policy:
+        assert [together._ids[slot] for slot in together._age or ()] == [apart._ids[slot] for slot in apart._age or ()]
+    together.clear()
+    assert together.live_bytes == 0
+
+
+def test_of_many_with_one_bad_vector_none_is_put() -> None:
+    index = make()
+    for bad in (np.full(DIM, np.nan, np.float32), np.zeros(DIM, np.float32), np.full(DIM, np.inf, np.float32)):
+        with pytest.raises(BadRequestError, match="vector"):
+            index.put_many(columns_of([stored("a", unit(1)), stored("b", bad)], DIM))
+    with pytest.raises(BadRequestError, match=f"expected {DIM} numbers"):
+        index.put_many(columns_of([stored("a", np.ones(3, np.float32))], 3))
+    assert index.size == 0
+    assert index.live_bytes == 0
+
+
+def test_many_that_do_not_fit_are_put_as_far_as_they_do() -> None:
+    index = make(max_geoids=3)
+    with pytest.raises(LimitExceededError):
+        index.put_many(columns_of([stored(f"g{i}", unit(1, i)) for i in range(5)], DIM))
+    assert [f"g{i}" in index for i in range(5)] == [True, True, True, False, False]
+
+
 @pytest.mark.anyio
 async def test_memory_is_bounded_as_documented(tmp_path: Path) -> None:
     index = FlatIndex(
@@ -621,12 +694,11 @@ async def test_memory_is_bounded_as_documented(tmp_path: Path) -> None:
     n = 16_384
     rng = np.random.default_rng(0)
 
-    async def batches() -> AsyncIterator[list[StoredGeoid]]:
-        for start in range(0, n, 1024):
-            rows = rng.standard_normal((1024, 384), np.float32)
-            rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-            yield [stored(f"{start + i:026d}", row) for i, row in enumerate(rows)]
-
-    assert await index.rebuild(batches()) == n
+    for start in range(0, n, 1024):
+        rows = rng.standard_normal((1024, 384), np.float32)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        await index.reserve(1024)
+        index.put_many(columns_of([stored(f"{start + i:026d}", row) for i, row in enumerate(rows)], 384))
+    assert index.size == n
     assert index.bytes / n < 1.5 * 385
     assert index.mapped_bytes == n * 384 * 4

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
+from kimera_stream.core.columns import GeoidColumns
 from kimera_stream.core.index import FlatIndex, SnapshotKeeper
+from kimera_stream.core.index.rows import columns_of
 from kimera_stream.core.interfaces import LogPage, Page, StoredGeoid, VaultService
 from kimera_stream.engines.field import FieldDynamics
 from kimera_stream.infrastructure.settings import PerformanceSettings, ScoringSettings
@@ -100,11 +102,11 @@ class Vault:
     async def count_geoids(self) -> int:
         return len(self.held)
 
-    async def scan_geoids(self, *, batch: int) -> AsyncIterator[list[StoredGeoid]]:
+    async def scan_columns(self, *, batch: int, dimension: int) -> AsyncIterator[GeoidColumns]:
         self.scans += 1
         held = sorted(self.held.values(), key=lambda stored: stored.geoid.offset)
         for start in range(0, len(held), 7):
-            yield held[start : start + 7]
+            yield columns_of(held[start : start + 7], dimension)
             self._fail()
 
     async def list_contradictions(self, *, after: int, limit: int, state: str) -> Page[Contradiction]:

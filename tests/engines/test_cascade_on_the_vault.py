@@ -65,7 +65,8 @@ async def engine_over(vault: SqlVault) -> CascadeEngine:
     """As a start does it: the index is rebuilt from the vault, and the cache is empty."""
     scoring = ScoringSettings(min_relatedness=0.3)
     index = FlatIndex(DIMENSION, threads=OneThread(), performance=PerformanceSettings(), scoring=scoring)
-    await index.rebuild(vault.scan_geoids(batch=100))
+    async for columns in vault.scan_columns(batch=100, dimension=DIMENSION):
+        index.put_many(columns)
     return CascadeEngine(index, GeoidCache(vault, 1_000_000), None, scoring, OneThread(), CollectorRegistry())
 
 

@@ -7,6 +7,8 @@ import msgspec
 import numpy as np
 import pytest
 
+from kimera_stream.core.columns import GeoidColumns
+from kimera_stream.core.index.rows import columns_of
 from kimera_stream.core.interfaces import StoredGeoid, WriteBatch
 from kimera_stream.engines.field import CALM, MOST_CLUSTERS, TAU, FieldDynamics
 from kimera_stream.protocol.log import LogEntry
@@ -49,6 +51,10 @@ def stored(geoid_id: str, vector: list[float] | None) -> StoredGeoid:
         return StoredGeoid(geoid, None, "p")
     array = np.array(vector, np.float32)
     return StoredGeoid(geoid, array / np.linalg.norm(array), "p")
+
+
+def columns(geoids: list[StoredGeoid]) -> GeoidColumns:
+    return columns_of(geoids, 3)
 
 
 def contradiction(name: str, a: str, b: str, state: str = "open") -> Contradiction:
@@ -96,7 +102,7 @@ def test_statements_that_mean_alike_gather(field: FieldDynamics) -> None:
 
 
 def test_updates_and_deletes_leave_the_old_cluster(field: FieldDynamics) -> None:
-    field.restore([stored("a", [1, 0, 0]), stored("b", [1, 0, 0]), stored("none", None)])
+    field.restore(columns([stored("a", [1, 0, 0]), stored("b", [1, 0, 0]), stored("none", None)]))
     field.observe(WriteBatch(entries=[entry(1)], geoids=[stored("b", [0, 1, 0])]))
     assert sorted(cluster["size"] for cluster in field.state().clusters) == [1, 1]
     field.observe(WriteBatch(entries=[entry(2)], deleted=[("a", 2), ("unknown", 2)]))
@@ -108,7 +114,7 @@ def test_updates_and_deletes_leave_the_old_cluster(field: FieldDynamics) -> None
 def test_a_load_that_starts_anew_counts_nothing_twice(field: FieldDynamics) -> None:
     loaded = [stored("a", [1, 0, 0]), stored("b", [1, 0.1, 0]), stored("c", [0, 1, 0])]
     for part in (loaded[:2], loaded):  # the first attempt ended half-way
-        field.restore(part)
+        field.restore(columns(part))
         field.restore_contradictions([contradiction("x", "a", "b")])
     state = field.state()
     assert (state.geoids, state.open_contradictions) == (3, 1)
@@ -116,7 +122,7 @@ def test_a_load_that_starts_anew_counts_nothing_twice(field: FieldDynamics) -> N
 
 
 def test_open_contradictions_heat_and_resolved_ones_cool(field: FieldDynamics) -> None:
-    field.restore([stored(name, [1, 0, 0]) for name in "abcd"])
+    field.restore(columns([stored(name, [1, 0, 0]) for name in "abcd"]))
     field.restore_contradictions([contradiction("x", "a", "b")])
     field.observe(WriteBatch(entries=[entry(1)], contradictions=[contradiction("y", "a", "c")]))
     hot = field.state()
@@ -138,7 +144,7 @@ def test_activation_decays(field: FieldDynamics, clock: Clock) -> None:
 
 def test_clusters_are_bounded() -> None:
     field = FieldDynamics(128, Sink(), interval=1, head=lambda: 0, clock=Clock())
-    field.restore([stored(f"g{i}", list(np.eye(128)[i])) for i in range(128)])
+    field.restore(columns_of([stored(f"g{i}", list(np.eye(128)[i])) for i in range(128)], 128))
     state = field.state()
     assert state.geoids == 128
     assert state.entropy <= math.log2(MOST_CLUSTERS)

@@ -68,3 +68,38 @@ def test_a_row_that_is_not_finite_is_not_written() -> None:
             kernels.write_row(np.array([0, value, 0], np.float32), codes, grades, rows, 0)
     assert not rows.any()
     assert not codes.any()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    arrays.arrays(np.float32, st.tuples(st.integers(0, 5), st.integers(1, 130)), elements=ELEMENTS),
+    st.integers(0, 3), st.booleans(), st.booleans(),
+)  # fmt: skip
+def test_rows_written_together_are_those_written_one_by_one(
+    vectors: np.ndarray, start: int, exact: bool, coded: bool
+) -> None:
+    n, dim = vectors.shape
+    stride = kernels.stride_of(dim)
+
+    def columns() -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+        return (
+            np.zeros((n + 4, stride), np.uint8) if coded else None,
+            np.zeros(n + 4, np.uint8) if coded else None,
+            np.zeros((n + 4, dim), np.float32) if exact else None,
+        )
+
+    together, apart = columns(), columns()
+    lost = kernels.write_rows(vectors, *together, start)
+    each = [kernels.write_row(vector, *apart, start + i) for i, vector in enumerate(vectors)]
+    assert lost == max(each, default=0.0)
+    for mine, theirs in zip(together, apart, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_rows_of_which_one_is_not_finite_are_not_written() -> None:
+    codes, grades, rows = np.zeros((3, 64), np.uint8), np.zeros(3, np.uint8), np.zeros((3, 2), np.float32)
+    for value in (np.nan, -np.inf):
+        with pytest.raises(ValueError, match="finite"):
+            kernels.write_rows(np.array([[1, 0], [0, value], [1, 0]], np.float32), codes, grades, rows, 0)
+    assert not rows.any()
+    assert not codes.any()

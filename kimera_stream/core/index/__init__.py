@@ -1,6 +1,6 @@
 """All live geoids in memory, in the form that the scoring kernel scans.
 
-    put ──> signature.py (text, symbols) ──> slot in a chunk (storage.py) ──> live bit
+    put ──> records.py, rows.py ──> slot in a chunk (storage.py) ──> live bit
     scan ─> pin (private copy of the live bits, slots freed meanwhile are not reused) ──> kernel in a worker thread
              └─ through a sieve (sifting.py) where the index is large: short codes pick the rows worth reading
 

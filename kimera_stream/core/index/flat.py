@@ -3,24 +3,25 @@
 import copy
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import compress
 from pathlib import Path
 
 import anyio
-import anyio.lowlevel
 import numpy as np
 import structlog
 
 from kimera_stream import kernels
+from kimera_stream.core.columns import GeoidColumns
 from kimera_stream.core.index.device import DeviceScan
-from kimera_stream.core.index.limits import ID_BYTES, Limits, Room, most_bytes
+from kimera_stream.core.index.limits import ID_BYTES, Limits, Room, most_state_bytes
 from kimera_stream.core.index.probe import Scope, scan_rows
-from kimera_stream.core.index.sieve import begin, filled, kept, sample_size
-from kimera_stream.core.index.sieve_rows import coded, sample_of
-from kimera_stream.core.index.sifting import MOST, Sifted, calibrate, sift_and_check
-from kimera_stream.core.index.signature import build_geoid_record, text_signature
+from kimera_stream.core.index.records import build_state_record
+from kimera_stream.core.index.rows import checked, checked_rows, stored_of
+from kimera_stream.core.index.sieve_making import sieve_of
+from kimera_stream.core.index.sifting import MOST, Sifted, sift_and_check
 from kimera_stream.core.index.slots import BARE, HOLE, LOOSE, Age, Slots
 from kimera_stream.core.index.snapshot import (
     Extras,
@@ -38,14 +39,12 @@ from kimera_stream.core.index.written import Written
 from kimera_stream.core.interfaces import Candidate, Matrix, StoredGeoid, Threads, Vector
 from kimera_stream.infrastructure.settings import PerformanceSettings, ScoringSettings
 from kimera_stream.kernels import stride_of
-from kimera_stream.protocol.errors import BadRequestError, LimitExceededError, UnavailableError
+from kimera_stream.protocol.errors import LimitExceededError, UnavailableError
 
 FLAG_WEIGHT = 0.5
 """Lift of a candidate whose negations or numbers differ: measured to beat every learned scan score on negation."""
 _CHANGES = 8_192
 """Rows written or removed, at least, before a new sieve is made; and at least a thirty-second of the rows."""
-_CHECKED = 128
-"""Stored statements that a new sieve is calibrated with."""
 
 log = structlog.get_logger(__name__)
 
@@ -191,14 +190,14 @@ class FlatIndex:
         """
         geoid, vector = stored.geoid, stored.vector
         if vector is not None:
-            vector = self._checked(vector)
+            vector = checked(vector, self.dimension)
         if self._limits.may_lack(len(self._by_id), self.live_bytes):
             self._make_room_for(stored)
         old = self._by_id.get(geoid.id)
         slot = self._take(self._kind_for(vector))
         chunk, row = self._chunks[slot >> CHUNK_BITS], slot & (CHUNK_ROWS - 1)
-        record = build_geoid_record(geoid, self._codes, store=True)
-        lost, replaced = chunk.write(row, vector, text_signature(geoid.text), record)
+        record = build_state_record(geoid.symbolic_state, geoid.semantic_state, self._codes, store=True)
+        lost, replaced = chunk.write(row, vector, kernels.text_signature(geoid.text), record)
         self._margin = max(self._margin, lost)
         if replaced:
             self._view = None
@@ -221,20 +220,54 @@ class FlatIndex:
             self._id_chars -= len(geoid_id)
             self._free(slot)
 
-    async def rebuild(self, batches: AsyncIterator[Sequence[StoredGeoid]]) -> int:
-        """Put everything that ``batches`` brings (``VaultService.scan_geoids``); returns how many geoids.
+    def put_many(self, columns: GeoidColumns) -> None:
+        """As ``put`` of each in turn, a hundred times as fast: rows are written many at a time.
 
         Raises:
-            LimitExceededError: the index is full and its policy is to refuse.
+            BadRequestError: a vector has another dimension or is not finite; nothing has changed.
+            LimitExceededError: the index is full and its policy is to refuse; those before are in it.
         """
-        count = 0
-        async for batch in batches:
-            await self.reserve(len(batch))
-            for stored in batch:
-                self.put(stored)
-            count += len(batch)
-            await anyio.lowlevel.checkpoint()
-        return count
+        vectors = checked_rows(columns.vectors, self.dimension)
+        if self._limits.may_lack(len(self._by_id) + len(columns), self.live_bytes + self._most_bytes_of(columns)):
+            for place in range(len(columns)):
+                self.put(stored_of(columns, place))
+            return
+        old = [slot for each in columns.ids if (slot := self._by_id.get(each)) is not None]
+        text = kernels.text_signatures(columns.texts)
+        records = [
+            build_state_record(state, layers, self._codes, store=True) if state or layers else kernels.EMPTY_RECORD
+            for state, layers in zip(columns.symbols, columns.layers, strict=True)
+        ]
+        slots = np.empty(len(columns), np.int64)
+        for kind, places in ((LOOSE, np.flatnonzero(columns.has_vector)), (BARE, np.flatnonzero(~columns.has_vector))):
+            done = 0
+            while done < len(places):
+                slot, count = self._take_run(kind, len(places) - done)
+                part = places[done : done + count]
+                rows = None if kind == BARE else vectors[done : done + count]
+                chunk, row = self._chunks[slot >> CHUNK_BITS], slot & (CHUNK_ROWS - 1)
+                lost, replaced = chunk.write_many(row, rows, text[part], [records[place] for place in part.tolist()])
+                self._margin = max(self._margin, lost)
+                self._view = None if replaced else self._view
+                self._rows_and_records += count * self._row_bytes[kind != BARE]
+                slots[part] = np.arange(slot, slot + count)
+                done += count
+        self._rows_and_records += 8 * sum(len(record.words) for record in records)
+        self._id_chars += sum(map(len, columns.ids)) - sum(len(self._ids[slot] or "") for slot in old)
+        self._publish_many(columns, slots.tolist())
+        for slot in old:
+            self._free(slot)
+
+    def _publish_many(self, columns: GeoidColumns, slots: list[int]) -> None:
+        for geoid_id, slot in zip(columns.ids, slots, strict=True):
+            self._ids[slot] = geoid_id
+        self._by_id.update(zip(columns.ids, slots, strict=True))
+        for slot in compress(slots, columns.has_vector.tolist()):
+            self._note(slot)
+        self._slots.publish_many(slots)
+        if self._age is not None:
+            for slot in slots:
+                self._age.append(slot)
 
     def clear(self) -> None:
         """Forget everything. No scan or snapshot may be running."""
@@ -257,20 +290,6 @@ class FlatIndex:
             except UnavailableError as error:
                 log.warning("vectors go into memory instead of files", reason=error.message)
                 return
-
-    def _checked(self, vector: Vector) -> Vector:
-        vector = np.ascontiguousarray(vector, np.float32)
-        if vector.shape != (self.dimension,):
-            raise BadRequestError(
-                f"vector: expected {self.dimension} numbers, as this server's encoder gives, got {vector.size}",
-                field="vector",
-            )
-        length = float(vector @ vector)
-        if not abs(length - 1.0) < 1e-3:
-            if not 0 < length < float("inf"):
-                raise BadRequestError("vector: expected finite numbers that are not all zero", field="vector")
-            vector = vector / np.float32(np.sqrt(length))
-        return vector
 
     def room(self) -> Room:
         """What is left for geoids that are put later."""
@@ -308,7 +327,18 @@ class FlatIndex:
 
     def most_bytes(self, stored: StoredGeoid) -> int:
         """Bytes that a geoid takes at most."""
-        return most_bytes(stored.geoid, self._row_bytes[stored.vector is not None])
+        geoid = stored.geoid
+        states = most_state_bytes(geoid.symbolic_state, geoid.semantic_state)
+        return self._row_bytes[stored.vector is not None] + ID_BYTES + len(geoid.id) + states
+
+    def _most_bytes_of(self, columns: GeoidColumns) -> int:
+        """Bytes that they take at most."""
+        states = zip(columns.symbols, columns.layers, strict=True)
+        return (
+            len(columns) * (self._row_bytes[True] + ID_BYTES)
+            + sum(map(len, columns.ids))
+            + sum(most_state_bytes(state, layers) for state, layers in states if state or layers)
+        )
 
     def _slot_bytes(self, chunk: Chunk, row: int) -> int:
         at = int(chunk.record[row])
@@ -322,8 +352,10 @@ class FlatIndex:
 
     def _take(self, kind: int) -> int:
         slot = self._slots.reuse(kind)
-        if slot is not None:
-            return slot
+        return self._take_run(kind, 1)[0] if slot is None else slot
+
+    def _take_run(self, kind: int, most: int) -> tuple[int, int]:
+        """Consecutive slots of one chunk that were never used: the first, and how many, ``most`` at most."""
         start, end = self._fresh.get(kind, (0, 0))
         if start == end:
             codes, exact, mapped = (None, None, False) if kind == BARE else self._rows.take()
@@ -332,8 +364,9 @@ class FlatIndex:
             self._chunks.append(Chunk(start, codes, exact, mapped=mapped))
             self._ids += [None] * CHUNK_ROWS
             self._view = None
-        self._fresh[kind] = (start + 1, end)
-        return start
+        count = min(most, end - start)
+        self._fresh[kind] = (start + count, end)
+        return start, count
 
     def _free(self, slot: int) -> None:
         chunk, row = self._chunks[slot >> CHUNK_BITS], slot & (CHUNK_ROWS - 1)
@@ -429,7 +462,8 @@ class FlatIndex:
     # -- the sieve -------------------------------------------------------------------------------------------------
 
     def _note(self, slot: int) -> None:
-        if self._written is None and self._making is None and len(self._by_id) < self._sieve_from:
+        is_small = self._sieve_from == 0 or len(self._by_id) < self._sieve_from
+        if is_small and self._written is None and self._making is None:
             return  # most puts of most indexes end here
         for written in (self._written, self._making):
             if written is not None:
@@ -465,7 +499,12 @@ class FlatIndex:
         self._making = making
         try:
             with self._pinned() as scope:
-                made = await self._sieve_of(scope, k)
+                written = self._written
+                made = await sieve_of(
+                    scope, [chunk for chunk in self._chunks if chunk.exact is not None], self.size,
+                    former=self._sifted, fresh=None if written is None else written.copy(len(scope.live)),
+                    threads=self._threads, weights=kernels.Weights(min_related=self._min_related, flag=FLAG_WEIGHT), k=k,
+                )  # fmt: skip
         except BaseException:
             self._making = None
             raise
@@ -481,30 +520,6 @@ class FlatIndex:
             if not made.is_trusted:
                 log.warning("the sieve lets through too much: scans stay exact")
         return self.statistics
-
-    async def _sieve_of(self, scope: Scope, k: int) -> Sifted | None:
-        chunks = [chunk for chunk in self._chunks if chunk.exact is not None]
-        former, written = self._sifted, self._written
-        if former is not None and written is not None and self.size < 2 * former.trained:
-            sieve, trained, fresh = former.sieve, former.trained, written.copy(len(scope.live))
-            parts = [await self._threads.run("io", kept, sieve, scope.live & ~fresh)]
-            left = scope.live & fresh
-        else:
-            sample = await self._threads.run("io", sample_of, chunks, scope.live, sample_size(self.size))
-            if len(sample.slots) < 2:
-                return None
-            trained = self.size
-            sieve = await self._threads.run("io", partial(begin, sample, trained))
-            parts, left = [], scope.live
-        for start in range(0, len(chunks), 8):
-            part = await self._threads.run("io", coded, sieve, chunks[start : start + 8], left)
-            parts += part
-        sieve = await self._threads.run("io", filled, sieve, parts)
-        rows = sum(len(part.slots) for part in parts)
-        queries = await self._threads.run("io", sample_of, chunks, scope.live, _CHECKED)
-        block = kernels.Queries.build(queries.vectors, text=queries.text.tolist(), exclude=queries.slots.tolist())
-        weights = kernels.Weights(min_related=self._min_related, flag=FLAG_WEIGHT)
-        return await self._threads.run("score", calibrate, scope, sieve, rows, trained, block, weights, k)
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -525,12 +540,15 @@ class FlatIndex:
         vectors = np.zeros((len(queries), self.dimension), np.float32)
         for i, query in enumerate(queries):
             if query.vector is not None:
-                vectors[i] = self._checked(query.vector)
+                vectors[i] = checked(query.vector, self.dimension)
         block = kernels.Queries.build(
             vectors,
             has_vector=[query.vector is not None for query in queries],
-            text=[text_signature(query.geoid.text) for query in queries],
-            records=[build_geoid_record(query.geoid, self._codes, store=False) for query in queries],
+            text=kernels.text_signatures([query.geoid.text for query in queries]).tolist(),
+            records=[
+                build_state_record(each.geoid.symbolic_state, each.geoid.semantic_state, self._codes, store=False)
+                for each in queries
+            ],
             exclude=[self._by_id.get(query.geoid.id, -1) if exclude_self else -1 for query in queries],
         )
         return await self._run(block, kernels.Weights(min_related=min_relatedness, flag=FLAG_WEIGHT), k)
@@ -544,8 +562,7 @@ class FlatIndex:
         if len(vectors) == 0:
             return []
         await self.reserve()
-        rows = np.stack([self._checked(vector) for vector in vectors])
-        return await self._run(kernels.Queries.build(rows), kernels.Weights(), k)
+        return await self._run(kernels.Queries.build(checked_rows(vectors, self.dimension)), kernels.Weights(), k)
 
     @contextmanager
     def _pinned(self) -> Iterator[Scope]:

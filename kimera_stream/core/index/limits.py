@@ -1,5 +1,6 @@
 """How much the index may hold, and what is told when it holds that much."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -8,7 +9,7 @@ import structlog
 from kimera_stream.core.index.values import ENTRY_BYTES, INLINE_BYTES
 from kimera_stream.core.interfaces import StoredGeoid
 from kimera_stream.protocol.errors import LimitExceededError
-from kimera_stream.protocol.objects import Geoid
+from kimera_stream.protocol.objects import Scalar
 
 ID_BYTES = 49 + 42 + 32 + 8
 """Per id besides its characters: the string's head, its dictionary entry, the slot's integer, the list entry."""
@@ -20,16 +21,16 @@ _WORDS_BESIDES = 5
 log = structlog.get_logger(__name__)
 
 
-def most_bytes(geoid: Geoid, row: int) -> int:
-    """Bytes that a geoid takes at most, ``row`` of them for its row."""
-    symbols = geoid.symbolic_state
-    words = _WORDS_BESIDES + 2 * len(symbols) + len(geoid.semantic_state) if symbols or geoid.semantic_state else 0
+def most_state_bytes(symbols: Mapping[str, Scalar], layers: Collection[str]) -> int:
+    """Bytes that the record of a geoid's states takes at most, with the values that are kept for it."""
+    if not symbols and not layers:
+        return 0
     kept = sum(
         ENTRY_BYTES + len(str(value))
         for value in symbols.values()
         if not isinstance(value, bool | float | None) and len(str(value)) > INLINE_BYTES
     )
-    return row + 8 * words + kept + ID_BYTES + len(geoid.id)
+    return 8 * (_WORDS_BESIDES + 2 * len(symbols) + len(layers)) + kept
 
 
 @dataclass(slots=True)

@@ -6,9 +6,12 @@ from typing import TypeVar
 import anyio
 import anyio.lowlevel
 import msgspec
+import numpy as np
 
+from kimera_stream.core.columns import GeoidColumns
 from kimera_stream.core.index.flat import FlatIndex
-from kimera_stream.core.interfaces import LogFollower, StoredGeoid, VaultService
+from kimera_stream.core.index.rows import columns_of
+from kimera_stream.core.interfaces import LogFollower, VaultService
 from kimera_stream.protocol.errors import KimeraError
 from kimera_stream.protocol.log import LogEntry
 from kimera_stream.protocol.objects import Contradiction
@@ -17,7 +20,6 @@ T = TypeVar("T")
 Progress = Callable[[str], None]
 
 _PAGE = 1_000
-_TURN = 128
 
 
 class _Named(msgspec.Struct):
@@ -39,13 +41,13 @@ async def rebuild(index: FlatIndex, follower: LogFollower, vault: VaultService, 
     """
     total, done = await vault.count_geoids(), 0
 
-    async def take_in(batch: list[StoredGeoid]) -> None:
+    async def take_in(batch: GeoidColumns) -> None:
         nonlocal done
         await _take_in(index, follower, batch)
         done += len(batch)
         progress(f"{done:,} of {total:,} geoids")
 
-    await _ahead(vault.scan_geoids(batch=_PAGE), take_in)
+    await _ahead(vault.scan_columns(batch=_PAGE, dimension=index.dimension), take_in)
     after: int | None = 0
     while after is not None:
         page = await vault.list_contradictions(after=after, limit=_PAGE, state="open")
@@ -65,7 +67,7 @@ async def replay(index: FlatIndex, follower: LogFollower, vault: VaultService, a
         page = await vault.read(None, after=after, limit=_PAGE)
         geoids, contradictions = _touched(page.entries)
         current = await vault.geoids(geoids)
-        await _take_in(index, follower, list(current.values()))
+        await _take_in(index, follower, columns_of(list(current.values()), index.dimension))
         for geoid_id in geoids:
             if geoid_id not in current:
                 index.remove(geoid_id)
@@ -91,13 +93,13 @@ def _touched(entries: Sequence[LogEntry]) -> tuple[list[str], list[Contradiction
     return list(geoids), list(contradictions.values())
 
 
-async def _take_in(index: FlatIndex, follower: LogFollower, batch: Sequence[StoredGeoid]) -> None:
+async def _take_in(index: FlatIndex, follower: LogFollower, batch: GeoidColumns) -> None:
     await index.reserve(len(batch))
-    for number, stored in enumerate(batch):
-        if number % _TURN == 0:
-            await anyio.lowlevel.checkpoint()  # /readyz and the others that start have their turn
-        index.put(stored)
-    follower.restore([stored for stored in batch if stored.geoid.id in index])  # else it was evicted by the others
+    await anyio.lowlevel.checkpoint()  # /readyz and the others that start have their turn
+    index.put_many(batch)
+    held = np.array([geoid_id in index for geoid_id in batch.ids], np.bool_)
+    await anyio.lowlevel.checkpoint()
+    follower.restore(batch if held.all() else batch.kept(held))  # else some were evicted by the others
 
 
 async def _ahead(source: AsyncIterator[T], work: Callable[[T], Awaitable[None]]) -> None:

@@ -1,5 +1,7 @@
 """Rows of the index as a sieve is made from them. In worker threads: a scope's pin keeps them as they are."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -19,7 +21,7 @@ def _rows_of(chunk: Chunk, rows: npt.NDArray[np.int64]) -> Rows:
     return Rows(chunk.exact[rows], chunk.text[rows], rows + chunk.base)
 
 
-def sample_of(chunks: list[Chunk], live: U64, count: int) -> Rows:
+def sample_of(chunks: Sequence[Chunk], live: U64, count: int) -> Rows:
     """Some of the live rows, at random. In a worker thread: the scope's pin keeps them as they are."""
     rng = np.random.default_rng(0)
     counts = np.array([len(_live_rows(chunk, live)) for chunk in chunks])
@@ -40,6 +42,6 @@ def sample_of(chunks: list[Chunk], live: U64, count: int) -> Rows:
     )
 
 
-def coded(sieve: Sieve, chunks: list[Chunk], live: U64) -> list[Coded]:
+def coded(sieve: Sieve, chunks: Sequence[Chunk], live: U64) -> list[Coded]:
     found = [(chunk, _live_rows(chunk, live)) for chunk in chunks]
     return [code(sieve, _rows_of(chunk, rows)) for chunk, rows in found if len(rows)]

@@ -2,7 +2,7 @@
 
 from array import array
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -92,6 +92,16 @@ class Slots:
         noted = self.published
         if noted is not None:
             noted.append(slot)
+
+    def publish_many(self, slots: Sequence[int]) -> None:
+        """As ``publish`` of each."""
+        if not slots:
+            return
+        places = np.array(slots, np.int64)
+        np.bitwise_or.at(self._bits, places >> 6, np.uint64(1) << (places & 63).astype(np.uint64))
+        self.live += len(slots)
+        if self.published is not None:
+            self.published.extend(slots)
 
     def release(self, slot: int) -> None:
         """From now on new scans do not see the row; it may be written once the running ones have ended."""

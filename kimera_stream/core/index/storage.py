@@ -6,12 +6,13 @@ A chunk's rows are written only while no scan can see them (see ``FlatIndex``), 
 import mmap
 import os
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from kimera_stream.kernels import EMPTY_RECORD, Record, Segment, record_length, stride_of, write_row
+from kimera_stream.kernels import EMPTY_RECORD, Record, Segment, record_length, stride_of, write_row, write_rows
 from kimera_stream.kernels.layout import F32, KEY_BITS, U8, U32, U64
 from kimera_stream.protocol.errors import UnavailableError
 
@@ -171,6 +172,26 @@ class Chunk:
             self.used += len(record.words)
         else:
             self.record[row] = 0
+        return lost, replaced
+
+    def write_many(self, row: int, vectors: F32 | None, text: U32, records: Sequence[Record]) -> tuple[float, bool]:
+        """As ``write`` of each into the rows from ``row`` on; the largest norm lost, and whether arrays were replaced."""
+        count, lost = len(records), 0.0
+        if vectors is not None:
+            lost = write_rows(vectors, self.codes, self.grades, self.exact, row)
+            self.copies += count * self.copied_on_write
+        self.text[row : row + count] = text
+        self.keys[row : row + count] = [record.keys | record.subject for record in records]
+        self.layers[row : row + count] = [record.layers for record in records]
+        starts: list[int] = []
+        words: list[int] = []
+        for record in records:
+            starts.append(self.used + len(words) if record.words else 0)
+            words += record.words
+        replaced = bool(words) and self._room_for(len(words))
+        self.record[row : row + count] = starts
+        self.pool[self.used : self.used + len(words)] = words
+        self.used += len(words)
         return lost, replaced
 
     def exact_row(self, row: int) -> F32:

@@ -19,6 +19,13 @@ class DamagedLogError(InternalError):
         self.what = what
 
 
+class DamagedVaultError(InternalError):
+    """An entity is not what was committed."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"the vault is damaged ({what}): run `kimera-stream db check`, then restore a backup")
+
+
 class VaultSchemaError(KimeraError):
     """The database's schema is not one this version can work with; the message names the next step."""
 

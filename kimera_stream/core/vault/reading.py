@@ -80,8 +80,8 @@ def _paged(statement: Select[Any], offset: ColumnElement[int]) -> Select[Any]:
 
 
 @cache
-def _list_geoids(by_session: bool, by_agent: bool, with_vector: bool) -> Query:
-    statement = select(*(rows.STORED_GEOID_COLUMNS if with_vector else rows.GEOID_COLUMNS))
+def _list_geoids(by_session: bool, by_agent: bool) -> Query:
+    statement = select(*rows.GEOID_COLUMNS)
     if by_session:
         statement = statement.where(geoid.c.session_id == bindparam("session_id"))
     if by_agent:
@@ -92,18 +92,11 @@ def _list_geoids(by_session: bool, by_agent: bool, with_vector: bool) -> Query:
 def geoid_page(tx: Transaction, *, after: int, limit: int, session_id: str | None, agent_id: str | None) -> Page[Geoid]:
     """Live geoids in offset order."""
     given = {"session_id": session_id, "agent_id": agent_id}
-    query = _list_geoids(session_id is not None, agent_id is not None, with_vector=False)
+    query = _list_geoids(session_id is not None, agent_id is not None)
     found = tx.rows(query, after=after, limit=limit + 1, **{k: v for k, v in given.items() if v is not None})
     semantic_states, symbolic_states = _features(tx, found[:limit])
     items = [rows.geoid_of(row, semantic_states, symbolic_states) for row in found[:limit]]
     return Page(items, items[-1].offset if len(found) > limit else None)
-
-
-def geoid_scan(tx: Transaction, *, after: int, limit: int) -> list[StoredGeoid]:
-    """The next geoids in offset order, with vectors."""
-    found = tx.rows(_list_geoids(False, False, with_vector=True), after=after, limit=limit)
-    semantic_states, symbolic_states = _features(tx, found)
-    return [rows.stored_geoid_of(row, semantic_states, symbolic_states) for row in found]
 
 
 def one_contradiction(tx: Transaction, contradiction_id: str) -> Contradiction | None:

@@ -9,6 +9,7 @@ import anyio
 import structlog
 from sqlalchemy import bindparam, update
 
+from kimera_stream.core.columns import GeoidColumns
 from kimera_stream.core.interfaces import (
     CheckpointRequest,
     DeadLetter,
@@ -21,6 +22,7 @@ from kimera_stream.core.interfaces import (
     WriteBatch,
 )
 from kimera_stream.core.vault import reading, records, requests, schema, trimming, writing
+from kimera_stream.core.vault.columns import columns_after
 from kimera_stream.core.vault.entries import LogState, read_page, read_state
 from kimera_stream.core.vault.migrate import migrate
 from kimera_stream.infrastructure.database import CommitInDoubtError, Database, Query, Transaction
@@ -237,14 +239,19 @@ class SqlVault:
             partial(reading.geoid_page, after=after, limit=limit, session_id=session_id, agent_id=agent_id)
         )
 
-    async def scan_geoids(self, *, batch: int) -> AsyncIterator[list[StoredGeoid]]:
-        """Every live geoid in offset order. One that is updated meanwhile comes again, in its newer version."""
+    async def scan_columns(self, *, batch: int, dimension: int) -> AsyncIterator[GeoidColumns]:
+        """Every live geoid in offset order. One that is updated meanwhile comes again, in its newer version.
+
+        Raises:
+            DamagedVaultError: a vector is not of ``dimension`` numbers.
+        """
         after = 0
         while True:
-            found = await self._database.read(partial(reading.geoid_scan, after=after, limit=batch))
-            if found:
+            found, after = await self._database.read(
+                partial(columns_after, after=after, limit=batch, dimension=dimension)
+            )
+            if len(found):
                 yield found
-                after = found[-1].geoid.offset
             if len(found) < batch:
                 return
 

@@ -8,6 +8,7 @@ from sqlalchemy import select, text
 
 from kimera_stream.core.interfaces import StoredGeoid, WriteBatch
 from kimera_stream.core.vault import schema
+from kimera_stream.core.vault.errors import DamagedVaultError
 from kimera_stream.infrastructure.database import Query
 
 pytestmark = pytest.mark.anyio
@@ -150,13 +151,54 @@ async def test_a_scan_sees_every_live_geoid_once_with_its_vector(vault, samples)
             deleted=[("g5", 27)],
         )
     )
-    batches = [batch async for batch in vault.scan_geoids(batch=10)]
+    batches = [batch async for batch in vault.scan_columns(batch=10, dimension=8)]
     assert [len(batch) for batch in batches] == [10, 10, 4]
-    scanned = {stored.geoid.id: stored for batch in batches for stored in batch}
-    assert set(scanned) == {f"g{i}" for i in range(25)} - {"g5"}
-    np.testing.assert_array_equal(scanned["g0"].vector, samples.vector(1))
-    assert scanned["g0"].geoid.symbolic_state == {"k": 1}
-    assert scanned["g3"].geoid.version == 2
+    ids = [geoid_id for batch in batches for geoid_id in batch.ids]
+    assert ids == [f"g{i}" for i in range(25) if i not in (3, 5)] + ["g3"]
+    np.testing.assert_array_equal(batches[0].vectors[0], samples.vector(1))
+    assert batches[0].symbols[0] == {"k": 1}
+    assert not batches[2].has_vector[-1]
+    assert batches[2].symbols[-1] == {}
+
+
+async def test_columns_hold_what_was_committed_whatever_it_is_made_of(vault, samples):
+    texts = ["plain", None, "", 'quotes " and \\ and \x1e\x1f\x7f', "umlauts äöü, 中文, 🐢", "line\nbreak"]
+    states = [
+        {"a": 1, "b": 1.0, "c": True, "d": None, "e": "1", 'ü"x': "\\n'"},
+        {},
+        {"big": 2**60, "small": -0.5},
+        {"subject": "the pump"},
+        {},
+        {"": ""},
+    ]
+    layers = [{}, {"joy": 0.5}, {'a "b" c': 1.0, "z": 0.0}, {}, {"ä": 0.25}, {}]
+    batch = WriteBatch()
+    for offset, (said, symbols, semantic) in enumerate(zip(texts, states, layers, strict=True), 1):
+        geoid = samples.geoid(f"g{offset}", offset, text=said, symbolic_state=symbols, semantic_state=semantic)
+        batch.entries.append(samples.entry(offset, geoid))
+        batch.geoids.append(StoredGeoid(geoid, samples.vector(offset) if offset % 3 else None, "p"))
+    await vault.commit(batch)
+    (found,) = [each async for each in vault.scan_columns(batch=100, dimension=8)]
+    assert list(found.ids) == [f"g{i}" for i in range(1, 7)]
+    assert list(found.texts) == texts
+    assert [dict(state) for state in found.symbols] == states
+    assert [[type(value) for value in state.values()] for state in found.symbols] == [
+        [type(value) for value in state.values()] for state in states
+    ]
+    assert [sorted(names) for names in found.layers] == [sorted(semantic) for semantic in layers]
+    assert found.has_vector.tolist() == [True, True, False, True, True, False]
+    np.testing.assert_array_equal(found.vectors, np.stack([samples.vector(i) for i in (1, 2, 4, 5)]))
+    found.vectors[0] = 0  # of its own
+
+
+async def test_a_vector_of_another_length_is_damage(vault, samples):
+    await vault.commit(samples.publish(0, "a", "b"))
+    with pytest.raises(DamagedVaultError, match=r"between 1 and 2.*not of 9 numbers"):
+        [each async for each in vault.scan_columns(batch=10, dimension=9)]
+
+
+async def test_a_scan_of_an_empty_vault_is_empty(vault):
+    assert [each async for each in vault.scan_columns(batch=10, dimension=8)] == []
 
 
 async def _with_contradictions(vault, samples):

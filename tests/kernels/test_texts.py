@@ -1,0 +1,62 @@
+"""Signatures of texts: the compiled ones against their definition."""
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from kimera_stream import kernels
+from kimera_stream.kernels import NEGATED_BIT, NUMBERS_MASK, TEXT_BIT
+from kimera_stream.kernels.texts import _NEGATIONS, _NUMBER_WORDS, reference_signature
+
+WORDS = sorted(
+    {*_NEGATIONS, *_NUMBER_WORDS, "one", "notable", "nine's", "don't", "CAN'T", "it't", "isn't5", "n't", "seventeens"}
+)
+NUMBERS = ["0", "7", "1,234", "1,,2", "3.25", "0.1", "1e5", "00012", "12.", ".5", "999999999999999", "1000000000000000",
+           "123456789.123456", "0.0000000000000001", "1.000000000000000", "9" * 400, "2.50", "2.5"]  # fmt: skip
+TEXTS = st.lists(
+    st.one_of(
+        st.sampled_from(WORDS),
+        st.sampled_from(NUMBERS),
+        st.sampled_from([" ", ", ", "_", "'", "'t", "t", "-", ".", ",", "\0", "’t", "é", "٣", "İ", "\ud800"]),
+        st.text(max_size=4),
+        st.floats(0, 1e9).map(str),
+        st.integers(0, 10**17).map(str),
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=600, deadline=None)
+@given(TEXTS, st.sampled_from(["", " "]), st.booleans())
+@example(["don't"], "", True)
+@example([str(number) for number in range(40)], " ", False)
+def test_the_compiled_signature_is_the_defined_one(parts: list[str], between: str, upper: bool) -> None:
+    text = between.join(parts)
+    text = text.upper() if upper else text
+    assert kernels.text_signature(text) == reference_signature(text)
+
+
+def test_many_at_once_are_each_of_them() -> None:
+    texts = [None, "", "no", "It’s not 5", "seven and 7", " ".join(map(str, range(50)))]
+    signatures = kernels.text_signatures(texts)
+    assert signatures.dtype == np.uint32
+    assert signatures.tolist() == [reference_signature(text) for text in texts]
+    assert signatures[:2].tolist() == [0, 0]
+
+
+def test_what_a_signature_tells_apart() -> None:
+    def of(text: str) -> int:
+        return kernels.text_signature(text)
+
+    assert of("the door is open") == TEXT_BIT
+    assert of("the door isn't open") == of("the door is NOT open") == TEXT_BIT | NEGATED_BIT
+    assert of("it is not never") == TEXT_BIT
+    assert of("7 of 12") == of("twelve and seven and 7.0") != of("7 of 13")
+    assert of("0") & NUMBERS_MASK == of("zero") & NUMBERS_MASK != 0
+
+
+@pytest.mark.parametrize("text", [5, b"bytes", 1.5])
+def test_what_is_no_text_is_refused(text: object) -> None:
+    with pytest.raises((TypeError, AttributeError)):
+        kernels.text_signatures([text])  # type: ignore[list-item]
