@@ -19,23 +19,19 @@ from typing import Any
 
 import anyio
 import asyncpg
-import msgspec
 import numpy as np
 import structlog
 
-from kimera_stream.core.interfaces import StoredGeoid, WriteBatch
+from bench.publishes import committed, fill, statement
+from kimera_stream.core.interfaces import WriteBatch
 from kimera_stream.core.vault import entries, rows, schema
 from kimera_stream.core.vault.vault import SqlVault
 from kimera_stream.infrastructure.settings import DatabaseSettings
-from kimera_stream.protocol.log import LogEntry
-from kimera_stream.protocol.objects import Geoid
 
 POSTGRES = os.environ.get("KIMERA_TEST_POSTGRES_URL", "postgresql+asyncpg://postgres@127.0.0.1:5432/postgres")
 SETTINGS = DatabaseSettings.model_validate({})
 BATCHES = (1, 32, 512)
-SESSIONS = 50
 _VECTORS = np.random.default_rng(7).standard_normal((64, 384)).astype(np.float32)
-_TEXT = "The pump at station {} reports a pressure of {} bar and valve {} is open since this morning"
 
 TABLES = (
     schema.log_entry,
@@ -51,46 +47,9 @@ CHANGES = (
 )
 
 
-def statement(number: int, offset: int) -> StoredGeoid:
-    """A publish as it usually is: a sentence, its vector, a session and an agent."""
-    geoid = Geoid(
-        id=f"geoid-{number * 2_654_435_761 % 2**32:08x}",
-        version=1,
-        text=_TEXT.format(number % 97, number % 13, number),
-        semantic_state={},
-        symbolic_state={},
-        metadata={},
-        session_id=f"session-{number % SESSIONS}",
-        originator_agent_id=f"agent-{number % 7}",
-        entropy=0.0,
-        created_at=1_700_000_000_000 + number,
-        updated_at=1_700_000_000_000 + number,
-        offset=offset,
-    )
-    return StoredGeoid(geoid, _VECTORS[number % 64], "bench")
-
-
 def write_batch(head: int, size: int) -> WriteBatch:
-    """What the pipeline hands to the vault for ``size`` publishes."""
-    stored = [statement(offset, offset) for offset in range(head + 1, head + 1 + size)]
-    return WriteBatch(
-        entries=[
-            LogEntry(
-                item.geoid.offset,
-                "geoid.created",
-                item.geoid.created_at,
-                (
-                    "geoids",
-                    f"geoid:{item.geoid.id}",
-                    f"session:{item.geoid.session_id}",
-                    f"agent:{item.geoid.originator_agent_id}",
-                ),
-                msgspec.Raw(msgspec.json.encode(item.geoid)),
-            )
-            for item in stored
-        ],
-        geoids=stored,
-    )
+    """What the pipeline hands to the vault for ``size`` publishes of new geoids."""
+    return committed([statement(offset, offset, _VECTORS[offset % 64]) for offset in range(head + 1, head + 1 + size)])
 
 
 def bare_rows(batch: WriteBatch) -> list[list[Any]]:
@@ -239,9 +198,8 @@ async def replay(scratch: Scratch, count: int) -> dict[str, Any]:
     """Entries a second read back in pages of 1,000 by one reader, checksums verified; and a restart's scan of geoids."""
     vault = await scratch.vault("replay")
     try:
-        while vault.head < count:
-            await vault.commit(write_batch(vault.head, min(512, count - vault.head)))
-        found = {}
+        await fill(vault, count, write_batch)
+        found: dict[str, float] = {}
         for name, channel in (("log", None), ("channel", "geoids")):
             start, after, seen, more = time.perf_counter(), 0, 0, True
             while more:
@@ -251,9 +209,9 @@ async def replay(scratch: Scratch, count: int) -> dict[str, Any]:
                 raise RuntimeError(f"read {seen} of {count} entries")
             found[f"{name}_per_s"] = round(count / (time.perf_counter() - start))
         start, seen = time.perf_counter(), 0
-        async for batch in vault.scan_geoids(batch=2_000):
-            seen += len(batch)
-        found["scan_geoids_per_s"] = round(seen / (time.perf_counter() - start))
+        async for columns in vault.scan_columns(batch=1_000, dimension=384):
+            seen += len(columns)
+        found["scan_columns_per_s"] = round(seen / (time.perf_counter() - start))
         found["page_under_load_ms"] = await _page_under_load(vault)
         return {"entries": count, **found}
     finally:

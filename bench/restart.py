@@ -16,28 +16,26 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
 import httpx
-import msgspec
 import numpy as np
 import structlog
 from prometheus_client import CollectorRegistry
 
+from bench.publishes import BATCH, committed, fill, statement
 from kimera_stream.core.embedding import BatchingEmbedder, make_provider
-from kimera_stream.core.interfaces import StoredGeoid, WriteBatch
+from kimera_stream.core.interfaces import WriteBatch
 from kimera_stream.core.vault.vault import SqlVault
 from kimera_stream.infrastructure.resources import Resources
 from kimera_stream.infrastructure.settings import Settings, database_url
-from kimera_stream.protocol.log import LogEntry
-from kimera_stream.protocol.objects import Geoid
+from kimera_stream.protocol.objects import Scalar
 
-BATCH = 512
 TOPICS = 40
 PATIENCE = 300.0
-_TEXT = "The pump at station {} reports a pressure of {} bar and valve {} is open since this morning"
 _RNG = np.random.default_rng(7)
 _CENTRES = _RNG.standard_normal((TOPICS, 384)).astype(np.float32)
 
@@ -48,44 +46,17 @@ def _vectors(count: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     return rows.astype(np.float32)
 
 
-def _stored(number: int, version: int, offset: int, vector: Any) -> StoredGeoid:
-    geoid = Geoid(
-        id=f"geoid-{number:09d}-restart-bench",
-        version=version,
-        text=_TEXT.format(number % 97, number % 13, number),
-        semantic_state={},
-        symbolic_state={"subject": f"pump {number}", "pressure": version, "state": "open"} if number % 4 == 0 else {},
-        metadata={},
-        session_id=f"session-{number % 50}",
-        originator_agent_id=f"agent-{number % 7}",
-        entropy=0.0,
-        created_at=1_700_000_000_000 + number,
-        updated_at=1_700_000_000_000 + offset,
-        offset=offset,
-    )
-    return StoredGeoid(geoid, vector, "bench")
-
-
 def batch_at(head: int, count: int, geoids: int) -> WriteBatch:
     """The next ``count`` publishes: new geoids until there are ``geoids``, then updates of them in turn."""
     stored = []
     for offset, vector in zip(range(head + 1, head + 1 + count), _vectors(count), strict=True):
         number, version = (offset - 1) % geoids, (offset - 1) // geoids + 1
-        stored.append(_stored(number, version, offset, vector))
-    entries = [
-        LogEntry(
-            item.geoid.offset,
-            "geoid.created" if item.geoid.version == 1 else "geoid.updated",
-            item.geoid.updated_at,
-            ("geoids", f"geoid:{item.geoid.id}", f"session:{item.geoid.session_id}"),
-            msgspec.Raw(msgspec.json.encode(item.geoid)),
-        )
-        for item in stored
-    ]
-    return WriteBatch(entries=entries, geoids=stored)
+        symbols: dict[str, Scalar] = {"subject": f"pump {number}", "pressure": version, "state": "open"}
+        stored.append(statement(number, offset, vector, version=version, symbols=symbols if number % 4 == 0 else None))
+    return committed(stored)
 
 
-async def fill(data_dir: Path, *, geoids: int, upto: int = 0, more: int = 0) -> int:
+async def make(data_dir: Path, *, geoids: int, upto: int = 0, more: int = 0) -> int:
     """Write the log up to an offset, or ``more`` entries; returns its end."""
     settings = _settings(data_dir)
     vault = SqlVault(database_url(settings), settings.database)
@@ -96,9 +67,7 @@ async def fill(data_dir: Path, *, geoids: int, upto: int = 0, more: int = 0) -> 
             provider = make_provider(settings.embedding, Resources(settings.performance, registry))
             await vault.record_encoder(BatchingEmbedder(provider, settings.embedding, registry).model)
         upto = max(upto, vault.head + more)
-        while vault.head < upto:
-            await vault.commit(batch_at(vault.head, min(BATCH, upto - vault.head, geoids), geoids))
-        return vault.head
+        return await fill(vault, upto, partial(batch_at, geoids=geoids), most=min(BATCH, geoids))
     finally:
         await vault.close()
 
@@ -174,7 +143,7 @@ def measure(folder: Path, *, entries: int, geoids: int, tail: int, rounds: int) 
     data_dir, output = folder / "data", folder / "output.txt"
     data_dir.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    head = anyio.run(lambda: fill(data_dir, upto=entries, geoids=geoids))
+    head = anyio.run(lambda: make(data_dir, upto=entries, geoids=geoids))
     result: dict[str, Any] = {"entries": head, "geoids": geoids, "filled_in": round(time.perf_counter() - began, 1)}
 
     def start(stop: int) -> dict[str, Any]:
@@ -199,7 +168,7 @@ def measure(folder: Path, *, entries: int, geoids: int, tail: int, rounds: int) 
     result["snapshot_bytes"] = sum(file.stat().st_size for file in data_dir.glob("index-*.snapshot"))
     with_snapshot = [start(signal.SIGKILL) for _ in range(rounds)]
     result["with_snapshot"] = min(with_snapshot, key=lambda each: each["seconds"])
-    anyio.run(lambda: fill(data_dir, more=tail, geoids=geoids))
+    anyio.run(lambda: make(data_dir, more=tail, geoids=geoids))
     result["with_tail"] = {"tail": tail, **start(signal.SIGKILL)}
     return result
 

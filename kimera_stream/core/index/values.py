@@ -12,6 +12,7 @@ the constants are written out in their code, and longer strings are interned, wi
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from itertools import islice
 
@@ -39,11 +40,17 @@ def is_interned(code: int) -> bool:
 
 def _written_out(value: Scalar) -> int | None:
     """The code of a value that fits into one."""
+    if type(value) is str and len(value) > INLINE_BYTES:
+        return None
+    return _short(value)
+
+
+@lru_cache(maxsize=4_096, typed=True)
+def _short(value: Scalar) -> int | None:
+    """Kept for the values that come again and again: numbers and strings of a few characters, so of a few bytes each."""
     if value is None or isinstance(value, bool):
         return _CONSTANTS[value]
     if isinstance(value, str):
-        if len(value) > INLINE_BYTES:
-            return None
         raw = value.encode("utf-8", "surrogatepass")
         if len(raw) > INLINE_BYTES:
             return None
