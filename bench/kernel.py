@@ -366,9 +366,10 @@ def sieve_figures(sizes: list[int], vectors: np.ndarray, signatures: np.ndarray)
     held, rest, held_text, text = vectors[:asked], vectors[asked:], signatures[:asked], signatures[asked:]
     results = []
     for n in sizes:
-        rows, own = _displaced(rng, rest, n), text[np.arange(n) % len(rest)]
+        rows, own = as_stored(_displaced(rng, rest, n)), text[np.arange(n) % len(rest)]
         slots = np.arange(n)
         codes, grades, lost = kernels.quantize(rows)
+        codes = as_stored(codes)
         view = kernel.view([Segment(0, n, codes=codes, grades=grades, exact=rows, text=own)])
         live = bitmap(np.ones(n, bool))
         scope = Scope(kernel, view, live, np.ones(1, np.int64), float(lost.max()))
@@ -405,6 +406,7 @@ def sieve_figures(sizes: list[int], vectors: np.ndarray, signatures: np.ndarray)
                 "cells": sieve.cells,
                 "bytes a row": round(sieve.bytes / n, 1),
                 "made in, processor s": round(made, 1),
+                "blocks that go through it": min(sifted.largest, 10**6),
                 "slacks": [round(sifted.row_slack, 3), round(sifted.cell_slack, 3)],
                 "hits": round(float(exact.counts.mean()), 1),
                 "rows read in full": round(read / asked / n, 5),

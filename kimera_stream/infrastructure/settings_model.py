@@ -195,7 +195,7 @@ class PerformanceSettings(Group):
         2, ge=0, le=16, description="Snapshots of the index kept in the data directory; 0: none is written or used."
     )
     sieve_from: int = Field(
-        0,
+        100_000,
         ge=0,
         description="Geoids from which scans go through a sieve, which reads a part of the rows and takes about 110 bytes "
         "more a geoid, besides max_index_bytes; 0: every scan is exact.",

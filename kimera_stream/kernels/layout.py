@@ -337,7 +337,13 @@ class Queries:
 
     def only(self, i: int) -> "Queries":
         """The i-th query alone."""
-        at = slice(i, i + 1)
+        return self._some(slice(i, i + 1))
+
+    def first(self, count: int) -> "Queries":
+        """The first ``count`` queries."""
+        return self._some(slice(count))
+
+    def _some(self, at: slice) -> "Queries":
         return Queries(
             self.vectors[at], self.has_vector[at], self.text[at], self.keys[at], self.subjects[at], self.layers[at],
             self.record[at], self.pool, self.exclude[at],

@@ -239,3 +239,26 @@ async def test_an_index_without_vectors_has_none() -> None:
     assert (await index.make_sieve()).sieved == 0
     (found,) = await index.scan([stored("q", None, symbols={"state": "y"})], k=3, min_relatedness=0.3)
     assert [c.geoid_id for c in found] == ["bare"]
+
+
+async def test_a_block_that_an_exact_pass_answers_sooner_does_not_go_through_the_sieve(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    index = make()
+    vectors = fill(index)
+    times = iter([1.0, 2.0, 2.0, 1.0])  # four queries: the sieve is sooner; eight: the exact pass
+    monkeypatch.setattr(sifting, "_seconds", lambda _run: next(times))
+    await index.make_sieve()
+    through: list[int] = []
+    ask = sifting.sift_rows
+
+    def watched(*given: Any) -> Any:
+        through.append(len(given[3]))
+        return ask(*given)
+
+    monkeypatch.setattr(sifting, "sift_rows", watched)
+    for size in (1, 4, 5, 40):
+        queries = [statement(i, vectors[i], name=f"asked-{i}") for i in range(size)]
+        found = await index.scan(queries, k=20, min_relatedness=0.3)
+        assert len(found) == size
+    assert through == [1, 4]

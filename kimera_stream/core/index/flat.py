@@ -21,7 +21,7 @@ from kimera_stream.core.index.probe import Scope, scan_rows
 from kimera_stream.core.index.records import build_state_record
 from kimera_stream.core.index.rows import checked, checked_rows, stored_of
 from kimera_stream.core.index.sieve_making import sieve_of
-from kimera_stream.core.index.sifting import MOST, Sifted, sift_and_check
+from kimera_stream.core.index.sifting import Sifted, sift_and_check
 from kimera_stream.core.index.slots import BARE, HOLE, LOOSE, Age, Slots
 from kimera_stream.core.index.snapshot import (
     Extras,
@@ -576,7 +576,7 @@ class FlatIndex:
         with self._pinned() as scope:
             if self._device is not None:
                 hits = await self._threads.run("score", self._device.scan_rows, scope, block, weights, k)
-            elif sifted is None or written is None or not sifted.is_trusted or k > MOST:
+            elif sifted is None or written is None or not sifted.answers(len(block), k):
                 hits = await self._threads.run("score", scan_rows, scope, block, weights, k)
             else:
                 fresh, due = written.copy(len(scope.live)), sifted.due(len(block))

@@ -3,10 +3,17 @@
 The sieve is of a moment. Rows written since are scanned exactly and merged in; once they are many they go into a new sieve.
 How much a bound may leave out is found by comparing with exact scans when a sieve is made, and from then on one query in
 ``CHECK_EVERY`` is also scanned exactly: where recall falls short the slacks grow, and beyond ``SLACKEST`` every scan is exact.
+
+An exact pass reads each row once for up to 32 queries, a sieve asks for each query by itself: which is sooner for a block depends
+on its size, on the rows and on the processor, and is measured when a sieve is made.
 """
 
+import sys
+import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -27,6 +34,9 @@ SLACKEST = 0.9
 _ENOUGH_CHECKS = 8
 _CALIBRATED = 0.996
 _GROWTH = 1.05
+BLOCKS = (4, 8, 16, 32)
+"""Queries of the blocks with which both ways are timed."""
+_TIMED = 3
 MOST = 512
 """Hits per query for which a sieve is asked: it has been calibrated with fewer."""
 
@@ -40,6 +50,7 @@ class Sifted:
         rows: Rows in it when it was made.
         trained: Rows there were when its cells were found.
         row_slack, cell_slack: See ``Kernel.sift``.
+        largest: Queries up to which a block goes through it; more are sooner scanned exactly, in one pass.
     """
 
     sieve: Sieve
@@ -47,6 +58,7 @@ class Sifted:
     trained: int
     row_slack: float
     cell_slack: float
+    largest: int = sys.maxsize
     queries: int = 0
     read: int = 0
     """Rows read in full, over all queries."""
@@ -61,6 +73,10 @@ class Sifted:
     def is_trusted(self) -> bool:
         """Whether scans go through it."""
         return self.row_slack < SLACKEST
+
+    def answers(self, queries: int, k: int) -> bool:
+        """Whether a scan for so many queries and hits goes through it."""
+        return self.is_trusted and queries <= self.largest and k <= MOST
 
     def due(self, queries: int) -> list[int]:
         """Which of the next so many queries are to be checked."""
@@ -164,7 +180,32 @@ def calibrate(scope: Scope, sieve: Sieve, rows: int, trained: int, block: Querie
         if sum(recall_of(found, exact, i) for i in range(len(block))) >= _CALIBRATED * len(block):
             break
         sifted.loosen()
+    sifted.largest = _largest(scope, sifted, block, weights, k)
     return sifted
+
+
+def _largest(scope: Scope, sifted: Sifted, block: Queries, weights: Weights, k: int) -> int:
+    """Queries up to which the sieve answers sooner than an exact pass; at least 1."""
+    fresh, largest = np.zeros_like(scope.live), 1
+    for size in BLOCKS:
+        if size > len(block):
+            return largest
+        some = block.first(size)
+        sieve = _seconds(partial(sift_rows, scope, sifted, fresh, some, weights, k))
+        if sieve > _seconds(partial(scan_rows, scope, some, weights, k)):
+            return largest
+        largest = size
+    return sys.maxsize
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    """The shortest of a few runs."""
+    times = []
+    for _ in range(_TIMED):
+        began = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - began)
+    return min(times)
 
 
 def _needs(sieve: Sieve, block: Queries, weights: Weights, exact: Hits, k: int) -> tuple[F32, F32]:
