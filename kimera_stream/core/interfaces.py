@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kimera_stream.core.columns import GeoidColumns
-from kimera_stream.protocol.errors import LimitExceededError
+from kimera_stream.protocol.errors import LimitExceededError, UnavailableError
 from kimera_stream.protocol.log import LogEntry
 from kimera_stream.protocol.objects import (
     Contradiction,
@@ -163,6 +163,10 @@ class WriteBatch:
     """Kept requests that this batch does, and that are kept no longer."""
 
 
+class OutcomeUnknownError(UnavailableError):
+    """The database went away during a commit and did not come back: what was committed may be there or not."""
+
+
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
     """A page of a list in offset order; ``next`` is the offset to ask for ``after``, None at the end."""
@@ -220,6 +224,7 @@ class VaultService(LogReader, Protocol):
         Raises:
             ConflictError: the first entry is not ``head + 1`` (another writer was faster): plan again.
             UnavailableError: disk full, locked, read-only or unreachable; nothing was written.
+            OutcomeUnknownError: it may or may not have been written.
         """
 
     async def geoid(self, geoid_id: str) -> StoredGeoid | None: ...
@@ -274,8 +279,8 @@ class VaultService(LogReader, Protocol):
     async def save_checkpoint(self, items: Sequence[CheckpointRequest], *, node: str = "") -> None:
         """Keep accepted and unprocessed requests over a restart, in their order."""
 
-    async def take_up(self, *, due: int | None, held_until: int, limit: int) -> list[CheckpointRequest]:
-        """Kept requests in order, at most ``limit``: those whose time has come at ``due`` (unix ms), or all of them (None).
+    async def take_up(self, *, due: int, held_until: int, limit: int) -> list[CheckpointRequest]:
+        """Kept requests whose time has come at ``due`` (unix ms), in order, at most ``limit``.
 
         Each counts as tried once more, stays in the vault until it is settled, and is taken up by nobody else before
         ``held_until`` (unix ms).
@@ -283,6 +288,9 @@ class VaultService(LogReader, Protocol):
 
     async def put_off(self, refs: Sequence[RequestRef], *, until: int, attempts: int = 0) -> None:
         """Kept requests are taken up no sooner than ``until`` (unix ms); ``attempts`` is added to those counted."""
+
+    async def release(self) -> None:
+        """All kept requests may be taken up at once: whoever held them is gone."""
 
     async def settle(self, refs: Sequence[RequestRef]) -> None:
         """Forget kept requests that are done."""

@@ -46,6 +46,16 @@ class Ticket(Generic[T]):
     def finished(self) -> bool:
         return self._done.is_set()
 
+    @property
+    def result(self) -> T | None:
+        """What it was answered with; None before, and where it was refused."""
+        return self._result
+
+    @property
+    def error(self) -> OperationalError | None:
+        """Why it was refused; None before, and where it was done."""
+        return self._error
+
     def answer(self, result: T) -> None:
         """The work is done; the first answer counts."""
         if not self._done.is_set():

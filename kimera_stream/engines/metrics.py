@@ -3,7 +3,7 @@
 from collections import deque
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from kimera_stream.core.interfaces import WriteBatch
 
@@ -22,6 +22,14 @@ class PipelineNumbers:
     tokens: int
     p50: float | None
     p99: float | None
+    retries: int = 0
+    """Tries after a failure whose cause may pass."""
+    faults: int = 0
+    """Statements over which the server met a defect."""
+    dead_letters: int = 0
+    """Kept now."""
+    dead_letters_dropped: int = 0
+    """As there were too many."""
 
 
 class PipelineMetrics:
@@ -53,6 +61,26 @@ class PipelineMetrics:
             registry=registry,
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5),
         )
+        self._retries_total = Counter(
+            "kimera_pipeline_retries_total",
+            "Tries after a failure whose cause may pass, by stage",
+            ["stage"],
+            registry=registry,
+        )
+        self._faults_total = Counter(
+            "kimera_pipeline_faults_total",
+            "Statements over which the server met a defect, by stage",
+            ["stage"],
+            registry=registry,
+        )
+        self._letters_total = Counter(
+            "kimera_dead_letters_total", "Accepted work set aside, by error code", ["code"], registry=registry
+        )
+        self._letters_dropped = Counter(
+            "kimera_dead_letters_dropped_total", "Dead letters dropped as there were too many", registry=registry
+        )
+        self._letters_kept = Gauge("kimera_dead_letters_kept", "Dead letters kept", registry=registry)
+        self._retries = self._faults = self._letters = self._dropped = 0
         self._recent: deque[float] = deque(maxlen=LATENCIES)
         self._published = 0
         self._contradictions = 0
@@ -82,6 +110,27 @@ class PipelineMetrics:
     def stage(self, name: str, seconds: float) -> None:
         self._stage.labels(name).observe(seconds)
 
+    def retried(self, stage: str) -> None:
+        self._retries_total.labels(stage).inc()
+        self._retries += 1
+
+    def fault(self, stage: str) -> None:
+        self._faults_total.labels(stage).inc()
+        self._faults += 1
+
+    def dead_letter(self, code: str) -> None:
+        """One more was set aside."""
+        self._letters_total.labels(code).inc()
+
+    def dead_letters(self, kept: int) -> None:
+        """How many are kept."""
+        self._letters_kept.set(kept)
+        self._letters = kept
+
+    def dropped_dead_letters(self, count: int) -> None:
+        self._letters_dropped.inc(count)
+        self._dropped += count
+
     def numbers(self) -> PipelineNumbers:
         ordered = sorted(self._recent)
 
@@ -96,4 +145,8 @@ class PipelineMetrics:
             self._tokens,
             quantile(0.5),
             quantile(0.99),
+            self._retries,
+            self._faults,
+            self._letters,
+            self._dropped,
         )

@@ -6,8 +6,9 @@ While one group commits, the next is being encoded: the two loops are joined by 
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import anyio
 import anyio.abc
@@ -17,10 +18,11 @@ import structlog
 from kimera_stream.core.geoid import unit
 from kimera_stream.core.interfaces import EmbeddingService, Principal, PublishResult, VaultService
 from kimera_stream.core.validation import BodyLimits, validate_body
-from kimera_stream.engines.checkpoint import keep, left_behind
+from kimera_stream.engines.checkpoint import KeptWork
 from kimera_stream.engines.intake import Intake, Ticket
 from kimera_stream.engines.metrics import PipelineMetrics
 from kimera_stream.engines.queries import Queries
+from kimera_stream.engines.retrying import Faults, Patience, defect, may_pass
 from kimera_stream.engines.sequencer import Sequencer
 from kimera_stream.engines.work import DeleteWork, PublishWork, RereadWork, ResolveWork, Work
 from kimera_stream.infrastructure.settings import Settings
@@ -52,6 +54,8 @@ KEEP_DEADLINE = 2.0
 """Seconds that a stop whose time is over may still take to keep what was accepted."""
 REREADER = ("~verifier", "")
 """Lane of the verifier's later word."""
+
+_Failure: TypeAlias = tuple[PublishWork, OperationalError]
 
 
 class Pipeline:
@@ -88,6 +92,17 @@ class Pipeline:
         self._window = settings.performance.idempotency_window
         self._group = settings.database.group_commit_max
         self._encoded = settings.embedding.batch_size * ENCODED_PER_GROUP
+        self._patience = Patience(settings.performance.retry_within)
+        self._faults = Faults("encode", metrics)
+        self._kept = KeptWork(
+            vault,
+            self._limits,
+            settings.performance,
+            metrics,
+            cost=_cost,
+            alone=not settings.bus.url.get_secret_value(),
+            clock=clock,
+        )
         self._keyed: dict[tuple[str, str], Ticket[PublishResult]] = {}
         self._under_way: dict[Ticket[Any], None] = {}
         self._processing: set[Ticket[Any]] = set()
@@ -228,17 +243,19 @@ class Pipeline:
     async def run(self) -> None:
         """Carry out what is accepted until cancelled. May be called again after a crash."""
         await self._sequencer.catch_up()
-        await self._take_up()
+        await self._kept.begin(self._accept_kept)
         send, receive = anyio.create_memory_object_stream[list[Work]](GROUPS_AHEAD)
         try:
             async with anyio.create_task_group() as group, send, receive:
                 group.start_soon(self._sequence, receive, name="pipeline:sequence")
+                group.start_soon(self._kept.run, self._accept_kept, name="pipeline:kept")
                 await self._prepare(send)
         finally:
             lost = InternalError(
                 "the server failed while it worked on this; repeat the request, with its idempotency key if it had one",
                 retry_after=1.0,
             )
+            self._processing = set()
             for ticket in list(self._under_way):
                 ticket.refuse(lost)
                 self._finish(ticket)
@@ -257,8 +274,7 @@ class Pipeline:
         waiting = self._intake.withdraw()
         ahead = [ticket for ticket in self._under_way if ticket not in self._processing]
         with anyio.move_on_after(KEEP_DEADLINE, shield=True):
-            works = [ticket.work for ticket in [*ahead, *waiting]]
-            await keep(self._vault, works, now=int(self._clock() * 1000))
+            await self._kept.keep(ticket.work for ticket in [*ahead, *waiting])
         stopping = UnavailableError(
             "the server stopped before this was done; repeat the request, with its idempotency key if it had one",
             retry_after=1.0,
@@ -269,25 +285,24 @@ class Pipeline:
         for ticket in self._under_way:
             ticket.refuse(stopping)
 
-    async def _take_up(self) -> None:
-        """Accept what the last stop kept. What does not fit is kept again."""
-        too_many: list[Work] = []
-        for work in await left_behind(self._vault, self._limits, cost=_cost):
-            assert work.key is not None
-            try:
-                self._accept(work)
-            except OperationalError:
-                too_many.append(work)
-            else:
-                self._keyed[work.principal.id, work.key] = work.ticket
-        await keep(self._vault, too_many, now=int(self._clock() * 1000))
+    def _accept_kept(self, work: PublishWork) -> bool:
+        """Take in what the vault keeps, if there is room and the same key is not under way."""
+        assert work.key is not None
+        if (work.principal.id, work.key) in self._keyed:
+            return False
+        try:
+            self._accept(work)
+        except OperationalError:
+            return False
+        self._keyed[work.principal.id, work.key] = work.ticket
+        return True
 
     async def _prepare(self, send: anyio.abc.ObjectSendStream[list[Work]]) -> None:
         while True:
             group: list[Work] = await self._take()
             began = time.perf_counter()
-            await self._look_up_keys(group)
-            await self._encode(group)
+            await self._patiently("keys", group, self._look_up_keys)
+            await self._patiently("encode", group, self._encode)
             self._metrics.stage("prepare", time.perf_counter() - began)
             group = [work for work in group if not work.ticket.finished or self._finish(work.ticket)]
             if group:
@@ -300,10 +315,30 @@ class Pipeline:
             self._under_way[ticket] = None
         return works
 
-    async def _look_up_keys(self, group: Sequence[Work]) -> None:
-        keyed = [work for work in group if isinstance(work, PublishWork) and work.key is not None]
+    async def _patiently(
+        self, stage: str, group: Sequence[Work], step: Callable[[list[PublishWork]], Awaitable[list[_Failure]]]
+    ) -> None:
+        """Do one step for the publishes of a group; what fails by a cause that may pass is tried again for a while."""
+        todo = [work for work in group if isinstance(work, PublishWork) and not work.ticket.finished]
+        tries = 0
+        while todo and not self._stopped:
+            failed = await step(todo)
+            todo = [work for work, error in failed if may_pass(error) and self._patience.lasts(work.ticket)]
+            again = set(map(id, todo))
+            for work, error in failed:
+                if id(work) not in again:
+                    work.ticket.refuse(error)
+            if todo:
+                tries += 1
+                self._metrics.retried(stage)
+                await self._patience.pause(tries)
+
+    async def _look_up_keys(self, works: list[PublishWork]) -> list[_Failure]:
+        """Answer what has been done before; returns whose key could not be looked up."""
+        keyed = [work for work in works if work.key is not None]
+        failed: list[_Failure] = []
         if not keyed:
-            return
+            return failed
         not_before = int((self._clock() - self._window) * 1000)
         limiter = anyio.CapacityLimiter(KEY_LOOKUPS)
 
@@ -313,7 +348,7 @@ class Pipeline:
                 try:
                     record = await self._vault.idempotent(work.principal.id, work.key, not_before=not_before)
                 except OperationalError as error:
-                    work.ticket.refuse(error)
+                    failed.append((work, error))
                     return
             if record is not None:
                 work.ticket.answer(_again(_first_result(record.result)))
@@ -321,33 +356,74 @@ class Pipeline:
         async with anyio.create_task_group() as lookups:
             for work in keyed:
                 lookups.start_soon(look_up, work, name="pipeline:key")
+        return failed
 
-    async def _encode(self, group: Sequence[Work]) -> None:
-        wanted = [work for work in group if isinstance(work, PublishWork) and work.text is not None]
-        wanted = [work for work in wanted if not work.ticket.finished]
-        if not wanted:
-            return
-        try:
-            rows, tokens = await self._embedder.embed_counted([work.text for work in wanted if work.text is not None])
-        except OperationalError as error:
-            for work in wanted:
-                work.ticket.refuse(error)
-            return
-        for work, row, count in zip(wanted, rows, tokens, strict=True):
-            work.tokens = count
-            work.vector = row.copy()  # a row of its own: keeping one must not keep the whole batch
+    async def _encode(self, works: list[PublishWork]) -> list[_Failure]:
+        """Fill in the vectors; returns whose text could not be encoded."""
+        todo = deque([[work for work in works if work.text is not None]])
+        failed: list[_Failure] = []
+        while todo:
+            part = todo.popleft()
+            if not part:
+                continue
+            try:
+                rows, tokens = await self._embedder.embed_counted([work.text for work in part if work.text is not None])
+            except OperationalError as error:
+                if not isinstance(error, InternalError):
+                    failed += [(work, error) for work in part]
+                elif len(part) > 1:  # the encoder has singled out the text, and keeps the vectors of the others
+                    todo.extendleft([[work] for work in reversed(part)])
+                else:
+                    part[0].at_fault = True
+                    failed.append((part[0], defect()))
+                continue
+            except Exception as error:  # noqa: BLE001 - one text must not take the others along; Faults logs, and raises it in the end
+                if len(part) > 1:
+                    todo.extendleft((part[len(part) // 2 :], part[: len(part) // 2]))
+                else:
+                    self._faults.blame(part[0].ticket, error)
+                    part[0].at_fault = True
+                    failed.append((part[0], defect()))
+                continue
+            self._faults.passed()
+            for work, row, count in zip(part, rows, tokens, strict=True):
+                work.tokens = count
+                work.vector = row.copy()  # a row of its own: keeping one must not keep the whole batch
+        return failed
 
     async def _sequence(self, receive: anyio.abc.ObjectReceiveStream[list[Work]]) -> None:
         async for group in receive:
             if self._stopped:
                 continue  # it was kept or refused
             began = time.perf_counter()
-            self._processing = {work.ticket for work in group}
-            await self._sequencer.process(group)
-            self._processing = set()
+            await self._carry_out(group)
             self._metrics.stage("sequence", time.perf_counter() - began)
             for work in group:
                 self._finish(work.ticket)
+
+    async def _carry_out(self, group: list[Work]) -> None:
+        """Have a group committed. What fails by a cause that may pass is tried again for a while, and what comes after it waits."""
+        todo, tries = group, 0
+        while todo and not self._stopped:
+            self._processing = {work.ticket for work in todo}
+            stuck = await self._sequencer.process(todo)
+            self._processing = set()
+            if stuck is None:
+                return
+            patient: list[Work] = []
+            for work in stuck.segment:
+                if self._patience.lasts(work.ticket):
+                    patient.append(work)
+                else:
+                    self._sequencer.refuse([work], stuck.error)
+            todo = [*patient, *stuck.rest]
+            for work in group:
+                if work.ticket.finished:
+                    self._finish(work.ticket)
+            if patient:
+                tries += 1
+                self._metrics.retried("commit")
+                await self._patience.pause(tries)
 
     def _ticket(self, principal: Principal, session_id: str | None) -> Ticket[Any]:
         return Ticket((principal.id, session_id or ""), priority=5, cost=BODY_OVERHEAD, admitted_at=time.monotonic())
@@ -364,6 +440,8 @@ class Pipeline:
             work = ticket.work
             if isinstance(work, PublishWork) and work.key is not None:
                 self._keyed.pop((work.principal.id, work.key), None)
+            if isinstance(work, PublishWork):
+                self._kept.finished(work)
         return False
 
 

@@ -194,6 +194,8 @@ class Publishing:
             planner.entry("watch.matched", match, [f"watch:{watch_id}"])
 
     def _remember(self, work: PublishWork, result: PublishResult, planner: Planner) -> None:
+        if work.kept is not None and work.kept.ref is not None:
+            planner.batch.settled.append(work.kept.ref)
         if work.key is None:
             return
         published = Published(

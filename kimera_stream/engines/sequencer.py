@@ -7,7 +7,10 @@ crash between a commit and its end, ``catch_up`` reads the rest back from the lo
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -23,6 +26,7 @@ from kimera_stream.engines.metrics import PipelineMetrics
 from kimera_stream.engines.planning import Planner
 from kimera_stream.engines.publishing import Publishing
 from kimera_stream.engines.removals import Removals
+from kimera_stream.engines.retrying import Faults, defect, may_pass
 from kimera_stream.engines.work import DeleteWork, PublishWork, RereadWork, ResolveWork, Work
 from kimera_stream.protocol.errors import ConflictError, OperationalError, UnavailableError
 from kimera_stream.protocol.log import LogEntry
@@ -33,6 +37,29 @@ log = structlog.get_logger(__name__)
 REPLANS = 5
 """Times a batch is planned anew because another writer was faster."""
 PAGE = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Stuck:
+    """Where a group came to a halt.
+
+    Attributes:
+        error: Why; it may pass.
+        segment: What failed.
+        rest: What comes after it.
+    """
+
+    error: OperationalError
+    segment: list[Work]
+    rest: list[Work]
+
+
+class _Fault(Exception):  # noqa: N818 - carries one within this module
+    """A defect met before anything was committed."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(repr(error))
+        self.error = error
 
 
 class Sequencer:
@@ -81,6 +108,7 @@ class Sequencer:
         self._monotonic = monotonic
         self._sure = sure
         self._clock = clock
+        self._faults = Faults("commit", metrics)
         self._last_ms = 0
         self.applied = vault.head
 
@@ -98,15 +126,42 @@ class Sequencer:
             log.info("told what was committed before", entries=told)
         return told
 
-    async def process(self, group: Sequence[Work]) -> None:
-        """Carry out a group in order; every ticket is answered when this returns."""
-        for segment in segments(group):
+    async def process(self, group: Sequence[Work]) -> Stuck | None:
+        """Carry out a group in order; every ticket is answered when this returns None.
+
+        Else it ended at work that failed by a cause that may pass: that and what comes after it is not answered.
+        """
+        todo = deque(segments(group))
+        while todo:
+            segment = todo.popleft()
             try:
                 await self._commit(segment)
             except OperationalError as error:
-                self._metrics.refused(error.code, len(segment))
-                for work in segment:
-                    work.ticket.refuse(error)
+                if may_pass(error) and not isinstance(segment[0], RereadWork):
+                    return Stuck(error, segment, list(chain.from_iterable(todo)))
+                self.refuse(segment, error)
+            except _Fault as fault:
+                if len(segment) > 1:
+                    half = len(segment) // 2
+                    todo.extendleft((segment[half:], segment[:half]))
+                else:
+                    self._blame(segment[0], fault.error)
+            else:
+                self._faults.passed()
+        return None
+
+    def refuse(self, works: Sequence[Work], error: OperationalError) -> None:
+        """Answer work that was not done."""
+        self._metrics.refused(error.code, len(works))
+        for work in works:
+            work.ticket.refuse(error)
+
+    def _blame(self, work: Work, error: Exception) -> None:
+        """This one alone fails by a defect."""
+        self._faults.blame(work.ticket, error)
+        if isinstance(work, PublishWork):
+            work.at_fault = True
+        self.refuse([work], defect())
 
     async def _commit(self, segment: Sequence[Work]) -> None:
         for attempt in range(REPLANS):
@@ -115,7 +170,7 @@ class Sequencer:
             planner = Planner(
                 head=self._vault.head, now=self._now(), sure=self._sure, hurried=self._late_already(segment)
             )
-            outcomes = await self._plan(segment, planner)
+            outcomes = await self._planned(segment, planner)
             batch = planner.batch
             if planner.unread:
                 await self._backlog.put_off_entries(batch.entries[0].offset, batch.entries[-1].offset)
@@ -130,6 +185,12 @@ class Sequencer:
                         raise
                     log.info("another writer was faster, planning again", attempt=attempt + 1)
                     continue
+                except Exception as error:
+                    if await self._is_there(batch.entries[0].offset):
+                        raise
+                    if planner.unread:
+                        self._backlog.withdraw(batch.entries[0].offset)
+                    raise _Fault(error) from error
                 self._metrics.committed(batch, time.perf_counter() - began)
                 self._apply(batch)
                 if planner.unread:
@@ -144,6 +205,19 @@ class Sequencer:
                     work.ticket.answer(outcome)
             return
         raise UnavailableError("other writers were faster each time; try again", retry_after=0.5)
+
+    async def _planned(self, segment: Sequence[Work], planner: Planner) -> list[tuple[Work, Any]]:
+        """Plan; a defect in that has changed nothing but the planner, which is thrown away."""
+        try:
+            return await self._plan(segment, planner)
+        except OperationalError:
+            raise
+        except Exception as error:
+            raise _Fault(error) from error
+
+    async def _is_there(self, offset: int) -> bool:
+        """Whether the log has this entry, which nobody knows to be committed."""
+        return bool((await self._vault.read(None, after=offset - 1, limit=1, until=offset)).entries)
 
     async def _plan(self, segment: Sequence[Work], planner: Planner) -> list[tuple[Work, Any]]:
         outcomes: list[tuple[Work, Any]] = []

@@ -3,14 +3,20 @@
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from kimera_stream.core.interfaces import Principal, PublishResult, Vector
+from kimera_stream.core.interfaces import CheckpointRequest, Principal, PublishResult, Vector
 from kimera_stream.engines.intake import Ticket
 from kimera_stream.protocol.objects import Decision, GeoidBody, Scar
 
 
 @dataclass(slots=True)
 class PublishWork:
-    """``vector``: filled in when the text has been encoded."""
+    """One statement to publish.
+
+    Attributes:
+        vector: Filled in when the text has been encoded.
+        kept: The row of the vault that keeps it, where it was taken up from there.
+        at_fault: The server met a defect over this statement alone.
+    """
 
     ticket: Ticket[PublishResult]
     body: GeoidBody
@@ -21,6 +27,8 @@ class PublishWork:
     must_exist: bool
     vector: Vector | None = None
     tokens: int = 0
+    kept: CheckpointRequest | None = None
+    at_fault: bool = False
 
     @property
     def text(self) -> str | None:

@@ -38,6 +38,11 @@ class DatabaseSettings(Group):
     retention_age: float = Field(0.0, ge=0, description="Drop log entries older than this many seconds; 0 keeps all.")
     retention_count: int = Field(0, ge=0, description="Keep at most this many log entries; 0 keeps all.")
     retention_bytes: int = Field(0, ge=0, description="Keep at most this many bytes of log payload; 0 keeps all.")
+    retention_sessions: float = Field(
+        2_592_000.0,
+        ge=0,
+        description="Drop the records of sessions that have been quiet for this many seconds; 0 keeps all. Their geoids stay.",
+    )
 
 
 class BusSettings(Group):
@@ -209,6 +214,19 @@ class PerformanceSettings(Group):
     idempotency_window: Seconds = Field(
         300.0, description="Seconds within which a repeated key returns the first result."
     )
+    retry_within: float = Field(
+        3.0,
+        ge=0,
+        description="Seconds from its acceptance within which work is tried again that fails by a cause that may pass (database "
+        "or encoder away); then its sender is told. 0: told at once.",
+    )
+    max_attempts: Positive = Field(
+        5, description="Attempts at accepted work that was kept over a stop; then it is set aside as a dead letter."
+    )
+    retry_poll: Seconds = Field(
+        5.0, description="Seconds between looks for kept work that is due, and for dead letters to be tried again."
+    )
+    dead_letters: Positive = Field(1_000, description="Dead letters kept; beyond, the oldest are dropped.")
     loop_lag_warning: Seconds = Field(0.25, description="Seconds of event-loop lag that are reported.")
 
 

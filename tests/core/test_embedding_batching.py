@@ -9,11 +9,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from kimera_stream.core.embedding import BatchingEmbedder, HashingProvider, NoProvider
-from kimera_stream.core.embedding.batching import ENTRY_OVERHEAD, PASSES_QUEUED, TextCache
+from kimera_stream.core.embedding.batching import ENTRY_OVERHEAD, FAULTS_IN_A_ROW, PASSES_QUEUED, TextCache
 from kimera_stream.core.embedding.provider import Provider
 from kimera_stream.core.interfaces import Matrix
 from kimera_stream.infrastructure.settings import EmbeddingSettings
-from kimera_stream.protocol.errors import BadRequestError, UnavailableError
+from kimera_stream.protocol.errors import BadRequestError, InternalError, UnavailableError
 
 pytestmark = pytest.mark.anyio
 DIMENSION = 16
@@ -110,24 +110,52 @@ async def test_a_failing_provider_refuses_its_callers_and_the_loop_goes_on(error
         assert (await service.embed(["a"])).shape == (1, DIMENSION)
 
 
-async def test_a_defect_refuses_those_who_wait_and_reaches_the_supervisor() -> None:
+async def test_a_text_that_cannot_be_encoded_is_refused_alone() -> None:
+    class Picky(Gate):
+        async def encode_counted(self, texts: Sequence[str]) -> tuple[Matrix, list[int]]:
+            if "poison" in texts:
+                self.batches.append(list(texts))
+                raise RuntimeError("defect")
+            return await super().encode_counted(texts)
+
+    provider = Picky()
+    service = embedder(provider, batch_size=8)
+    outcomes: dict[str, object] = {}
+
+    async def call(text: str) -> None:
+        try:
+            outcomes[text] = (await service.embed([text])).shape
+        except InternalError as caught:
+            outcomes[text] = caught.code
+
+    async with running(service), anyio.create_task_group() as group:
+        for text in ["a", "b", "poison", "c", "d"]:
+            group.start_soon(call, text)
+    fine = (1, DIMENSION)
+    assert outcomes == {"a": fine, "b": fine, "poison": "internal", "c": fine, "d": fine}
+    assert sum("poison" in batch for batch in provider.batches) == 3
+    assert service.queued == 0
+
+
+async def test_a_defect_that_lets_nothing_through_answers_those_who_wait_and_reaches_the_supervisor() -> None:
     provider = Gate()
     provider.error = RuntimeError("defect")
-    service = embedder(provider)
-    refused: list[UnavailableError] = []
+    service = embedder(provider, batch_size=64)
+    refused: list[str] = []
 
-    async def call() -> None:
+    async def call(text: str) -> None:
         try:
-            await service.embed(["a"])
-        except UnavailableError as caught:
-            refused.append(caught)
+            await service.embed([text])
+        except (UnavailableError, InternalError) as caught:
+            refused.append(caught.code)
 
     async with anyio.create_task_group() as group:
-        group.start_soon(call)
-        await anyio.lowlevel.checkpoint()
+        for n in range(FAULTS_IN_A_ROW + 5):
+            group.start_soon(call, f"text {n}")
+        await anyio.wait_all_tasks_blocked()
         with pytest.raises(RuntimeError, match="defect"):
             await service.run()
-    assert len(refused) == 1
+    assert sorted(refused) == ["internal"] * FAULTS_IN_A_ROW + ["unavailable"] * 5
     provider.error = None
     async with running(service):
         assert (await service.embed(["a"])).shape == (1, DIMENSION)

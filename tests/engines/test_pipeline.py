@@ -402,23 +402,6 @@ async def test_a_writer_that_is_always_slower_gives_up_with_an_answer() -> None:
 # -- crashes and stops -------------------------------------------------------------------------------------------------------
 
 
-async def test_a_crash_answers_everyone_and_the_next_run_goes_on() -> None:
-    world = World()
-    world.vault.faults = [RuntimeError("a defect")]
-    async with world.running() as pipeline:
-        results = await together(
-            *[pipeline.publish(GeoidBody(symbolic_state={f"k{n}": n}), principal=ANNA, key=f"k{n}") for n in range(5)]
-        )
-        assert {type(each) for each in results} == {InternalError}
-        assert all(each.temporary and each.retry_after for each in results)
-        again = await together(
-            *[pipeline.publish(GeoidBody(symbolic_state={f"k{n}": n}), principal=ANNA, key=f"k{n}") for n in range(5)]
-        )
-        assert [each.offset for each in again] == [1, 2, 3, 4, 5]
-        assert pipeline.waiting == 0
-    assert len(world.crashes) == 1
-
-
 async def test_what_was_committed_before_a_crash_is_told_after_it() -> None:
     world = World()
     async with world.running() as pipeline:

@@ -186,9 +186,14 @@ class MemoryVault:
         """What is kept, held or not."""
         return [item for item, _ in self.kept.values()]
 
-    async def take_up(self, *, due: int | None, held_until: int, limit: int) -> list[CheckpointRequest]:
+    async def release(self) -> None:
         await anyio.lowlevel.checkpoint()
-        found = [item for item, not_before in self.kept.values() if due is None or not_before <= due][:limit]
+        self._fail()
+        self.kept = {ref: (item, 0) for ref, (item, _) in self.kept.items()}
+
+    async def take_up(self, *, due: int, held_until: int, limit: int) -> list[CheckpointRequest]:
+        await anyio.lowlevel.checkpoint()
+        found = [item for item, not_before in self.kept.values() if not_before <= due][:limit]
         if found:
             self._fail()
         taken = [replace(item, attempts=item.attempts + 1) for item in found]
@@ -384,7 +389,8 @@ class Sink:
 
 
 class World:
-    """Everything wired, nothing running. ``changes``: of settings, as ``performance={"queue_items": 2}``."""
+    """Everything wired, nothing running. ``changes``: of settings, as ``performance={"queue_items": 2}``; nothing is tried again
+    unless they say so."""
 
     def __init__(
         self,
@@ -394,7 +400,8 @@ class World:
         vault: MemoryVault | None = None,
         **changes: Any,
     ) -> None:
-        self.settings = Settings(**changes)
+        performance = {"retry_within": 0.0, **changes.pop("performance", {})}
+        self.settings = Settings(performance=performance, **changes)
         self.vault = MemoryVault() if vault is None else vault
         self.index = PlainIndex(capacity)
         self.encoder = Encoder()

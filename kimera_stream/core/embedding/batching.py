@@ -18,7 +18,7 @@ from kimera_stream.core.embedding.provider import CountsTokens, Provider, encode
 from kimera_stream.core.interfaces import Matrix, Vector
 from kimera_stream.infrastructure.failover import WayNumbers
 from kimera_stream.infrastructure.settings import EmbeddingSettings
-from kimera_stream.protocol.errors import OperationalError, UnavailableError
+from kimera_stream.protocol.errors import InternalError, OperationalError, UnavailableError
 
 log = structlog.get_logger(__name__)
 
@@ -26,6 +26,8 @@ ENTRY_OVERHEAD = 250
 """Bytes that a cache entry takes beside its text and its row (measured: dictionary slot, array header, string header)."""
 PASSES_QUEUED = 64
 """Texts waiting at most, in passes; callers beyond wait for room."""
+FAULTS_IN_A_ROW = 20
+"""Different texts that fail one after the other, with none encoded between them, before the defect is not theirs."""
 PASSES_TOGETHER = 2
 """Passes handed to the provider at once: sorted by length across them, it wastes less."""
 
@@ -91,6 +93,8 @@ class BatchingEmbedder:
         self._cache = TextCache(settings.cache_bytes)
         self._queue: deque[_Job] = deque()
         self._pending: dict[str, _Job] = {}
+        self._faults_in_a_row = 0
+        self._last_at_fault: str | None = None
         self._arrived = anyio.Event()
         self._full = anyio.Event()
         self._room = anyio.Event()
@@ -229,23 +233,55 @@ class BatchingEmbedder:
         return jobs
 
     async def _encode(self, jobs: list[_Job]) -> None:
+        """Encode; a text on which the provider fails by a defect is singled out by halving, and refused alone.
+
+        Raises:
+            Exception: the defect, where so many different texts meet it in a row that it is not theirs.
+        """
+        todo = deque([jobs])
         try:
-            with self._seconds.time():
-                rows, counts = await encode_counted(self._provider, [job.text for job in jobs])
-        except OperationalError as error:
-            self._failures.inc()
-            self._refuse(jobs, error)
-            return
+            while todo:
+                part = todo[0]
+                try:
+                    with self._seconds.time():
+                        rows, counts = await encode_counted(self._provider, [job.text for job in part])
+                except OperationalError as error:
+                    self._failures.inc()
+                    self._refuse(part, error)
+                except Exception as error:  # noqa: BLE001 - logged by _blame, or raised by it
+                    self._failures.inc()
+                    if len(part) > 1:
+                        todo.popleft()
+                        todo.extendleft((part[len(part) // 2 :], part[: len(part) // 2]))
+                        continue
+                    self._blame(part[0], error)
+                else:
+                    self._faults_in_a_row = 0
+                    self._answer(part, rows, counts)
+                todo.popleft()
         except BaseException:
             # A defect or a cancellation: those who wait must not wait for ever; the supervisor sees the rest.
-            self._failures.inc()
-            self._refuse(jobs, UnavailableError("embedding: the encoder failed; try again", retry_after=1.0))
+            failed = UnavailableError("embedding: the encoder failed; try again", retry_after=1.0)
+            self._refuse([job for part in todo for job in part], failed)
             raise
+
+    def _answer(self, jobs: Sequence[_Job], rows: Matrix, counts: Sequence[int]) -> None:
         for job, row, count in zip(jobs, rows, counts, strict=True):
             job.row, job.tokens = row.copy(), count
             self._cache.put(job.text, job.row, count)
             self._pending.pop(job.text, None)
             job.done.set()
+
+    def _blame(self, job: _Job, error: Exception) -> None:
+        """``error`` was raised over this one text."""
+        if job.text != self._last_at_fault:
+            self._faults_in_a_row += 1
+            self._last_at_fault = job.text
+        if self._faults_in_a_row > FAULTS_IN_A_ROW:
+            self._faults_in_a_row = 0
+            raise error
+        log.error("a text cannot be encoded", characters=len(job.text), error=type(error).__name__, exc_info=error)
+        self._refuse([job], InternalError("embedding: the encoder met a defect in this text"))
 
     def _refuse(self, jobs: Sequence[_Job], error: OperationalError) -> None:
         for job in jobs:

@@ -18,8 +18,6 @@ from kimera_stream.infrastructure.database.statements import among
 
 checkpoint, request, letter = schema.checkpoint, schema.checkpoint_request, schema.dead_letter
 
-ALWAYS = 2**62
-"""A time (unix ms) after every ``not_before``."""
 RETRIED_BY = "dead-letters"
 """Node of a checkpoint that a person made by having dead letters tried again."""
 
@@ -47,6 +45,8 @@ _REQUESTS = Query(
     .limit(bindparam("limit"))
 )
 _COUNT_DUE = Query(select(func.count()).select_from(request).where(_DUE))
+_COUNT_HELD = Query(select(func.count()).select_from(request).where(request.c.not_before > 0))
+_RELEASE = Query(update(request).where(request.c.not_before > 0).values(not_before=0))
 _THIS = and_(request.c.checkpoint_id == bindparam("checkpoint"), request.c.position == bindparam("place"))
 _PUT_OFF = Query(
     update(request).where(_THIS).values(not_before=bindparam("until"), attempts=request.c.attempts + bindparam("more"))
@@ -96,6 +96,14 @@ def save_checkpoint(
 
 def count_due(tx: Transaction, due: int) -> int:
     return int(tx.value(_COUNT_DUE, due=due))
+
+
+def count_held(tx: Transaction) -> int:
+    return int(tx.value(_COUNT_HELD))
+
+
+def release(tx: Transaction) -> None:
+    tx.run(_RELEASE)
 
 
 def take_up(tx: Transaction, due: int, held_until: int, limit: int) -> list[CheckpointRequest]:

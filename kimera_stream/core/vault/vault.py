@@ -15,6 +15,7 @@ from kimera_stream.core.interfaces import (
     DeadLetter,
     IdempotencyRecord,
     LogPage,
+    OutcomeUnknownError,
     Page,
     RequestRef,
     StoredGeoid,
@@ -160,7 +161,8 @@ class SqlVault:
 
         Raises:
             ConflictError: the first entry is not ``head + 1``; the head has been read again.
-            UnavailableError: nothing was written; or, where the message says so, the outcome could not be learned.
+            UnavailableError: nothing was written.
+            OutcomeUnknownError: whether it was written could not be learned.
             ValueError: the entries are not consecutive.
         """
         writing.check_batch(batch)
@@ -177,7 +179,9 @@ class SqlVault:
     async def _settle(self, batch: WriteBatch) -> int:
         """Learn whether a commit happened whose answer was lost."""
         if not batch.entries:
-            raise UnavailableError("the connection was lost during a commit; its outcome is not known", retry_after=1.0)
+            raise OutcomeUnknownError(
+                "the connection was lost during a commit; its outcome is not known", retry_after=1.0
+            )
         with anyio.move_on_after(self._settings.busy_timeout):
             while True:
                 try:
@@ -189,7 +193,7 @@ class SqlVault:
                 if written:
                     return batch.entries[-1].offset
                 raise UnavailableError("the connection to the database was lost: nothing was written", retry_after=1.0)
-        raise UnavailableError(
+        raise OutcomeUnknownError(
             "the connection to the database was lost during a commit and has not come back: "
             "the outcome is not known; repeat the request with its idempotency key",
             retry_after=self._settings.busy_timeout,
@@ -353,12 +357,16 @@ class SqlVault:
                 )
             )
 
-    async def take_up(self, *, due: int | None, held_until: int, limit: int) -> list[CheckpointRequest]:
+    async def take_up(self, *, due: int, held_until: int, limit: int) -> list[CheckpointRequest]:
         """Kept requests whose time has come, with an attempt counted; see ``VaultService.take_up``."""
-        before = requests.ALWAYS if due is None else due
-        if await self._database.read(partial(requests.count_due, due=before)) == 0:
+        if await self._database.read(partial(requests.count_due, due=due)) == 0:
             return []
-        return await self._database.write(partial(requests.take_up, due=before, held_until=held_until, limit=limit))
+        return await self._database.write(partial(requests.take_up, due=due, held_until=held_until, limit=limit))
+
+    async def release(self) -> None:
+        """All kept requests may be taken up at once: whoever held them is gone."""
+        if await self._database.read(requests.count_held):
+            await self._database.write(requests.release)
 
     async def put_off(self, refs: Sequence[RequestRef], *, until: int, attempts: int = 0) -> None:
         """Kept requests are taken up no sooner than ``until`` (unix ms)."""

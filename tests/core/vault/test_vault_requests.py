@@ -25,7 +25,7 @@ def letter(item, **changes):
 
 
 async def refs_of(vault):
-    return [item.ref for item in await vault.take_up(due=None, held_until=0, limit=99)]
+    return [item.ref for item in await vault.take_up(due=2**60, held_until=0, limit=99)]
 
 
 async def test_what_is_kept_is_taken_up_in_order_and_stays_until_it_is_settled(vault, url, make_settings):
@@ -39,10 +39,10 @@ async def test_what_is_kept_is_taken_up_in_order_and_stays_until_it_is_settled(v
         taken = await vault.take_up(due=100, held_until=200, limit=9)
         assert taken == tried(tried(ITEMS)), "whoever held them let their time go by"
         await again.settle([taken[0].ref])
-        (left,) = await vault.take_up(due=None, held_until=300, limit=9)
+        (left,) = await vault.take_up(due=2**60, held_until=300, limit=9)
         assert left == tried(taken)[1]
         await vault.settle([left.ref, ("unknown", 0)])
-        assert await again.take_up(due=None, held_until=0, limit=9) == []
+        assert await again.take_up(due=2**60, held_until=0, limit=9) == []
     finally:
         await again.close()
 
@@ -53,6 +53,13 @@ async def test_what_is_put_off_waits_and_an_attempt_can_be_taken_back(vault):
     await vault.put_off([first.ref], until=400, attempts=-1)
     assert await vault.take_up(due=399, held_until=500, limit=9) == [replace(second, attempts=5)]
     assert await vault.take_up(due=400, held_until=500, limit=9) == [first]
+
+
+async def test_what_was_held_by_a_process_that_is_gone_is_released(vault):
+    await vault.save_checkpoint(ITEMS)
+    await vault.take_up(due=0, held_until=50, limit=9)
+    await vault.release()
+    assert await vault.take_up(due=0, held_until=50, limit=9) == tried(tried(ITEMS))
 
 
 async def test_no_more_are_taken_up_than_asked_for(vault):
@@ -74,7 +81,7 @@ async def test_dead_letters_are_bounded_and_kept_in_order(vault, url):
     await vault.save_checkpoint(ITEMS)
     first, second = await vault.take_up(due=0, held_until=9, limit=9)
     assert await vault.set_aside([letter(first)], most=2) == 0
-    assert await vault.take_up(due=None, held_until=0, limit=9) == tried([second])
+    assert await vault.take_up(due=2**60, held_until=0, limit=9) == tried([second])
     assert await vault.set_aside([letter(second, code="internal"), letter(ITEMS[0], failed_at=71)], most=2) == 1
     kept = await tools.dead_letters(url)
     assert [(each.request.key, each.code, each.failed_at) for each in kept] == [

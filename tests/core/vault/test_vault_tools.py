@@ -72,7 +72,7 @@ async def _contents(vault):
         "session": await vault.session("s"),
         "usage": await vault.usage(),
         "audit": await vault.audit(),
-        "checkpoint": await vault.take_up(due=None, held_until=0, limit=9),
+        "checkpoint": await vault.take_up(due=2**60, held_until=0, limit=9),
         "dead letters": [
             replace(each, id=0) for each in await vault._database.read(partial(requests.dead_letters, after=0, limit=9))
         ],
