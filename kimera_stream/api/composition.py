@@ -303,7 +303,9 @@ async def build_runtime(settings: Settings, services: Services | None = None) ->
     """
     services = build_services(settings) if services is None else services
     container = services.build()
-    await container.start(Metrics, Resources, TokenAuthenticator, Tracing, ServerInfo, Retention, CascadeEngine)
+    await container.start(
+        Metrics, Resources, TokenAuthenticator, Tracing, ServerInfo, Retention, CascadeEngine, ConversationMemory
+    )
     return Runtime(
         settings,
         container,

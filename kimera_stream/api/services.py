@@ -10,11 +10,12 @@ from kimera_stream.api.http.door import DoorServices, HttpDoor
 from kimera_stream.api.runtime import Drain, Runtime
 from kimera_stream.api.stats import StatsService
 from kimera_stream.api.websocket import StreamEndpoint
+from kimera_stream.core.conversation import ConversationMemory, recall
 from kimera_stream.core.embedding import BatchingEmbedder
 from kimera_stream.core.index import FlatIndex, SnapshotKeeper
 from kimera_stream.core.vault.errors import VaultSchemaError
 from kimera_stream.core.vault.retention import Retention
-from kimera_stream.core.vault.vault import SqlVault
+from kimera_stream.core.vault.vault import SqlVault, unix_ms
 from kimera_stream.engines.field import FieldDynamics
 from kimera_stream.engines.late import LateReader
 from kimera_stream.engines.pipeline import Pipeline
@@ -147,6 +148,19 @@ def service_specs(
         service.ready()
         await container.get(LateReader).run()
 
+    async def conversation(service: Service) -> None:
+        service.ready()
+        performance = parts.settings.performance
+        restored = await recall(
+            container.get(ConversationMemory),
+            container.get(SqlVault),
+            now=unix_ms(),
+            sessions=performance.sessions,
+            history=performance.session_history,
+            ttl=performance.session_ttl,
+        )
+        log.info("conversations restored", sessions=restored)
+
     async def retention(service: Service) -> None:
         service.ready()
         while True:
@@ -165,6 +179,7 @@ def service_specs(
         ServiceSpec("index", index, after=("vault", "encoder", "hub")),
         ServiceSpec("field", field, after=("index",)),
         ServiceSpec("retention", retention, after=("vault",)),
+        ServiceSpec("conversation", conversation, after=("vault",), on_end="ignore", backoff=PATIENT),
     ]
     specs.append(ServiceSpec("sieve", sieve, after=("index",)))
     before_work = ["index", "access", "hub"]

@@ -87,6 +87,12 @@ class StatsService:
             },
             "latency": {"p50": _ms(numbers.p50), "p99": _ms(numbers.p99)},
             "queues": self._resources.queues,
+            "work": {
+                "retries": numbers.retries,
+                "faults": numbers.faults,
+                "dead_letters": numbers.dead_letters,
+                "dead_letters_dropped": numbers.dead_letters_dropped,
+            },
             "verification": asdict(self._backlog.numbers),
             "devices": {
                 what: {name: asdict(numbers) for name, numbers in ways.items()}

@@ -2,8 +2,9 @@
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,35 @@ class ConversationMemory:
         session.utterances[geoid_id] = Utterance(geoid_id, agent_id, now)
         self._remembered += 1
 
+    def restore(self, session_id: str, said: Sequence[tuple[str, str | None, float]]) -> bool:
+        """Put back what was said in a session before the start, as the least recently used of all; what is remembered already
+        comes after it. Restore the most recent session first: none is evicted for an older one.
+
+        Args:
+            said: Geoid id, agent id and seconds since, the oldest first.
+
+        Returns:
+            False where the memory is full of more recent sessions.
+        """
+        now = self._expire()
+        session = self._sessions.get(session_id)
+        known = OrderedDict() if session is None else session.utterances
+        before = [
+            Utterance(geoid, agent, now - age) for geoid, agent, age in said if geoid not in known and age < self._ttl
+        ]
+        before = before[max(0, len(before) + len(known) - self._max_history) :]
+        if session is None:
+            if len(self._sessions) == self._max_sessions:
+                return False
+            if not before:
+                return True
+            session = self._sessions[session_id] = _Session(before[-1].at, known)
+            self._sessions.move_to_end(session_id, last=False)
+        session.utterances = OrderedDict((each.geoid_id, each) for each in before)
+        session.utterances.update(known)
+        self._utterances += len(before)
+        return True
+
     def history(self, session_id: str, limit: int | None = None) -> list[Utterance]:
         """The newest ``limit`` statements of a session (None: all that are kept), the oldest of them first.
 
@@ -143,3 +173,49 @@ class _Session:
     used: float
     utterances: OrderedDict[str, Utterance]
     """By geoid id, the oldest first."""
+
+
+class SessionRow(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+class Sayings(Protocol):
+    """Where it is read back from."""
+
+    async def recent_sessions(self, *, since: int, limit: int) -> Sequence[SessionRow]:
+        """Sessions that published at or after ``since`` (unix ms), the latest first."""
+
+    async def last_said(self, sessions: Sequence[str], *, limit: int) -> dict[str, list[tuple[str, str | None, int]]]:
+        """By session, its newest statements (geoid id, agent id, unix ms), the newest first."""
+
+
+SESSIONS_AT_ONCE = 32
+"""Sessions read back in one transaction."""
+
+
+async def recall(
+    memory: ConversationMemory, sayings: Sayings, *, now: int, sessions: int, history: int, ttl: float
+) -> int:
+    """Fill a memory with what was said before the start; what is said meanwhile is kept. Returns how many sessions it was.
+
+    Args:
+        now: Unix ms.
+        sessions, history, ttl: As of the memory.
+
+    Raises:
+        UnavailableError: it cannot be read.
+    """
+    recent = await sayings.recent_sessions(since=now - int(ttl * 1000), limit=sessions)
+    done = 0
+    for start in range(0, len(recent), SESSIONS_AT_ONCE):
+        ids = [row.id for row in recent[start : start + SESSIONS_AT_ONCE]]
+        said = await sayings.last_said(ids, limit=history)
+        for session_id in ids:
+            newest_last = [
+                (geoid, agent, max(0.0, (now - at) / 1000)) for geoid, agent, at in reversed(said[session_id])
+            ]
+            if not memory.restore(session_id, newest_last):
+                return done
+            done += 1
+    return done

@@ -143,6 +143,17 @@ class DeadLetter:
     id: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class UsageRecord:
+    """What a principal published on one day (days since 1970, UTC)."""
+
+    principal: str
+    day: int
+    statements: int
+    text_bytes: int
+    tokens: int
+
+
 @dataclass(slots=True)
 class WriteBatch:
     """Everything one transaction commits. Entries are consecutive from ``vault.head + 1``; objects carry their offsets.
@@ -300,6 +311,9 @@ class VaultService(LogReader, Protocol):
         many were."""
 
     async def count_dead_letters(self) -> int: ...
+
+    async def usage(self, *, since_day: int = 0, principal: str | None = None, limit: int = ...) -> list[UsageRecord]:
+        """What was published per principal and day (days since 1970, UTC), at most ``limit`` rows of it."""
 
     async def trim(self, upto: int) -> int:
         """Drop log entries at or below ``upto``; returns how many. Entities stay."""

@@ -6,8 +6,10 @@ Each stage makes the set smaller and the judgement dearer. The symbolic layer go
 verifier the rules of ``evidence`` decide; with one they rank what it reads and explain what it finds.
 """
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -19,6 +21,7 @@ from kimera_stream.core.interfaces import Candidate, Detection, IndexService, Ju
 from kimera_stream.engines.composite import components, cosine, relatedness
 from kimera_stream.engines.differences import differences
 from kimera_stream.engines.evidence import Evidence, Rules, packaged_rules
+from kimera_stream.engines.retrying import Faults
 from kimera_stream.engines.scope import OTHER_DAY, other_day, supersedes
 from kimera_stream.engines.symbolic import SymbolicVerdict, compare_states
 from kimera_stream.engines.verifier import Verifier
@@ -85,6 +88,8 @@ class _Pair:
     evidence: Evidence | None = None
     verified: float | None = None
     fallen_back: bool = False
+    unreadable: bool = False
+    """The verifier met a defect over it: the rules decide, for good."""
 
     @property
     def has_texts(self) -> bool:
@@ -136,6 +141,10 @@ class CascadeEngine:
             "Batches judged by the rules as the verifier was unavailable",
             registry=registry,
         )
+        faults = Counter(
+            "kimera_cascade_faults_total", "Pairs over which a stage met a defect", ["stage"], registry=registry
+        )
+        self._faults = Faults("verify", lambda stage: faults.labels(stage).inc())
 
     @property
     def threshold(self) -> float:
@@ -300,22 +309,35 @@ class CascadeEngine:
         return chosen
 
     async def _verify(self, verifier: Verifier, pairs: list[_Pair]) -> None:
+        """Have pairs read. A pair over which the verifier meets a defect is left to the rules, and the others are read."""
         if not pairs:
             return
         self._pairs.labels("verify").inc(len(pairs))
-        try:
-            with self._seconds.labels("verify").time():
-                probabilities = await verifier.judge(
-                    [(pair.older.geoid.text or "", pair.newer.geoid.text or "") for pair in pairs]
-                )
-        except UnavailableError as error:
-            self._fallbacks.inc()
-            log.warning("verifier unavailable, the rules decide", error=error.message, pairs=len(pairs))
-            for pair in pairs:
-                pair.fallen_back = True
-            return
-        for pair, probability in zip(pairs, np.asarray(probabilities, dtype=np.float64).tolist(), strict=True):
-            pair.verified = probability
+        todo = deque([pairs])
+        while todo:
+            part = todo.popleft()
+            try:
+                with self._seconds.labels("verify").time():
+                    probabilities = await verifier.judge(
+                        [(pair.older.geoid.text or "", pair.newer.geoid.text or "") for pair in part]
+                    )
+            except UnavailableError as error:
+                left = [*part, *chain.from_iterable(todo)]
+                self._fallbacks.inc()
+                log.warning("verifier unavailable, the rules decide", error=error.message, pairs=len(left))
+                for pair in left:
+                    pair.fallen_back = True
+                return
+            except Exception as error:  # noqa: BLE001 - logged by Faults, or raised by it
+                if len(part) > 1:
+                    todo.extendleft((part[len(part) // 2 :], part[: len(part) // 2]))
+                else:
+                    self._faults.blame((part[0].older.geoid.id, part[0].newer.geoid.id), error)
+                    part[0].unreadable = True
+                continue
+            self._faults.passed()
+            for pair, probability in zip(part, np.asarray(probabilities, dtype=np.float64).tolist(), strict=True):
+                pair.verified = probability
 
     # -- the word on a pair ------------------------------------------------------------------------------------------
 
@@ -375,7 +397,9 @@ class CascadeEngine:
         evidence = pair.evidence
         if evidence is None:
             return 0.0
-        by_verifier = self._verifier is not None and self._stages.verify and not pair.fallen_back
+        by_verifier = (
+            self._verifier is not None and self._stages.verify and not pair.fallen_back and not pair.unreadable
+        )
         if by_verifier and pair.verified is None:
             return 0.0  # the prefilter left it out
         probability = evidence.probability if pair.verified is None else pair.verified

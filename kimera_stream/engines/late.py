@@ -16,6 +16,7 @@ from kimera_stream.core.geoid_cache import GeoidCache
 from kimera_stream.core.interfaces import ContradictionEngine, Judgement, StoredGeoid, VaultService
 from kimera_stream.engines.backlog import Backlog
 from kimera_stream.engines.planning import Planner
+from kimera_stream.engines.retrying import DefectError
 from kimera_stream.engines.work import RereadWork
 from kimera_stream.protocol.errors import OperationalError, UnavailableError
 from kimera_stream.protocol.objects import Contradiction, ContradictionState
@@ -153,6 +154,17 @@ class LateReader:
         page = await self._vault.list_geoids(after=first - 1, limit=TOGETHER)
         wanted = [geoid for geoid in page.items if geoid.offset <= last]
         if wanted:
-            await self._reread([geoid.id for geoid in wanted])
+            await self._read_again([geoid.id for geoid in wanted])
         complete = page.next is None or len(wanted) < len(page.items)
         await self._backlog.done(last if complete else wanted[-1].offset)
+
+    async def _read_again(self, ids: Sequence[str]) -> None:
+        """Have these read again; one that cannot be read is passed over, so that the others are not kept waiting for ever."""
+        try:
+            await self._reread(ids)
+        except DefectError:
+            if len(ids) == 1:
+                log.warning("a statement that the verifier cannot read keeps what was decided without it", geoid=ids[0])
+                return
+            for each in ids:
+                await self._read_again([each])

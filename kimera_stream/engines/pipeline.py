@@ -93,7 +93,7 @@ class Pipeline:
         self._group = settings.database.group_commit_max
         self._encoded = settings.embedding.batch_size * ENCODED_PER_GROUP
         self._patience = Patience(settings.performance.retry_within)
-        self._faults = Faults("encode", metrics)
+        self._faults = Faults("encode", metrics.fault)
         self._kept = KeptWork(
             vault,
             self._limits,

@@ -14,7 +14,6 @@ import structlog
 
 from kimera_stream.core.interfaces import OutcomeUnknownError
 from kimera_stream.engines.intake import Ticket
-from kimera_stream.engines.metrics import PipelineMetrics
 from kimera_stream.infrastructure.tasks import Backoff
 from kimera_stream.protocol.errors import InternalError, OperationalError, UnavailableError
 
@@ -29,9 +28,13 @@ def may_pass(error: OperationalError) -> bool:
     return isinstance(error, UnavailableError) and not isinstance(error, OutcomeUnknownError)
 
 
-def defect() -> InternalError:
-    """What the sender of a statement hears on which the server met a defect."""
-    return InternalError(
+class DefectError(InternalError):
+    """The server met a defect over this one piece of work, and nothing else is at fault."""
+
+
+def defect() -> DefectError:
+    """What the sender of such work hears."""
+    return DefectError(
         "the server met a defect in processing this statement: it was not stored; what came with a key is set aside, "
         "and the operator can have it tried again (kimera-stream dead-letters)"
     )
@@ -72,11 +75,12 @@ class Faults:
 
     Args:
         stage: Where they fail, for log and metrics.
+        count: Counts one at a stage.
     """
 
-    def __init__(self, stage: str, metrics: PipelineMetrics) -> None:
+    def __init__(self, stage: str, count: Callable[[str], None]) -> None:
         self._stage = stage
-        self._metrics = metrics
+        self._count = count
         self._in_a_row = 0
         self._last: Hashable = None
 
@@ -96,5 +100,5 @@ class Faults:
         if self._in_a_row > IN_A_ROW:
             self._in_a_row = 0
             raise error
-        self._metrics.fault(self._stage)
+        self._count(self._stage)
         log.error("a statement cannot be processed", stage=self._stage, error=type(error).__name__, exc_info=error)

@@ -108,7 +108,7 @@ class Sequencer:
         self._monotonic = monotonic
         self._sure = sure
         self._clock = clock
-        self._faults = Faults("commit", metrics)
+        self._faults = Faults("commit", metrics.fault)
         self._last_ms = 0
         self.applied = vault.head
 

@@ -49,7 +49,19 @@ def test_help_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("serve", "publish", "ingest", "tail", "resolve", "search", "demo", "config", "db", "doctor"):
+    for command in (
+        "serve",
+        "publish",
+        "ingest",
+        "tail",
+        "resolve",
+        "search",
+        "demo",
+        "config",
+        "db",
+        "dead-letters",
+        "doctor",
+    ):
         assert command in done.stdout
 
 

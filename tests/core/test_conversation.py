@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from kimera_stream.core.conversation import ConversationMemory, Utterance
+from kimera_stream.core.conversation import SESSIONS_AT_ONCE, ConversationMemory, Utterance, recall
 
 
 class Clock:
@@ -23,6 +23,52 @@ def clock() -> Clock:
 
 def ids(memory: ConversationMemory, session: str, limit: int | None = None) -> list[str]:
     return [utterance.geoid_id for utterance in memory.history(session, limit)]
+
+
+def test_what_is_restored_comes_before_what_is_said(clock: Clock) -> None:
+    memory = ConversationMemory(sessions=2, history=3, ttl=60, clock=clock)
+    memory.remember("live", "d")
+    assert memory.restore("live", [("a", None, 4.0), ("b", "bot", 3.0), ("c", None, 2.0), ("d", None, 1.0)])
+    assert ids(memory, "live") == ["b", "c", "d"]
+    assert memory.history("live", 3)[0] == Utterance("b", "bot", 97.0)
+    assert memory.restore("older", [("x", None, 50.0), ("y", None, 40.0)])
+    assert not memory.restore("oldest", [("z", None, 55.0)]), "no recent session is evicted for an older one"
+    assert memory.statistics().utterances == 5
+    memory.remember("new", "n")
+    assert "older" not in memory
+    assert "live" in memory
+    clock.now += 59
+    assert memory.statistics().sessions == 2
+
+
+def test_what_is_too_old_is_not_restored(clock: Clock) -> None:
+    memory = ConversationMemory(sessions=2, history=3, ttl=60, clock=clock)
+    assert memory.restore("s", [("a", None, 61.0)])
+    assert "s" not in memory
+    assert memory.restore("s", [("a", None, 61.0), ("b", None, 59.0)])
+    assert ids(memory, "s") == ["b"]
+
+
+@pytest.mark.anyio
+async def test_the_most_recent_sessions_are_recalled(clock: Clock) -> None:
+    class Row:
+        def __init__(self, id: str) -> None:
+            self.id = id
+
+    class Sayings:
+        async def recent_sessions(self, *, since: int, limit: int) -> list[Row]:
+            assert since == 1_000_000 - 60_000
+            return [Row(f"s{n}") for n in range(100)][:limit]
+
+        async def last_said(self, sessions, *, limit: int):
+            assert len(sessions) <= SESSIONS_AT_ONCE
+            return {each: [(f"{each}-2", None, 1_000_000), (f"{each}-1", "bot", 990_000)][:limit] for each in sessions}
+
+    memory = ConversationMemory(sessions=70, history=9, ttl=60, clock=clock)
+    assert await recall(memory, Sayings(), now=1_000_000, sessions=70, history=9, ttl=60) == 70
+    memory.remember("new", "x")
+    assert "s69" not in memory, "the least recent one makes room"
+    assert ids(memory, "s68") == ["s68-1", "s68-2"]
 
 
 def test_history_is_oldest_first_and_bounded(clock: Clock) -> None:

@@ -175,6 +175,38 @@ def test_the_share_is_as_large_as_the_total_allows(sizes: list[int], most: int, 
     assert share == most or sum(min(size, share + 1) for size in sizes) > total
 
 
+class Choking(Oracle):
+    """Meets a defect in every batch with a certain text in it."""
+
+    async def judge(self, pairs: Sequence[tuple[str, str]]) -> npt.NDArray[np.float32]:
+        if any("poison" in each for pair in pairs for each in pair):
+            raise ZeroDivisionError("a defect")
+        return await super().judge(pairs)
+
+
+async def test_a_pair_over_which_the_verifier_meets_a_defect_is_left_to_the_rules_alone() -> None:
+    verifier = Choking(0.9)
+    world = World(verifier, min_relatedness=0.1)
+    texts = ["The door is open.", "The poison door is open.", "The door is wide.", "The door is red."]
+    world.put(*[geoid(f"g{n}", text) for n, text in enumerate(texts)])
+    detection = await world.engine.look([geoid("new", "The door is closed.")])
+    assert detection.unread == [False]
+    found = {older.geoid.id: judgement for older, judgement in detection.hits[0]}
+    assert found["g1"].model == "rules-1"
+    assert not found["g1"].provisional
+    assert {found[each].model for each in ("g0", "g2", "g3")} == {"oracle-1"}
+    assert world.registry.get_sample_value("kimera_cascade_faults_total", {"stage": "verify"}) == 1
+
+
+async def test_a_verifier_that_reads_nothing_any_more_is_a_defect_for_the_supervisor() -> None:
+    world = World(Choking(0.9), min_relatedness=0.0, verify_candidates=16)
+    for batch in range(2):
+        world.put(*[geoid(f"g{batch}-{n}", f"The poison door {batch} {n} is open.") for n in range(16)])
+    await world.engine.look([geoid("one", "The poison door 0 is closed.")])
+    with pytest.raises(ZeroDivisionError):
+        await world.engine.look([geoid("two", "The poison door 1 is closed.")])
+
+
 async def test_an_unavailable_verifier_leaves_it_to_the_rules_provisionally() -> None:
     world = World(Oracle(None))
     world.put(geoid("a", "The door is open."))

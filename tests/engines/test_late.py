@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import numpy as np
@@ -168,6 +169,29 @@ async def test_while_the_verifier_is_away_statements_are_kept_for_it(monkeypatch
             oracle.probability = 0.9
         [word] = found(made)
     assert (word.provisional, word.model) == (False, "oracle-1")
+
+
+async def test_a_statement_that_cannot_be_read_again_is_passed_over() -> None:
+    made = world(Oracle(0.9))
+    look = made.engine.look
+
+    async def broken(fresh: Any, *, hurried: bool = False) -> Any:
+        if not hurried and any(stored.geoid.text == "poison" for stored in fresh):
+            raise ZeroDivisionError("a defect")
+        return await look(fresh, hurried=hurried)
+
+    made.engine.look = broken  # type: ignore[method-assign]
+    async with made.running():
+        await say(made, CLASH[0], "poison", CLASH[1])
+        await made.pipeline.publish(GeoidBody(text="poison", symbolic_state={"a": 1}), principal=ANNA)
+        made.backlog.committed(made.vault.head, 1)
+        await made.backlog.put_off_entries(1, made.vault.head)
+        made.backlog.committed(made.vault.head, 1)
+        async with reading(made):
+            pass
+    [word] = [each for each in found(made) if {each.a_text, each.b_text} == set(CLASH)]
+    assert (word.version, word.provisional) == (2, False)
+    assert made.crashes == []
 
 
 async def test_nothing_is_read_before_it_is_committed() -> None:

@@ -31,8 +31,8 @@ def migrate(
     """Bring the database to a revision of the schema, creating it where there is none."""
     from kimera_stream.core.vault import tools
 
-    url, settings = _database(database, env_file)
-    now = _run(lambda _: tools.migrate(url, revision, settings=settings))
+    url, settings = open_database(database, env_file)
+    now = run_job(lambda _: tools.migrate(url, revision, settings=settings))
     typer.echo(f"the database is at revision {now}")
 
 
@@ -41,8 +41,8 @@ def check(database: DatabaseUrl = None, env_file: EnvFile = ".env", json: Json =
     """Verify checksums, offsets, indexes and the agreement of entities and log; exit code 1 if anything is wrong."""
     from kimera_stream.core.vault import tools
 
-    url, settings = _database(database, env_file)
-    report = _run(lambda progress: tools.check(url, progress, settings=settings))
+    url, settings = open_database(database, env_file)
+    report = run_job(lambda progress: tools.check(url, progress, settings=settings))
     if json:
         print_json(report)
     else:
@@ -75,7 +75,7 @@ def usage(
 
     from kimera_stream.core.vault import tools
 
-    url, settings = _database(database, env_file)
+    url, settings = open_database(database, env_file)
     first = int(time.time() // 86_400) - days + 1
     rows = [
         {
@@ -85,7 +85,7 @@ def usage(
             "text_bytes": row.text_bytes,
             "tokens": row.tokens,
         }
-        for row in _run(lambda _: tools.usage(url, since_day=first, settings=settings))
+        for row in run_job(lambda _: tools.usage(url, since_day=first, settings=settings))
     ]
     if json:
         print_json(rows)
@@ -108,8 +108,8 @@ def export(
     """Write everything to a file that `db import` reads, on this database or another kind."""
     from kimera_stream.core.vault import tools
 
-    url, settings = _database(database, env_file)
-    rows = _run(lambda progress: tools.export(url, file, progress, settings=settings))
+    url, settings = open_database(database, env_file)
+    rows = run_job(lambda progress: tools.export(url, file, progress, settings=settings))
     typer.echo(f"{rows:,} rows written to {file}")
 
 
@@ -122,8 +122,8 @@ def import_(
     """Read an export into an empty database; its log gets a new epoch."""
     from kimera_stream.core.vault import tools
 
-    url, settings = _database(database, env_file)
-    rows = _run(lambda progress: tools.import_(file, url, progress, settings=settings))
+    url, settings = open_database(database, env_file)
+    rows = run_job(lambda progress: tools.import_(file, url, progress, settings=settings))
     typer.echo(f"{rows:,} rows read from {file}")
 
 
@@ -136,19 +136,20 @@ def backup(
     """Copy a SQLite database while it is in use."""
     from kimera_stream.core.vault import tools
 
-    url, settings = _database(database, env_file)
-    _run(lambda progress: tools.backup(url, file, progress, settings=settings))
+    url, settings = open_database(database, env_file)
+    run_job(lambda progress: tools.backup(url, file, progress, settings=settings))
     typer.echo(f"copied to {file}; serve it with KIMERA_DATABASE__URL=sqlite+aiosqlite:///{file.absolute()}")
 
 
-def _database(given: str | None, env_file: str) -> "tuple[str, DatabaseSettings]":
+def open_database(given: str | None, env_file: str) -> "tuple[str, DatabaseSettings]":
+    """URL and settings of the database that a command is to work on."""
     from kimera_stream.infrastructure.settings import database_url, load_settings
 
     settings = load_settings(env_file=env_file or None, check=False)
     return given or database_url(settings), settings.database
 
 
-def _run(job: "Callable[[Progress], Awaitable[T]]") -> T:
+def run_job(job: "Callable[[Progress], Awaitable[T]]") -> T:
     """Run ``job`` with a progress bar on a terminal."""
     import anyio
     from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn

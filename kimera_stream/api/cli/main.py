@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from kimera_stream.api.cli import config, db, demo, doctor, ingest, publish, query, serve, tail
+from kimera_stream.api.cli import config, db, dead_letters, demo, doctor, ingest, publish, query, serve, tail
 
 app = typer.Typer(
     name="kimera-stream",
@@ -25,6 +25,7 @@ app.command("score")(query.score)
 app.command("demo")(demo.demo)
 app.add_typer(config.app, name="config")
 app.add_typer(db.app, name="db")
+app.add_typer(dead_letters.app, name="dead-letters")
 app.command("doctor")(doctor.doctor)
 
 

@@ -1,10 +1,11 @@
 """What the vault keeps besides the log and the geoids: watches, cursors, keys, sessions, usage."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import bindparam, delete, select
 
-from kimera_stream.core.interfaces import IdempotencyRecord, Vector
+from kimera_stream.core.interfaces import IdempotencyRecord, UsageRecord, Vector
 from kimera_stream.core.vault import rows, schema
 from kimera_stream.infrastructure.database import Insert, Query, QueryIn, Transaction
 from kimera_stream.infrastructure.database.statements import among
@@ -23,17 +24,6 @@ class SessionRecord:
     statements: int
     created_at: int
     updated_at: int
-
-
-@dataclass(frozen=True, slots=True)
-class UsageRecord:
-    """What a principal published on one day (days since 1970, UTC)."""
-
-    principal: str
-    day: int
-    statements: int
-    text_bytes: int
-    tokens: int
 
 
 _DELETE_WATCH = Query(
@@ -121,6 +111,19 @@ _OLD_SESSIONS = Query(
 _DELETE_SESSIONS = QueryIn(lambda values: delete(session).where(among(session.c.id, values)))
 
 
+_LAST_SAID = Query(
+    select(schema.geoid.c.id, schema.geoid.c.agent_id, schema.geoid.c.updated_at)
+    .where(schema.geoid.c.session_id == bindparam("session_id"))
+    .order_by(schema.geoid.c.offset.desc())
+    .limit(bindparam("limit"))
+)
+
+
+def last_said(tx: Transaction, sessions: Sequence[str], limit: int) -> dict[str, list[tuple[str, str | None, int]]]:
+    """By session, its newest statements: (geoid id, agent id, unix ms), the newest first, ``limit`` of each at most."""
+    return {each: [tuple(row) for row in tx.rows(_LAST_SAID, session_id=each, limit=limit)] for each in sessions}
+
+
 def find_session(tx: Transaction, session_id: str) -> SessionRecord | None:
     row = tx.row(_SESSION, session_id=session_id)
     return None if row is None else SessionRecord(*row)
@@ -139,6 +142,13 @@ _USAGE = Query(
     select(usage.c.principal, usage.c.day, usage.c.statements, usage.c.text_bytes, usage.c.tokens)
     .where(usage.c.day >= bindparam("since_day"))
     .order_by(usage.c.principal, usage.c.day)
+    .limit(bindparam("limit"))
+)
+_USAGE_OF = Query(
+    select(usage.c.principal, usage.c.day, usage.c.statements, usage.c.text_bytes, usage.c.tokens)
+    .where(usage.c.principal == bindparam("name"), usage.c.day >= bindparam("since_day"))
+    .order_by(usage.c.day)
+    .limit(bindparam("limit"))
 )
 _AUDIT = Query(
     select(audit.c.ts, audit.c.principal, audit.c.action, audit.c.target)
@@ -148,8 +158,11 @@ _AUDIT = Query(
 )
 
 
-def usage_since(tx: Transaction, day: int) -> list[UsageRecord]:
-    return [UsageRecord(*row) for row in tx.rows(_USAGE, since_day=day)]
+def usage_since(tx: Transaction, day: int, principal: str | None = None, limit: int = 2**31) -> list[UsageRecord]:
+    """Of all principals or of one, by principal and day."""
+    if principal is None:
+        return [UsageRecord(*row) for row in tx.rows(_USAGE, since_day=day, limit=limit)]
+    return [UsageRecord(*row) for row in tx.rows(_USAGE_OF, name=principal, since_day=day, limit=limit)]
 
 
 def audit_since(tx: Transaction, since: int, limit: int) -> list[tuple[int, str, str, str]]:

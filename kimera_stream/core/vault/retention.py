@@ -10,14 +10,16 @@ from kimera_stream.infrastructure.settings import DatabaseSettings
 log = structlog.get_logger(__name__)
 
 _KEYS_PER_STEP = 1_000
+_SESSIONS_PER_STEP = 1_000
 
 
 class Retention:
-    """Drops what the settings do not ask to keep. Entities are never dropped, only log entries and expired keys.
+    """Drops what the settings do not ask to keep. Geoids and what was found among them are never dropped, only log entries, expired
+    keys and the records of sessions that have long been quiet.
 
     Args:
         vault: Where.
-        settings: ``retention_age``, ``retention_count`` and ``retention_bytes``; the strictest of them counts.
+        settings: ``retention_age``, ``retention_count`` and ``retention_bytes``; the strictest of them counts; ``retention_sessions``.
         idempotency_window: Seconds for which keys of publishes are kept.
         clock: Unix ms.
     """
@@ -44,9 +46,16 @@ class Retention:
         dropped = await self._by_count_and_age() + await self._by_bytes()
         while await self._vault.purge_idempotency(self._clock() - self._window_ms, limit=_KEYS_PER_STEP):
             pass
+        await self._quiet_sessions()
         if dropped:
             log.info("log trimmed", dropped=dropped, trimmed=self._vault.trimmed)
         return dropped
+
+    async def _quiet_sessions(self) -> None:
+        if self._settings.retention_sessions:
+            before = self._clock() - int(self._settings.retention_sessions * 1000)
+            while await self._vault.purge_sessions(before, limit=_SESSIONS_PER_STEP):
+                pass
 
     async def _by_count_and_age(self) -> int:
         upto = 0

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import anyio
 
-from kimera_stream.core.interfaces import DeadLetter
+from kimera_stream.core.interfaces import DeadLetter, UsageRecord
 from kimera_stream.core.vault import records, requests
 from kimera_stream.core.vault.checking import CheckReport, Progress, check_database
 from kimera_stream.core.vault.errors import VaultFormatError, VaultSchemaError
@@ -80,7 +80,7 @@ async def check(url: str, progress: Progress = _quiet, *, settings: DatabaseSett
         return await check_database(database, progress)
 
 
-async def usage(url: str, *, since_day: int = 0, settings: DatabaseSettings | None = None) -> list[records.UsageRecord]:
+async def usage(url: str, *, since_day: int = 0, settings: DatabaseSettings | None = None) -> list[UsageRecord]:
     """What each principal published per day, from ``since_day`` (days since 1970, UTC) on.
 
     Raises:

@@ -19,6 +19,7 @@ from kimera_stream.core.interfaces import (
     Page,
     RequestRef,
     StoredGeoid,
+    UsageRecord,
     Vector,
     WriteBatch,
 )
@@ -397,9 +398,13 @@ class SqlVault:
         """Drop sessions quiet since before ``before`` (unix ms), ``limit`` at most; their geoids stay."""
         return await self._database.write(partial(records.purge_sessions, before=before, limit=limit))
 
-    async def usage(self, *, since_day: int = 0) -> list[records.UsageRecord]:
-        """What each principal published per day."""
-        return await self._database.read(partial(records.usage_since, day=since_day))
+    async def last_said(self, sessions: Sequence[str], *, limit: int) -> dict[str, list[tuple[str, str | None, int]]]:
+        """By session, its newest statements (geoid id, agent id, unix ms), the newest first."""
+        return await self._database.read(partial(records.last_said, sessions=list(sessions), limit=limit))
+
+    async def usage(self, *, since_day: int = 0, principal: str | None = None, limit: int = 2**31) -> list[UsageRecord]:
+        """What each principal, or one of them, published per day."""
+        return await self._database.read(partial(records.usage_since, day=since_day, principal=principal, limit=limit))
 
     async def audit(self, *, since: int = 0, limit: int = 1_000) -> list[tuple[int, str, str, str]]:
         """Audit entries (unix ms, principal, action, target), oldest first."""

@@ -19,7 +19,7 @@ from kimera_stream.api.http.protocol import KimeraHttpProtocol
 from kimera_stream.api.http.routes import http_routes
 from kimera_stream.api.middleware import http_middleware
 from kimera_stream.api.problems import EXCEPTION_HANDLERS
-from kimera_stream.core.interfaces import ALL_ROLES, LogPage, Page, Principal, PublishResult, StoredGeoid
+from kimera_stream.core.interfaces import ALL_ROLES, LogPage, Page, Principal, PublishResult, StoredGeoid, UsageRecord
 from kimera_stream.infrastructure.settings import Settings
 from kimera_stream.infrastructure.telemetry import Metrics, Tracing
 from kimera_stream.protocol.errors import (
@@ -67,6 +67,7 @@ class MemoryVault:
         self.stored: dict[str, StoredGeoid] = {}
         self.contradictions: dict[str, Contradiction] = {}
         self.scars: list[Scar] = []
+        self.used: list[UsageRecord] = []
         self.broken: Exception | None = None
 
     @property
@@ -128,6 +129,10 @@ class MemoryVault:
 
     async def cursor(self, principal: str, name: str, channel: str) -> int | None:
         return None
+
+    async def usage(self, *, since_day: int = 0, principal: str | None = None, limit: int = 1_000) -> list[UsageRecord]:
+        kept = [row for row in self.used if row.day >= since_day and principal in (None, row.principal)]
+        return kept[:limit]
 
 
 class MemoryKnowledge:

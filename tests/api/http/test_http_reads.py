@@ -1,7 +1,12 @@
 """Contradictions, scars, meaning, history and newest values over HTTP."""
 
+import time
+from datetime import UTC, datetime
+
 import msgspec
 import pytest
+
+from kimera_stream.core.interfaces import UsageRecord
 
 pytestmark = pytest.mark.anyio
 
@@ -150,3 +155,27 @@ async def test_newest_values(world):
     assert early_field.json()["stability"] == 1
     assert stats.json() == {"rate": 1.5}
     assert field.json() == {"entropy": 2.5}
+
+
+async def test_usage_is_for_administrators(world):
+    today = int(time.time() // 86_400)
+    world.vault.used = [
+        UsageRecord("ann", today - 40, 9, 9, 9),
+        UsageRecord("ann", today, 3, 40, 10),
+        UsageRecord("bob", today, 1, 5, 2),
+    ]
+    async with world.client(headers={"authorization": "Bearer ann/publish"}) as http:
+        refused = await http.get("/v1/usage")
+    async with world.client(headers={"authorization": "Bearer root/admin"}) as http:
+        report = (await http.get("/v1/usage")).json()
+        short = (await http.get("/v1/usage?limit=1")).json()
+        long = (await http.get("/v1/usage?days=60&principal=ann")).json()
+        unknown = await http.get("/v1/usage?day=1")
+    assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+    day = datetime.fromtimestamp(today * 86_400, UTC).date().isoformat()
+    ann = {"principal": "ann", "day": day, "statements": 3, "text_bytes": 40, "tokens": 10}
+    assert report["items"][0] == ann
+    assert (len(report["items"]), report["more"]) == (2, False)
+    assert short == {"items": [ann], "more": True}
+    assert [row["statements"] for row in long["items"]] == [9, 3]
+    assert (unknown.status_code, unknown.json()["field"]) == (400, "day")

@@ -29,6 +29,7 @@ CONTRACT = {
     "/v1/watches": {"get", "post", "delete"},
     "/v1/stats": {"get"},
     "/v1/field": {"get"},
+    "/v1/usage": {"get"},
     "/livez": {"get"},
     "/readyz": {"get"},
     "/health": {"get"},

@@ -12,11 +12,10 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from kimera_stream.core.interfaces import CheckpointRequest, DeadLetter
+from kimera_stream.core.interfaces import CheckpointRequest, DeadLetter, UsageRecord
 from kimera_stream.core.vault import migrate as migration
 from kimera_stream.core.vault.errors import VaultSchemaError
 from kimera_stream.core.vault.migrate import HEAD, current_revision, migrate
-from kimera_stream.core.vault.records import UsageRecord
 from kimera_stream.core.vault.schema import metadata
 from kimera_stream.core.vault.vault import SqlVault
 from kimera_stream.infrastructure.database import async_url

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from kimera_stream.core.interfaces import IdempotencyRecord, WriteBatch
-from kimera_stream.core.vault.records import SessionRecord, UsageRecord
+from kimera_stream.core.interfaces import IdempotencyRecord, UsageRecord, WriteBatch
+from kimera_stream.core.vault.records import SessionRecord
 from kimera_stream.core.vault.retention import Retention
 from kimera_stream.core.vault.tools import export, import_
 from kimera_stream.core.vault.vault import SqlVault
@@ -138,6 +138,31 @@ async def test_sessions_and_usage_are_counted_by_commits(vault, samples, clock):
     ]
     assert await vault.purge_sessions(clock.now, limit=10) == 0
     assert await vault.purge_sessions(clock.now + 1, limit=1) == 1
+
+
+async def test_the_records_of_quiet_sessions_are_dropped_and_their_geoids_stay(vault, samples, clock, make_settings):
+    await vault.commit(samples.publish(0, "a", session_id="old"))
+    clock.now += 10_000
+    await vault.commit(samples.publish(1, "b", "c", session_id="new", originator_agent_id="bot"))
+    await Retention(vault, make_settings(retention_sessions=0.0), clock=clock).run_once()
+    assert await vault.session("old") is not None
+    await Retention(vault, make_settings(retention_sessions=5.0), clock=clock).run_once()
+    assert await vault.session("old") is None
+    assert await vault.session("new") is not None
+    assert await vault.geoid("a") is not None
+    said = await vault.last_said(["new", "old", "unknown"], limit=5)
+    assert said == {"new": [("c", "bot", 1003), ("b", "bot", 1002)], "old": [("a", None, 1001)], "unknown": []}
+    assert await vault.last_said(["new"], limit=1) == {"new": [("c", "bot", 1003)]}
+
+
+async def test_usage_of_one_principal(vault, samples, clock):
+    await vault.commit(samples.publish(0, "a"))
+    await vault.commit(samples.publish(1, "b", principal="bob"))
+    day = clock.now // 86_400_000
+    assert [row.principal for row in await vault.usage(since_day=day)] == ["ann", "bob"]
+    assert [row.principal for row in await vault.usage(since_day=day, principal="bob")] == ["bob"]
+    assert [row.principal for row in await vault.usage(since_day=day, limit=1)] == ["ann"]
+    assert await vault.usage(since_day=day + 1, principal="bob") == []
 
 
 async def test_audit_entries_are_kept_in_order(vault):
