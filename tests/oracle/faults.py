@@ -1,0 +1,323 @@
+"""The faults. Each is done to a deployment and over when it returns; what they must never lead to is checked by others."""
+
+import signal
+import sqlite3
+from collections.abc import Awaitable, Callable
+from contextlib import closing
+from dataclasses import dataclass
+from random import Random
+
+import anyio
+import anyio.to_thread
+
+from tests.oracle.deployments import Deployment, Node
+from tests.oracle.listeners import Listener
+from tests.oracle.model import Ledger, Op
+from tests.oracle.plan import Step
+from tests.oracle.publishers import Publisher
+from tests.oracle.wire import Gone, Web
+
+FULL_PROBE = 4.0
+"""Seconds within which a server whose disk is full has to answer."""
+
+
+@dataclass
+class World:
+    """What faults are done to.
+
+    Attributes:
+        wrong: Promises that were seen to be broken while a fault lasted.
+    """
+
+    deployment: Deployment
+    publishers: list[Publisher]
+    listeners: list[Listener]
+    ledger: Ledger
+    wrong: list[str]
+
+
+async def cut(world: World, step: Step, rng: Random) -> None:
+    """Connections end, some by RST and some by FIN, and again before all have come back."""
+    for _ in range(rng.choice([1, 1, 2, 4])):
+        for door in world.deployment.doors:
+            door.cut(door.some(rng.choice([0.2, 0.5, 1.0]), rng.random), reset=rng.random() < 0.5)
+        await anyio.sleep(step.length / 8)
+
+
+async def half_open(world: World, step: Step, rng: Random) -> None:
+    """What is sent on some connections arrives nowhere; then they are gone without a word."""
+    links = [link for door in world.deployment.doors for link in door.some(rng.choice([0.3, 0.7]), rng.random)]
+    for link in links:
+        link.swallowing = True
+    await anyio.sleep(step.length * 2)
+    for link in links:
+        link.cut(reset=True)
+
+
+async def stall(world: World, step: Step, rng: Random) -> None:
+    """Some clients read nothing for so long that the server has to let them fall behind, or go."""
+    links = [link for door in world.deployment.doors for link in door.some(rng.choice([0.3, 0.6]), rng.random)]
+    for link in links:
+        link.stall()
+    await anyio.sleep(step.length * 2)
+    for link in links:
+        link.flow()
+
+
+async def retry_storm(world: World, step: Step, rng: Random) -> None:
+    """Every publisher sends each operation several times, with old keys in between, and loses its connection twice."""
+    for publisher in world.publishers:
+        publisher.storm(rng.randrange(5, 20))
+    for _ in range(2):
+        await anyio.sleep(step.length / 3)
+        for door in world.deployment.doors:
+            door.cut(door.some(0.5, rng.random), reset=True)
+
+
+async def kill(world: World, step: Step, rng: Random) -> None:
+    """kill -9 of a node at any moment; now and then again while it starts."""
+    node = _node(world, rng)
+    await node.kill()
+    if rng.random() < 0.3:
+        node.server.launch()
+        await anyio.sleep(step.length)
+        await node.kill()
+    await anyio.sleep(rng.random() * 0.2)
+    await node.start()
+
+
+async def pause(world: World, step: Step, rng: Random) -> None:
+    """A node does nothing for a while and then goes on as if nothing had been."""
+    node = _node(world, rng)
+    node.server.pause()
+    await anyio.sleep(step.length * 3)
+    node.server.proceed()
+
+
+async def stop(world: World, _step: Step, rng: Random) -> None:
+    """A node is stopped as an operator stops it, under load, and started again."""
+    node = _node(world, rng)
+    code = await node.restart(gracefully=True)
+    if code != 0:
+        world.wrong.append(f"a graceful stop of {node.name} ended with {code}: {node.server.said[-500:]}")
+
+
+async def disk_full(world: World, step: Step, rng: Random) -> None:
+    """No room for another byte: nothing may be acknowledged, everything may be read, and it is over when there is room."""
+    for shim in world.deployment.shims:
+        shim.disk_full(True)
+    try:
+        await _probe_readonly(world, "a full disk", rng)
+        await anyio.sleep(step.length)
+    finally:
+        for shim in world.deployment.shims:
+            shim.disk_full(False)
+    if world.deployment.postgres is not None:
+        await _database_again(world)
+
+
+async def sync_fails(world: World, step: Step, rng: Random) -> None:
+    """fsync fails: nothing may be acknowledged."""
+    for shim in world.deployment.shims:
+        shim.sync_fails(True)
+    try:
+        if world.deployment.on_sqlite:
+            await _probe_readonly(world, "a failing fsync", rng)
+        await anyio.sleep(step.length)
+    finally:
+        for shim in world.deployment.shims:
+            shim.sync_fails(False)
+    if world.deployment.postgres is not None:
+        await _database_again(world)
+    elif rng.random() < 0.5:  # what was written and not synced must not come back as something else
+        await world.deployment.nodes[0].restart(gracefully=False)
+
+
+async def slow_sync(world: World, step: Step, rng: Random) -> None:
+    """Each fsync takes long; half of the time the node is killed in the middle."""
+    for shim in world.deployment.shims:
+        shim.sync_takes(rng.choice([30, 100, 400]))
+    await anyio.sleep(step.length)
+    if rng.random() < 0.5:
+        await _node(world, rng).restart(gracefully=False)
+    for shim in world.deployment.shims:
+        shim.sync_takes(0)
+
+
+async def clock(world: World, step: Step, rng: Random) -> None:
+    """The time of day jumps, by up to hours and in either direction, and stays there; now and then a restart comes after."""
+    for shim in world.deployment.clocks:
+        shim.clock_jumps(rng.choice([-1, 1]) * rng.choice([900, 61_000, 3_600_000, 4 * 3_600_000]))
+    await anyio.sleep(step.length)
+    if rng.random() < 0.4:
+        await _node(world, rng).restart(gracefully=False)
+
+
+async def locked(world: World, step: Step, _rng: Random) -> None:
+    """Somebody else holds the database's write lock for longer than the server waits."""
+
+    def hold() -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            world.deployment.database, isolation_level=None, check_same_thread=False, timeout=5
+        )
+        connection.execute("BEGIN IMMEDIATE")
+        return connection
+
+    with closing(await anyio.to_thread.run_sync(hold)):
+        await anyio.sleep(0.5 + step.length * 2)
+
+
+async def torn_log(world: World, _step: Step, rng: Random) -> None:
+    """A write that a power cut interrupted: behind the last whole frame of the write-ahead log stands a part of one."""
+    (node,) = world.deployment.nodes
+    await node.kill()
+
+    def tear() -> None:
+        wal = world.deployment.database.with_name(world.deployment.database.name + "-wal")
+        if not wal.exists() or wal.stat().st_size < 32 + 24:
+            return
+        content = wal.read_bytes()
+        header = bytearray(content[32 : 32 + 24])
+        frame = bytes(header) + rng.randbytes(4096)
+        with wal.open("r+b") as file:
+            file.seek(_end_of_frames(content))
+            file.write(frame[: rng.randrange(8, len(frame))])
+
+    await anyio.to_thread.run_sync(tear)
+    await node.start()
+
+
+async def database_sessions(world: World, step: Step, rng: Random) -> None:
+    """Every session of the server with its database is terminated, up to four times."""
+    assert world.deployment.postgres is not None
+    for _ in range(rng.choice([1, 2, 4])):
+        await world.deployment.postgres.terminate_connections()
+        await anyio.sleep(step.length / 4)
+
+
+async def database_restart(world: World, step: Step, rng: Random) -> None:
+    """PostgreSQL is stopped, fast or at once, and comes back a while later."""
+    postgres = world.deployment.postgres
+    assert postgres is not None
+    await postgres.end(rng.choice([signal.SIGINT, signal.SIGQUIT]))
+    await anyio.sleep(step.length / 2)
+    await postgres.start()
+
+
+async def database_kill(world: World, step: Step, _rng: Random) -> None:
+    """kill -9 of PostgreSQL's first process."""
+    postgres = world.deployment.postgres
+    assert postgres is not None
+    await postgres.kill()
+    await anyio.sleep(step.length / 2)
+    await postgres.start()
+
+
+async def database_pause(world: World, step: Step, _rng: Random) -> None:
+    """Nothing passes between server and database for a while, and then everything that waited does."""
+    links = list(world.deployment.between["postgres"].links.values())
+    for link in links:
+        link.stall()
+    await anyio.sleep(step.length * 2)
+    for link in links:
+        link.flow()
+
+
+async def database_partition(world: World, step: Step, _rng: Random) -> None:
+    """What server and database say to each other is lost, and then their connections are."""
+    await _partition(world, "postgres", step)
+
+
+async def redis_flush(world: World, step: Step, rng: Random) -> None:
+    """Redis forgets everything, up to three times."""
+    assert world.deployment.redis is not None
+    for _ in range(rng.choice([1, 1, 3])):
+        await world.deployment.redis.flush()
+        await anyio.sleep(step.length / 4)
+
+
+async def redis_restart(world: World, step: Step, _rng: Random) -> None:
+    """kill -9 of Redis, which keeps nothing; it comes back a while later."""
+    redis = world.deployment.redis
+    assert redis is not None
+    await redis.kill()
+    await anyio.sleep(step.length)
+    await redis.start()
+
+
+async def redis_pause(world: World, step: Step, _rng: Random) -> None:
+    """Redis does nothing for a while."""
+    assert world.deployment.redis is not None
+    world.deployment.redis.pause()
+    await anyio.sleep(step.length * 3)
+    world.deployment.redis.proceed()
+
+
+async def redis_partition(world: World, step: Step, _rng: Random) -> None:
+    """What nodes and Redis say to each other is lost, and then their connections are."""
+    await _partition(world, "redis", step)
+
+
+async def _partition(world: World, name: str, step: Step) -> None:
+    proxy = world.deployment.between[name]
+    proxy.partition(True)
+    await anyio.sleep(step.length * 2)
+    proxy.partition(False)
+
+
+def _node(world: World, rng: Random) -> Node:
+    return rng.choice(world.deployment.nodes)
+
+
+async def _database_again(world: World) -> None:
+    """PostgreSQL ends itself where it cannot write its log; whoever looks after it starts it again."""
+    postgres = world.deployment.postgres
+    assert postgres is not None
+    await anyio.sleep(0.5)
+    if not postgres.running:
+        await postgres.start()
+
+
+async def _probe_readonly(world: World, what: str, rng: Random) -> None:
+    """While nothing can be written: a publish has to be refused, and a read to be answered."""
+    mark = f"refusal-{rng.getrandbits(40)}"
+    statement = {"symbolic_state": {mark: True}, "metadata": {"mark": mark}}
+    world.ledger.add(Op(mark, "publish", "", body=statement, outcome="unknown"))
+    async with Web(world.deployment.reader) as web:
+        try:
+            with anyio.fail_after(FULL_PROBE):
+                status, body = await web.ask("POST", "/v1/geoids", json=statement)
+            if status in (200, 201):
+                world.wrong.append(f"{what}: a publish was acknowledged at {body.get('offset')}")
+            elif body.get("code") not in ("unavailable", "overloaded", "internal"):
+                world.wrong.append(f"{what}: a publish was answered with {status} {body}")
+            status, body = await web.ask("GET", "/v1/history", params={"channel": "geoids", "limit": 10})
+            if status != 200 and world.deployment.on_sqlite:
+                world.wrong.append(
+                    f"{what}: reading was answered with {status} {body.get('code')} {body.get('detail')}"
+                )
+        except (Gone, TimeoutError) as error:
+            if world.deployment.on_sqlite:
+                world.wrong.append(f"{what}: no answer ({error!r})")
+
+
+def _end_of_frames(content: bytes) -> int:
+    """Where the frames end that belong to the present write-ahead log: those with the salt of its header."""
+    page = int.from_bytes(content[8:12], "big")
+    salt = content[16:24]
+    place = 32
+    while place + 24 + page <= len(content) and content[place + 8 : place + 16] == salt:
+        place += 24 + page
+    return place
+
+
+Fault = Callable[[World, Step, Random], Awaitable[None]]
+
+FAULTS: dict[str, Fault] = {
+    each.__name__: each
+    for each in (
+        cut, half_open, stall, retry_storm, kill, pause, stop, disk_full, sync_fails, slow_sync, clock, locked, torn_log,
+        database_sessions, database_restart, database_kill, database_pause, database_partition,
+        redis_flush, redis_restart, redis_pause, redis_partition,
+    )
+}  # fmt: skip

@@ -1,0 +1,65 @@
+"""Reading a whole log, and the lists beside it, over HTTP: the one word of the server that subscribers are compared with."""
+
+from typing import Any
+
+import anyio
+
+from tests.oracle.model import MAIN_CHANNELS, Log, digest, entry_of
+from tests.oracle.wire import Gone, Web
+
+TRIES = 40
+PAGE = 1_000
+
+
+async def steady(web: Web, path: str, **params: Any) -> dict[str, Any]:
+    """A body that has to come, if not at the first try.
+
+    Raises:
+        Gone: it does not.
+    """
+    last = "nothing"
+    for _ in range(TRIES):
+        try:
+            status, body = await web.ask(
+                "GET", path, params={name: each for name, each in params.items() if each is not None}
+            )
+        except Gone as gone:
+            last = str(gone)
+        else:
+            if status == 200:
+                return body
+            last = f"{status} {body.get('code')} {body.get('detail')}"
+        await anyio.sleep(0.25)
+    raise Gone(1006, f"{path}: {last}")
+
+
+async def read_log(url: str, extra: tuple[str, ...] = ()) -> Log:
+    """The log and its lists; nobody may be publishing.
+
+    Args:
+        extra: Channels besides the main ones.
+    """
+    async with Web(url) as web:
+        health = await steady(web, "/health")
+        log = Log(health["epoch"], health["offset"])
+        for channel in (*MAIN_CHANNELS, *extra):
+            entries = log.channels[channel] = []
+            since: str | None = None
+            more = True
+            while more:
+                page = await steady(web, "/v1/history", channel=channel, since=since, limit=PAGE)
+                entries += [entry_of(event) for event in page["events"]]
+                more, since = page["more"], f"{page['epoch']}:{page['offset']}"
+        log.listed = {each["id"]: digest(each) for each in await _listed(web, "/v1/geoids")}
+        log.open = {each["id"]: digest(each) for each in await _listed(web, "/v1/contradictions", state="open")}
+        return log
+
+
+async def _listed(web: Web, path: str, **params: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    after: int | None = 0
+    while after is not None:
+        page = await steady(web, path, after=after, limit=PAGE, **params)
+        found += page["items"]
+        after = page["next"]
+    return found

@@ -1,0 +1,156 @@
+"""The serial reference run: a fresh server is told the same statements in the log's order, one after the other and without
+faults, and has to come to the same contradictions."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from tests.oracle.deployments import settings_of
+from tests.oracle.model import Entry, Log
+from tests.oracle.processes import Server
+from tests.oracle.readers import read_log
+from tests.oracle.wire import Wire, connected
+
+_BODY = ("id", "text", "semantic_state", "symbolic_state", "metadata", "session_id", "originator_agent_id", "purpose")
+TOLERANCE = 0.002
+"""Difference of two scores of one pair: rows that were compared in the index and side by side differ in rounding."""
+
+
+async def replay(log: Log, folder: Path) -> Log:
+    """Tell a fresh server what the log tells; returns its log."""
+    await anyio.Path(folder).mkdir(parents=True, exist_ok=True)
+    server = Server(folder / "data", settings_of({}), folder / "reference.txt", {})
+    await server.start()
+    try:
+        async with connected(f"ws://{server.host}:{server.port}/v1/stream", "msgpack") as wire:
+            await _tell(wire, log)
+        return await read_log(server.url)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await server.kill()
+
+
+async def _tell(wire: Wire, log: Log) -> None:
+    open_: dict[frozenset[str], str] = {}
+    scars = {
+        scar["contradiction_id"]: scar for scar in (e.data for e in log.channels["scars"] if e.type == "scar.formed")
+    }
+    for entry in log.entries.values():
+        data = entry.data
+        if entry.type in ("geoid.created", "geoid.updated"):
+            body = {name: data[name] for name in _BODY if data.get(name) not in (None, {})}
+            reply = await _done(wire, "publish", geoid=body)
+            open_.update({frozenset((each["a"], each["b"])): each["id"] for each in reply["contradictions"]})
+        elif entry.type == "geoid.deleted":
+            await _done(wire, "delete", geoid_id=data["id"])
+        elif entry.type == "contradiction.resolved":
+            known = open_.get(frozenset((data["a"], data["b"])))
+            if known is not None:
+                message = {"contradiction_id": known, "decision": scars[data["id"]]["decision"]}
+                await wire.answer(await wire.send("resolve", **message))
+
+
+async def _done(wire: Wire, op: str, **fields: Any) -> dict[str, Any]:
+    while True:
+        reply = await wire.answer(await wire.send(op, **fields))
+        if reply["op"] != "error":
+            return reply
+        assert reply["temporary"], reply
+        await anyio.sleep(reply.get("retry_after") or 0.1)
+
+
+Pair = tuple[str, str]
+
+
+@dataclass
+class _State:
+    """Open contradictions as far as a log has been read."""
+
+    open: dict[Pair, tuple[float, str]] = field(default_factory=dict)
+
+    def take(self, entry: Entry) -> Pair | None:
+        """Read one entry; the pair that it is about."""
+        if not entry.type.startswith("contradiction."):
+            return None
+        data = entry.data
+        pair = (min(data["a"], data["b"]), max(data["a"], data["b"]))
+        if entry.type == "contradiction.found":
+            self.open[pair] = (data["score"], data["gradient_type"])
+        else:
+            self.open.pop(pair, None)
+        return pair
+
+
+@dataclass
+class Comparison:
+    """What comparing two logs came to.
+
+    Attributes:
+        found: Contradictions that were found in the log put to the test.
+        compared: States of pairs compared.
+        differences: In words.
+    """
+
+    found: int = 0
+    compared: int = 0
+    differences: list[str] = field(default_factory=list)
+
+
+def compare(log: Log, reference: Log, *, at_once: bool) -> Comparison:
+    """Compare the open contradictions after each commit (``at_once``), or in the end.
+
+    What one commit holds has one time. Of what it opens and closes again at once nobody needs to be told, and a serial run
+    tells: hence commits are compared and not entries.
+    """
+    result = Comparison()
+    ours, theirs = _State(), _State()
+    result.found = sum(entry.type == "contradiction.found" for entry in log.entries.values())
+    steps, reference_steps = list(_steps(log)), list(_steps(reference))
+    same = 0
+    while same < min(len(steps), len(reference_steps)) and steps[same][0].type == reference_steps[same][0].type:
+        same += 1
+    if same < max(len(steps), len(reference_steps)):
+        where = steps[same][0].offset if same < len(steps) else log.head
+        result.differences.append(f"from entry {where} on the reference run could not follow")
+    touched: set[Pair] = set()
+    for number, (step, reference_step) in enumerate(zip(steps[:same], reference_steps, strict=False)):
+        for state, entries in ((ours, step), (theirs, reference_step)):
+            touched |= {pair for entry in entries if (pair := state.take(entry)) is not None}
+        last = number + 1 == same
+        if last or (at_once and steps[number + 1][0].ts != step[0].ts):
+            pairs = sorted(touched) if at_once else sorted(ours.open.keys() | theirs.open.keys())
+            for pair in pairs:
+                result.compared += 1
+                difference = _differ(ours.open.get(pair), theirs.open.get(pair))
+                if difference:
+                    result.differences.append(f"after entry {step[0].offset}, {' and '.join(pair)}: {difference}")
+            touched.clear()
+    return result
+
+
+def _steps(log: Log) -> Iterator[list[Entry]]:
+    """The log cut before each thing that somebody asked for."""
+    step: list[Entry] = []
+    for entry in log.entries.values():
+        if entry.type.startswith("geoid.") or entry.type == "contradiction.resolved":
+            if step:
+                yield step
+            step = []
+        step.append(entry)
+    if step:
+        yield step
+
+
+def _differ(ours: tuple[float, str] | None, theirs: tuple[float, str] | None) -> str:
+    if ours is None and theirs is None:
+        return ""
+    if ours is None:
+        return f"a serial run finds a contradiction {theirs}, it was not found"
+    if theirs is None:
+        return f"a contradiction {ours} was found, a serial run finds none"
+    if abs(ours[0] - theirs[0]) > TOLERANCE or ours[1] != theirs[1]:
+        return f"it was found with {ours}, a serial run finds it with {theirs}"
+    return ""

@@ -1,0 +1,325 @@
+"""One run: publishers and subscribers at work on a deployment, faults from a plan, and then every check."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import anyio
+import anyio.to_thread
+
+from tests.oracle import damage
+from tests.oracle.checks import check_all, check_prefix
+from tests.oracle.deployments import Deployment, backup, check, deployed, restore
+from tests.oracle.faults import FAULTS, World
+from tests.oracle.healing import SESSION, WATCHED, NotHealed, Prober
+from tests.oracle.listeners import Listener
+from tests.oracle.model import Entry, Heard, Ledger, Log
+from tests.oracle.plan import DAMAGE, Step, plan, weights_of
+from tests.oracle.processes import NotStarted
+from tests.oracle.publishers import Publisher, WebPublisher
+from tests.oracle.readers import read_log
+from tests.oracle.reference import compare, replay
+from tests.oracle.tally import Tally
+from tests.oracle.wire import Gone, Web
+
+QUIET = 60.0
+"""Seconds in which publishers have to get answers to everything that they have said, once faults are over."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run.
+
+    Attributes:
+        faults: How many; None: until ``seconds`` are over.
+        rate: Operations a second of each publisher.
+        pause: Mean seconds of quiet between faults.
+        damage: Damage files, too, where the database is one.
+        kinds: Only these faults.
+    """
+
+    deployment: str
+    seed: int
+    folder: Path
+    faults: int | None = None
+    seconds: float = 0.0
+    rate: float = 8.0
+    pause: float = 0.3
+    damage: bool = True
+    kinds: frozenset[str] | None = None
+
+
+@dataclass
+class Progress:
+    """How far a run is; for a line that is told now and then."""
+
+    began: float = field(default_factory=time.monotonic)
+    doing: str = "starting"
+    tally: Tally | None = None
+    ledger: Ledger | None = None
+    listeners: list[Listener] = field(default_factory=list)
+
+    def line(self) -> str:
+        if self.tally is None or self.ledger is None:
+            return self.doing
+        seconds = int(time.monotonic() - self.began)
+        counts = self.ledger.count()
+        heard = sum(listener.heard.events for listener in self.listeners)
+        resumes = sum(listener.heard.resumes for listener in self.listeners)
+        return (
+            f"{seconds // 60:02}:{seconds % 60:02} fault {sum(self.tally.faults.values())} {self.doing} | "
+            f"acked {counts['acked']:,} refused {counts['refused']:,} unknown {counts['unknown']:,} | "
+            f"heard {heard:,} resumes {resumes:,} | violations {len(self.tally.violations)}"
+        )
+
+
+class Run:
+    """See the module."""
+
+    def __init__(self, config: Config, progress: Progress) -> None:
+        self._config = config
+        self._progress = progress
+        self.tally = Tally(config.seed, config.deployment)
+        self._ledger = Ledger()
+        self._listeners: list[Listener] = []
+        self._publishers: list[Publisher] = []
+        self._logs: list[Log] = []
+        self._extra: tuple[str, ...] = ()
+        self._prober: Prober
+        self._world: World
+
+    async def run(self) -> Tally:
+        """Everything; never raises for a broken promise."""
+        progress, config = self._progress, self._config
+        progress.tally, progress.ledger = self.tally, self._ledger
+        async with deployed(config.deployment, config.folder) as deployment:
+            await self._populate(deployment)
+            progress.listeners = self._listeners
+            async with anyio.create_task_group() as group:
+                for worker in (*self._listeners, *self._publishers):
+                    group.start_soon(worker.run)
+                try:
+                    await self._disturb(deployment)
+                    progress.doing = "the last check"
+                    await self._close_era(deployment)
+                except (NotHealed, NotStarted, Gone, TimeoutError) as error:
+                    last = progress.doing
+                    self.tally.violations.append(f"{last}: {type(error).__name__}: {error}")
+                group.cancel_scope.cancel()
+            self._look_for_defects(deployment)
+        await self._compare()
+        self._count()
+        return self.tally
+
+    # -- who takes part ----------------------------------------------------------------------------------------------------
+
+    async def _populate(self, deployment: Deployment) -> None:
+        seed, rate, ledger = self._config.seed, self._config.rate, self._ledger
+        doors = [f"ws://{door.address}/v1/stream" for door in deployment.doors]
+        web = [f"http://{door.address}" for door in deployment.doors]
+        async with Web(deployment.reader) as http:
+            status, made = await http.ask(
+                "POST", "/v1/watches", json={"watch": "lamp", "text": WATCHED, "kinds": ["related", "contradicts"]}
+            )
+            assert status in (200, 201), made
+        watch = made["channel"]
+        session = f"session:{SESSION}"
+        self._extra = (watch, session)
+        turned = doors[::-1]
+        self._publishers = [
+            Publisher("publisher-1", seed, doors, ledger, rate=rate, named=True),
+            Publisher("publisher-2", seed, turned, ledger, rate=rate, encoding="msgpack"),
+            Publisher("publisher-3", seed, doors, ledger, rate=rate, keyed=0.5, named=True),
+            WebPublisher("publisher-4", seed, web, ledger, rate=rate / 2, named=True),
+        ]
+
+        def created(entry: Entry) -> bool:
+            return entry.type == "geoid.created" or "probe" in entry.data["metadata"]
+
+        only_created = {
+            "any": [
+                {"field": "type", "op": "eq", "value": "geoid.created"},
+                {"field": "data.metadata.probe", "op": "exists"},
+            ]
+        }
+
+        def listener(name: str, channel: str, places: list[str] = doors, **options: Any) -> Listener:
+            wanted = options.pop("wanted", None)
+            heard = Heard(name, channel, wanted, skips=options.get("mode") == "wander")
+            return Listener(places, heard, seed, **options)
+
+        self._listeners = [
+            listener("all", "geoids", since=0),
+            listener("packed", "geoids", turned, encoding="msgpack"),
+            listener("filtered", "geoids", encoding="msgpack", filter=only_created, wanted=created),
+            listener("cursor", "geoids", turned, mode="cursor"),
+            listener("web", "geoids", web, mode="sse"),
+            listener("clashes", "contradictions", turned, encoding="msgpack", since=0),
+            listener("wanderer", "contradictions", mode="wander", since=0),
+            listener("slow", "contradictions", pace=0.004),
+            listener("scars", "scars"),
+            listener("watch", watch, encoding="msgpack", since=0),
+            listener("session", session, since=0),
+        ]
+        self._prober = Prober(deployment.reader, ledger, self._listeners)
+        self._world = World(deployment, self._publishers, self._listeners, ledger, self.tally.violations)
+
+    # -- faults --------------------------------------------------------------------------------------------------------------
+
+    async def _disturb(self, deployment: Deployment) -> None:
+        config = self._config
+        await self._heal("the start")
+        until = time.monotonic() + config.seconds
+        for step in self._steps(deployment):
+            if config.faults is None and time.monotonic() > until:
+                return
+            await anyio.sleep(step.wait)
+            self._progress.doing = f"{step.kind} (fault {step.number})"
+            rng = Random(step.draw)
+            if step.kind in DAMAGE:
+                await self._damage(deployment, step, rng)
+            else:
+                await FAULTS[step.kind](self._world, step, rng)
+            self.tally.faults[step.kind] += 1
+            await self._heal(step.kind)
+
+    def _steps(self, deployment: Deployment) -> Iterator[Step]:
+        config = self._config
+        weights = weights_of(config.deployment, shimmed=bool(deployment.clocks), damage=config.damage)
+        if config.kinds is not None:
+            weights = {kind: weight for kind, weight in weights.items() if kind in config.kinds}
+        for step in plan(config.seed, weights, pause=config.pause):
+            if config.faults is not None and step.number > config.faults:
+                return
+            yield step
+
+    async def _heal(self, what: str) -> None:
+        began = time.monotonic()
+        self._prober.url = self._world.deployment.reader
+        await self._prober.probe()
+        self.tally.slowest = max(self.tally.slowest, (time.monotonic() - began, what))
+
+    # -- the end of a log --------------------------------------------------------------------------------------------------------
+
+    async def _close_era(self, deployment: Deployment) -> Log:
+        """Let everybody finish and hear everything, then read the log and check it all."""
+        for publisher in self._publishers:
+            publisher.hush()
+        with anyio.fail_after(QUIET):
+            for publisher in self._publishers:
+                await publisher.idle()
+        await self._heal("the end of a log")
+        log = await read_log(deployment.reader, self._extra)
+        for listener in self._listeners:
+            listener.heard.until[log.epoch] = log.head
+        heard = [listener.heard for listener in self._listeners]
+        wrong = await anyio.to_thread.run_sync(
+            lambda: check_all(self._ledger, log, heard, era=self._ledger.era, at_once=deployment.at_once)
+        )
+        self.tally.violations += wrong
+        self.tally.logs += 1
+        self.tally.entries += log.head
+        self._logs.append(log)
+        return log
+
+    async def _damage(self, deployment: Deployment, step: Step, rng: Random) -> None:
+        """Back up, publish on, stop, damage the file, look at what comes of it, restore the backup, go on with a new log."""
+        (node,) = deployment.nodes
+        copy = self._config.folder / f"backup-{step.number}.sqlite3"
+        await backup(deployment, copy)
+        await anyio.sleep(step.length)
+        truth = await self._close_era(deployment)
+        assert node.door is not None
+        await node.server.end()
+        node.door.upstream = None
+        hurt = damage.flip_bit if step.kind == "bit_flip" else damage.tear_page
+        what = hurt(deployment.database, rng)
+        code, said = await check(deployment.database)
+        try:
+            await node.server.start()
+        except NotStarted as error:
+            outcome = "refused to start"
+            if "kimera-stream:" not in str(error):
+                self.tally.violations.append(f"{what}: the server did not start and did not say why: {error}")
+        else:
+            reading = await damage.read_damaged(node.server.url, truth)
+            outcome = self._judge(what, code, reading)
+        await node.server.kill()
+        first = next((line for line in said.splitlines() if line.startswith("problem")), said.strip()[-200:])
+        self.tally.damage.append(f"{what}: {outcome}; db check ended with {code}: {first[:160]}")
+        restore(deployment, copy)
+        await node.start()
+        log = await read_log(node.server.url, self._extra)
+        self.tally.violations += check_prefix(log, truth)
+        self._ledger.restored(log.head)
+        for publisher in self._publishers:
+            publisher.author.begin_again(set(log.listed))
+            publisher.speak()
+
+    def _judge(self, what: str, code: int, reading: damage.Reading) -> str:
+        self.tally.violations += [f"{what}: {each}" for each in reading.altered[:5]]
+        if code == 0:
+            silent = reading.missing + reading.unlisted
+            self.tally.violations += [f"{what}: {each}, and db check finds nothing" for each in silent[:5]]
+            if reading.refused:
+                self.tally.violations.append(f"{what}: {reading.refused[0]}, and db check finds nothing")
+            return "no reader could tell"
+        return (
+            f"{len(reading.refused)} of {reading.pages} pages refused, {len(reading.missing)} events left out, "
+            f"{len(reading.unlisted)} geoids differ"
+        )
+
+    # -- after the run -----------------------------------------------------------------------------------------------------------
+
+    def _look_for_defects(self, deployment: Deployment) -> None:
+        for node in deployment.nodes:
+            for line in node.server.defects()[:5]:
+                self.tally.violations.append(f"{node.name} crashed: {line}")
+
+    async def _compare(self) -> None:
+        for number, log in enumerate(self._logs):
+            self._progress.doing = f"the serial reference run {number + 1} of {len(self._logs)}"
+            try:
+                reference = await replay(log, self._config.folder / f"reference-{number}")
+            except (Gone, NotStarted) as error:
+                self.tally.violations.append(f"the reference run failed: {error}")
+                continue
+            at_once = self._world.deployment.at_once
+            result = await anyio.to_thread.run_sync(lambda: compare(log, reference, at_once=at_once))  # noqa: B023
+            self.tally.found += result.found
+            self.tally.compared += result.compared
+            self.tally.violations += result.differences[:20]
+
+    def _count(self) -> None:
+        tally = self.tally
+        tally.outcomes = self._ledger.count()
+        tally.repeats = sum(op.repeats for op in self._ledger.ops)
+        for listener in self._listeners:
+            tally.heard[listener.heard.name] = listener.heard.events
+            tally.resumes += listener.heard.resumes
+            tally.closes.update(listener.codes)
+        tally.seconds = time.monotonic() - self._progress.began
+
+
+async def tell(progress: Progress, say: Callable[[str], None], every: float) -> None:
+    """Tell how far it is, until cancelled."""
+    while True:
+        await anyio.sleep(every)
+        say(progress.line())
+
+
+def run(config: Config, say: Callable[[str], None], *, every: float = 10.0) -> Tally:
+    """Run it all in an event loop of its own; ``say`` gets a line every so many seconds."""
+
+    async def main() -> Tally:
+        progress = Progress()
+        async with anyio.create_task_group() as group:
+            group.start_soon(tell, progress, say, every, name="progress")
+            tally = await Run(config, progress).run()
+            group.cancel_scope.cancel()
+            return tally
+
+    return anyio.run(main)

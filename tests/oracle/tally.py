@@ -1,0 +1,60 @@
+"""What a run came to."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Tally:
+    """Figures and findings of a run.
+
+    Attributes:
+        faults: Done, by kind.
+        heard: Events checked, by subscriber.
+        damage: What became of each damage, in words.
+        violations: Promises broken, in words.
+    """
+
+    seed: int
+    deployment: str
+    faults: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    repeats: int = 0
+    heard: Counter[str] = field(default_factory=Counter)
+    resumes: int = 0
+    closes: Counter[int] = field(default_factory=Counter)
+    logs: int = 0
+    entries: int = 0
+    found: int = 0
+    compared: int = 0
+    damage: list[str] = field(default_factory=list)
+    slowest: tuple[float, str] = (0.0, "")
+    seconds: float = 0.0
+    violations: list[str] = field(default_factory=list)
+
+    @property
+    def replay(self) -> str:
+        return f"python -m tests.oracle --deployment {self.deployment} --seed {self.seed} --faults {sum(self.faults.values())}"
+
+    def lines(self) -> list[str]:
+        """For people."""
+
+        def counts(counter: Counter[str] | Counter[int]) -> str:
+            return ", ".join(f"{name} {count:,}" for name, count in sorted(counter.items(), key=str)) or "none"
+
+        said = [
+            f"oracle: {self.deployment}, seed {self.seed}, {self.seconds:.0f} s, {self.logs} logs with {self.entries:,} entries",
+            f"faults: {sum(self.faults.values())} ({counts(self.faults)})",
+            f"operations: {counts(self.outcomes)}; repeated answers compared {self.repeats:,}",
+            f"events checked: {sum(self.heard.values()):,} ({counts(self.heard)})",
+            f"resumes: {self.resumes:,}; closes by code: {counts(self.closes)}",
+            f"contradictions: {self.found:,} found, {self.compared:,} states of pairs compared with serial runs",
+            f"slowest recovery: {self.slowest[0]:.1f} s after {self.slowest[1] or 'nothing'}",
+            *(f"damage: {each}" for each in self.damage),
+        ]
+        if self.violations:
+            said += [f"VIOLATION: {each}" for each in self.violations]
+            said.append(f"verdict: {len(self.violations)} violations; to replay: {self.replay}")
+        else:
+            said.append("verdict: every promise was kept")
+        return said
