@@ -115,6 +115,7 @@ class Sequencer:
     async def catch_up(self) -> int:
         """Tell the index, the cache and the sink what was committed but not told; returns how many entries."""
         told = 0
+        await self._learn_time()
         while self.applied < self._vault.head:
             page = await self._vault.read(None, after=self.applied, limit=PAGE)
             if not page.entries:
@@ -273,8 +274,14 @@ class Sequencer:
         self._sink.deliver(batch.entries)
         self.applied = batch.entries[-1].offset
 
+    async def _learn_time(self) -> None:
+        """Nothing may be older than what was committed before this process began, either."""
+        if self._last_ms == 0 and self._vault.head > self._vault.trimmed:
+            page = await self._vault.read(None, after=self._vault.head - 1, limit=1)
+            self._last_ms = max([self._last_ms, *(entry.ts for entry in page.entries)])
+
     def _now(self) -> int:
-        """Unix ms that never go back, whatever the clock does: the log's times are in its order."""
+        """Unix ms that never go back, whatever the clock does, over restarts too: the log's times are in its order."""
         self._last_ms = max(self._last_ms, int(self._clock() * 1000))
         return self._last_ms
 

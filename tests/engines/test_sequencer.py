@@ -84,3 +84,16 @@ async def test_catching_up_over_pages_ends_at_the_newest_state(monkeypatch: pyte
     state = other.field.state()
     assert (state.geoids, state.open_contradictions) == (1, 0)
     assert other.sequencer.applied == world.vault.head
+
+
+@pytest.mark.anyio
+async def test_a_clock_that_was_set_back_before_a_restart_makes_nothing_older_than_what_is_there() -> None:
+    world = World()
+    async with world.running() as pipeline:
+        await pipeline.publish(GeoidBody(id="before", symbolic_state={"a": 1}), principal=ANNA)
+    again = World(vault=world.vault)
+    again.now = world.now - 3_600
+    async with again.running() as pipeline:
+        await pipeline.publish(GeoidBody(id="after", symbolic_state={"b": 1}), principal=ANNA)
+    before, after = (entry.ts for entry in world.vault.log)
+    assert before <= after

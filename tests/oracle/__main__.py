@@ -23,6 +23,8 @@ def main() -> int:
     seed = given.seed if given.seed is not None else SystemRandom().randrange(1_000_000)
     folder = given.folder or Path(tempfile.mkdtemp(prefix="oracle-"))
     folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        parser.error(f"{folder} is not empty")
     config = Config(
         given.deployment,
         seed,

@@ -89,6 +89,7 @@ class Deployment:
     postgres_shim: Shim | None = None
     between: dict[str, Proxy] = field(default_factory=dict)
     at_once: bool = True
+    library: Path | None = None
 
     @property
     def doors(self) -> list[Proxy]:
@@ -145,7 +146,7 @@ def settings_of(extra: dict[str, str]) -> dict[str, str]:
 
 
 async def _make(kind: str, folder: Path, library: Path | None) -> Deployment:
-    made = Deployment(kind, folder)
+    made = Deployment(kind, folder, library=library)
     shared: dict[str, str] = {}
     if kind != "sqlite":
         # PostgreSQL refuses to run as root, and its user has to reach the folder.

@@ -9,7 +9,7 @@ import anyio.abc
 from anyio.streams.stapled import MultiListener
 
 _CHUNK = 65_536
-_SMALL = 4_096
+_SMALL = 32_768
 """Receive buffer towards the server in bytes: a stalled client is to be felt there soon."""
 
 

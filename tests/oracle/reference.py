@@ -12,6 +12,7 @@ from tests.oracle.deployments import settings_of
 from tests.oracle.model import Entry, Log
 from tests.oracle.processes import Server
 from tests.oracle.readers import read_log
+from tests.oracle.shim import Shim
 from tests.oracle.wire import Wire, connected
 
 _BODY = ("id", "text", "semantic_state", "symbolic_state", "metadata", "session_id", "originator_agent_id", "purpose")
@@ -19,10 +20,20 @@ TOLERANCE = 0.002
 """Difference of two scores of one pair: rows that were compared in the index and side by side differ in rounding."""
 
 
-async def replay(log: Log, folder: Path) -> Log:
-    """Tell a fresh server what the log tells; returns its log."""
+async def replay(log: Log, folder: Path, library: Path | None) -> Log:
+    """Tell a fresh server what the log tells; returns its log.
+
+    Args:
+        library: Of the shim: this server need not wait for the disk.
+    """
     await anyio.Path(folder).mkdir(parents=True, exist_ok=True)
-    server = Server(folder / "data", settings_of({}), folder / "reference.txt", {})
+    preload: dict[str, str] = {}
+    if library is not None:
+        shim = Shim(library, folder / "shim", folder)
+        shim.sync_takes(-1)
+        preload = shim.environment
+    settings = settings_of({"KIMERA_EMBEDDING__BATCH_WAIT": "0"})
+    server = Server(folder / "data", settings, folder / "reference.txt", preload)
     await server.start()
     try:
         async with connected(f"ws://{server.host}:{server.port}/v1/stream", "msgpack") as wire:

@@ -106,8 +106,9 @@ class Run:
                     progress.doing = "the last check"
                     await self._close_era(deployment)
                 except (NotHealed, NotStarted, Gone, TimeoutError) as error:
-                    last = progress.doing
-                    self.tally.violations.append(f"{last}: {type(error).__name__}: {error}")
+                    over = [f"{node.name} ended by itself with {node.server.code}" for node in deployment.nodes if not node.server.running]
+                    told = [progress.doing, type(error).__name__, str(error), *over]
+                    self.tally.violations.append(": ".join(told))
                 group.cancel_scope.cancel()
             self._look_for_defects(deployment)
         await self._compare()
@@ -283,7 +284,7 @@ class Run:
         for number, log in enumerate(self._logs):
             self._progress.doing = f"the serial reference run {number + 1} of {len(self._logs)}"
             try:
-                reference = await replay(log, self._config.folder / f"reference-{number}")
+                reference = await replay(log, self._config.folder / f"reference-{number}", self._world.deployment.library)
             except (Gone, NotStarted) as error:
                 self.tally.violations.append(f"the reference run failed: {error}")
                 continue

@@ -8,7 +8,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).with_name("shim.c")
 _SIZE = 8192
-_FOLDER = 40
+_FOLDER = 32
 """Where the folder's name begins in ``struct control``."""
 
 
@@ -48,7 +48,7 @@ class Shim:
         return int(struct.unpack_from("<i", self._map, at)[0])
 
     def sync_takes(self, milliseconds: int) -> None:
-        """How much longer each fsync takes."""
+        """How much longer each fsync takes; -1: it does nothing, for a server of whom nobody expects to keep anything."""
         self._set(0, "<i", milliseconds)
 
     def disk_full(self, on: bool) -> None:
