@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 DEVSTAMP := $(VENV)/.installed-dev
 KERNEL_SOURCES := $(wildcard ext/*.pyx ext/*.c ext/*.h ext/*.pxi)
 
-.PHONY: setup setup-dev demo test lint bench clean
+.PHONY: setup setup-dev demo test lint bench chaos clean
 
 setup: $(STAMP)
 setup-dev: $(DEVSTAMP)
@@ -39,6 +39,12 @@ lint: $(DEVSTAMP)
 
 bench: $(DEVSTAMP)
 	$(BIN)/python -m pytest bench --benchmark-only
+
+# Faults against a deployment for MINUTES, checked from outside: see docs/oracle.md. DEPLOYMENT: sqlite, postgres or cluster.
+MINUTES    ?= 30
+DEPLOYMENT ?= sqlite
+chaos: $(DEVSTAMP)
+	$(BIN)/python -m tests.oracle --deployment $(DEPLOYMENT) --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info kimera_stream/kernels/*.so

@@ -277,6 +277,9 @@ def _check_segment(segment: Segment, heard: Heard, log: Log, where: str) -> list
 
 def _difference(got: list[int], expected: list[int], start: int) -> str:
     """In what two sequences of offsets differ first."""
+    if sorted(got) == expected:
+        early, right = next((one, other) for one, other in zip(got, expected, strict=True) if one != other)
+        return f"a reordering: {early} came before {right}"
     seen: set[int] = set()
     place = {offset: number for number, offset in enumerate(expected)}
     before = start

@@ -273,9 +273,7 @@ async def _database_again(world: World) -> None:
     """PostgreSQL ends itself where it cannot write its log; whoever looks after it starts it again."""
     postgres = world.deployment.postgres
     assert postgres is not None
-    await anyio.sleep(0.5)
-    if not postgres.running:
-        await postgres.start()
+    await postgres.look_after()
 
 
 async def _probe_readonly(world: World, what: str, rng: Random) -> None:

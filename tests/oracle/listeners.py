@@ -18,7 +18,7 @@ somewhere in the past. sse: over HTTP, with ``Last-Event-ID``."""
 ACK_EVERY = 20
 """Events between two acknowledgements of a durable cursor."""
 WANDER = 2.5
-"""Seconds after which a wanderer leaves."""
+"""Seconds after which a wanderer that has caught up leaves."""
 
 RESUME_CODES = range(4000, 4500)
 PROTOCOL_CODES = (1000, 1001, 1006, 1011, 1012, 1013)
@@ -111,7 +111,7 @@ class Listener:
             if segment is None:
                 return
             self.connected = True
-            leave = time.monotonic() + WANDER * (0.5 + self._rng.random())
+            goal, leave = self._most, float("inf")
             acks: dict[int, int] = {}
             unacked = 0
             while True:
@@ -128,8 +128,11 @@ class Listener:
                         await anyio.sleep(self._pace)
                 elif message["op"] == "acked":
                     self._confirmed = max(self._confirmed, acks.pop(message["id"]))
-                if self._mode == "wander" and time.monotonic() > leave:
-                    return
+                if self._mode == "wander":
+                    if leave == float("inf") and segment.last >= goal:
+                        leave = time.monotonic() + WANDER * (0.5 + self._rng.random())
+                    if time.monotonic() > leave:
+                        return
 
     async def _subscribe(self, wire: Wire) -> Segment | None:
         asked: tuple[str, int] | None = None
@@ -141,7 +144,7 @@ class Listener:
             allowed = frozenset(each for each in self._acked if each >= self._confirmed)
         elif epoch:
             if self._mode == "wander" and epoch == wire.connected["epoch"]:
-                last = self._rng.randrange(self._most + 1)
+                last = self._rng.randrange(max(0, self._most - self._rng.choice([50, 500, 500, 5_000])), self._most + 1)
             asked = epoch, last
         elif self._since is not None:
             asked = wire.connected["epoch"], self._since

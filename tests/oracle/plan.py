@@ -54,11 +54,12 @@ def weights_of(deployment: str, *, shimmed: bool, damage: bool) -> dict[str, int
     return found
 
 
-def plan(seed: int, weights: dict[str, int], *, pause: float) -> Iterator[Step]:
+def plan(seed: int, weights: dict[str, int], *, pause: float, scale: float = 1.0) -> Iterator[Step]:
     """Steps without end: first each kind once, in any order, then by weight. Damage comes rarely: it costs a whole check.
 
     Args:
         pause: Mean seconds of quiet between two faults.
+        scale: Of the lengths of faults.
     """
     rng = Random(f"plan-{seed}")
     kinds = sorted(weights)
@@ -69,11 +70,10 @@ def plan(seed: int, weights: dict[str, int], *, pause: float) -> Iterator[Step]:
     while True:
         kind = first.pop() if first else rng.choices(kinds, [weights[kind] for kind in kinds])[0]
         if kind in DAMAGE and number >= len(kinds):
-            if since_damage < 20:
+            if since_damage < 40:
                 continue
             since_damage = 0
         number += 1
         since_damage += 1
-        yield Step(
-            number, kind, rng.expovariate(1 / pause) if pause else 0.0, 0.2 + rng.random() * 1.3, rng.getrandbits(32)
-        )
+        wait = rng.expovariate(1 / pause) if pause else 0.0
+        yield Step(number, kind, wait, scale * (0.2 + rng.random() * 1.3), rng.getrandbits(32))

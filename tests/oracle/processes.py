@@ -282,6 +282,28 @@ class Postgres(Process):
                 return
         raise NotStarted(self.said[-4000:])
 
+    async def look_after(self) -> None:
+        """Wait until it takes writes again; start it again where it has ended itself.
+
+        Raises:
+            NotStarted: it does not come back.
+        """
+        with anyio.move_on_after(START_PATIENCE):
+            while True:
+                if not self.running:
+                    await self.start()
+                try:
+                    connection = await asyncpg.connect(f"{self._plain}/postgres", timeout=2)
+                    try:
+                        await connection.execute("SELECT txid_current()")
+                    finally:
+                        await connection.close(timeout=2)
+                except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
+                    await anyio.sleep(0.1)
+                    continue
+                return
+        raise NotStarted(self.said[-4000:])
+
     async def terminate_connections(self) -> int:
         """End every session of the database; returns how many."""
         connection = await asyncpg.connect(f"{self._plain}/postgres")

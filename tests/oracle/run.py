@@ -37,8 +37,10 @@ class Config:
         faults: How many; None: until ``seconds`` are over.
         rate: Operations a second of each publisher.
         pause: Mean seconds of quiet between faults.
+        scale: Of the lengths of faults.
         damage: Damage files, too, where the database is one.
         kinds: Only these faults.
+        every_log: Compare each log with a serial run, and not only the last one, which holds the beginnings of all others.
     """
 
     deployment: str
@@ -48,8 +50,10 @@ class Config:
     seconds: float = 0.0
     rate: float = 8.0
     pause: float = 0.3
+    scale: float = 1.0
     damage: bool = True
     kinds: frozenset[str] | None = None
+    every_log: bool = True
 
 
 @dataclass
@@ -106,7 +110,11 @@ class Run:
                     progress.doing = "the last check"
                     await self._close_era(deployment)
                 except (NotHealed, NotStarted, Gone, TimeoutError) as error:
-                    over = [f"{node.name} ended by itself with {node.server.code}" for node in deployment.nodes if not node.server.running]
+                    over = [
+                        f"{node.name} ended by itself with {node.server.code}"
+                        for node in deployment.nodes
+                        if not node.server.running
+                    ]
                     told = [progress.doing, type(error).__name__, str(error), *over]
                     self.tally.violations.append(": ".join(told))
                 group.cancel_scope.cancel()
@@ -192,7 +200,7 @@ class Run:
         weights = weights_of(config.deployment, shimmed=bool(deployment.clocks), damage=config.damage)
         if config.kinds is not None:
             weights = {kind: weight for kind, weight in weights.items() if kind in config.kinds}
-        for step in plan(config.seed, weights, pause=config.pause):
+        for step in plan(config.seed, weights, pause=config.pause, scale=config.scale):
             if config.faults is not None and step.number > config.faults:
                 return
             yield step
@@ -281,10 +289,13 @@ class Run:
                 self.tally.violations.append(f"{node.name} crashed: {line}")
 
     async def _compare(self) -> None:
-        for number, log in enumerate(self._logs):
-            self._progress.doing = f"the serial reference run {number + 1} of {len(self._logs)}"
+        logs = self._logs if self._config.every_log else self._logs[-1:]
+        for number, log in enumerate(logs):
+            self._progress.doing = f"the serial reference run {number + 1} of {len(logs)}"
             try:
-                reference = await replay(log, self._config.folder / f"reference-{number}", self._world.deployment.library)
+                reference = await replay(
+                    log, self._config.folder / f"reference-{number}", self._world.deployment.library
+                )
             except (Gone, NotStarted) as error:
                 self.tally.violations.append(f"the reference run failed: {error}")
                 continue
