@@ -115,7 +115,9 @@ def _meaning(services: Services, settings: Settings) -> None:
         return GeoidCache(vault, performance.geoid_cache_bytes)
 
     def conversation() -> ConversationMemory:
-        return ConversationMemory(performance.sessions, performance.session_history, performance.session_ttl)
+        return ConversationMemory(
+            performance.sessions, performance.session_history, performance.session_ttl, performance.session_bytes
+        )
 
     def verifier(threads: Threads) -> CrossEncoderVerifier:
         return CrossEncoderVerifier(

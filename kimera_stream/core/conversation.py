@@ -6,6 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+UTTERANCE_BYTES = 320
+"""Of a statement besides the characters of its ids (measured)."""
+SESSION_BYTES = 700
+"""Of a session without statements."""
+
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
@@ -26,6 +31,7 @@ class ConversationStatistics:
 
     sessions: int
     utterances: int
+    bytes: int
     remembered: int
     dropped: int
     evicted: int
@@ -35,8 +41,9 @@ class ConversationStatistics:
 class ConversationMemory:
     """The newest statements of the most recently used sessions.
 
-    Bounded three ways: at most ``sessions`` sessions (the least recently used goes first), at most ``history`` statements
-    in each (the oldest goes first), and nothing of a session that was not used for ``ttl`` seconds. Both saying something
+    Bounded four ways: at most ``sessions`` sessions, and ``max_bytes`` bytes of them all (the least recently used goes
+    first), at most ``history`` statements in each (the oldest goes first), and nothing of a session that was not used for
+    ``ttl`` seconds. Both saying something
     in a session and asking for its history use it. Every operation takes amortised constant time but for the size of the
     history it returns. For the event loop's thread alone.
 
@@ -44,15 +51,25 @@ class ConversationMemory:
         sessions: Sessions at most, >= 1.
         history: Statements per session at most, >= 1.
         ttl: Seconds, > 0.
+        max_bytes: Bytes of all of them at most, by estimate; one statement is kept in any case.
         clock: Seconds that never go back.
     """
 
-    def __init__(self, sessions: int, history: int, ttl: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        sessions: int,
+        history: int,
+        ttl: float,
+        max_bytes: int = 1 << 26,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         if sessions < 1 or history < 1 or not ttl > 0:
             raise ValueError(f"expected sessions >= 1, history >= 1, ttl > 0; got {sessions}, {history}, {ttl}")
         self._max_sessions = sessions
         self._max_history = history
         self._ttl = ttl
+        self._max_bytes = max_bytes
+        self._bytes = 0
         self._clock = clock
         # In order of use, the least recent first.
         self._sessions: OrderedDict[str, _Session] = OrderedDict()
@@ -64,19 +81,21 @@ class ConversationMemory:
         session = self._sessions.get(session_id)
         if session is None:
             if len(self._sessions) == self._max_sessions:
-                _, gone = self._sessions.popitem(last=False)
-                self._utterances -= len(gone.utterances)
-                self._evicted += 1
+                self._evict()
             session = self._sessions[session_id] = _Session(now, OrderedDict())
+            self._bytes += SESSION_BYTES + len(session_id)
         self._use(session_id, session, now)
-        if session.utterances.pop(geoid_id, None) is None:
-            self._utterances += 1
-            if len(session.utterances) == self._max_history:
-                session.utterances.popitem(last=False)
-                self._utterances -= 1
-                self._dropped += 1
-        session.utterances[geoid_id] = Utterance(geoid_id, agent_id, now)
+        if not self._take_out(session, geoid_id) and len(session.utterances) == self._max_history:
+            self._drop(session)
+        said = session.utterances[geoid_id] = Utterance(geoid_id, agent_id, now)
+        self._utterances += 1
+        self._bytes += _bytes_of(said)
         self._remembered += 1
+        while self._bytes > self._max_bytes and (len(self._sessions) > 1 or len(session.utterances) > 1):
+            if len(self._sessions) > 1:
+                self._evict()
+            else:
+                self._drop(session)
 
     def restore(self, session_id: str, said: Sequence[tuple[str, str | None, float]]) -> bool:
         """Put back what was said in a session before the start, as the least recently used of all; what is remembered already
@@ -127,13 +146,9 @@ class ConversationMemory:
         if session is None:
             return False
         if geoid_id is None:
-            del self._sessions[session_id]
-            self._utterances -= len(session.utterances)
+            self._remove(session_id)
             return True
-        if session.utterances.pop(geoid_id, None) is None:
-            return False
-        self._utterances -= 1
-        return True
+        return self._take_out(session, geoid_id)
 
     def __contains__(self, session_id: object) -> bool:
         self._expire()
@@ -145,6 +160,7 @@ class ConversationMemory:
         return ConversationStatistics(
             sessions=len(self._sessions),
             utterances=self._utterances,
+            bytes=self._bytes,
             remembered=self._remembered,
             dropped=self._dropped,
             evicted=self._evicted,
@@ -162,10 +178,37 @@ class ConversationMemory:
             session_id, session = next(iter(self._sessions.items()))
             if now - session.used < self._ttl:
                 break
-            del self._sessions[session_id]
-            self._utterances -= len(session.utterances)
+            self._remove(session_id)
             self._expired += 1
         return now
+
+    def _evict(self) -> None:
+        """The least recently used session goes."""
+        self._remove(next(iter(self._sessions)))
+        self._evicted += 1
+
+    def _remove(self, session_id: str) -> None:
+        gone = self._sessions.pop(session_id)
+        self._utterances -= len(gone.utterances)
+        self._bytes -= SESSION_BYTES + len(session_id) + sum(map(_bytes_of, gone.utterances.values()))
+
+    def _drop(self, session: "_Session") -> None:
+        """The oldest statement of a session goes."""
+        self._take_out(session, next(iter(session.utterances)))
+        self._dropped += 1
+
+    def _take_out(self, session: "_Session", geoid_id: str) -> bool:
+        """Whether there was such a statement."""
+        gone = session.utterances.pop(geoid_id, None)
+        if gone is None:
+            return False
+        self._utterances -= 1
+        self._bytes -= _bytes_of(gone)
+        return True
+
+
+def _bytes_of(utterance: Utterance) -> int:
+    return UTTERANCE_BYTES + len(utterance.geoid_id) + len(utterance.agent_id or "")
 
 
 @dataclass(slots=True)

@@ -210,6 +210,7 @@ class PerformanceSettings(Group):
     geoid_cache_bytes: Bytes = Field(67_108_864, description="Bytes of recently used geoids kept decoded.")
     sessions: Positive = Field(10_000, description="Sessions whose conversation memory is kept.")
     session_history: Positive = Field(100, description="Statements remembered per session.")
+    session_bytes: Bytes = Field(67_108_864, description="Bytes of the memory of all sessions.")
     session_ttl: Seconds = Field(3_600.0, description="Seconds of quiet after which a session's memory is dropped.")
     idempotency_window: Seconds = Field(
         300.0, description="Seconds within which a repeated key returns the first result."

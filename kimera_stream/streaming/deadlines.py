@@ -6,18 +6,24 @@ from itertools import count
 
 import anyio
 
+_FEW = 64
+"""Cancelled deadlines that are never worth clearing away."""
+
 
 class Deadline:
     """A pending callback; ``cancel`` makes it do nothing."""
 
-    __slots__ = ("callback", "when")
+    __slots__ = ("_owner", "callback", "when")
 
-    def __init__(self, when: float, callback: Callable[[], None]) -> None:
+    def __init__(self, when: float, callback: Callable[[], None], owner: "Deadlines") -> None:
         self.when = when
         self.callback: Callable[[], None] | None = callback
+        self._owner = owner
 
     def cancel(self) -> None:
-        self.callback = None
+        if self.callback is not None:
+            self.callback = None
+            self._owner.cancelled()
 
 
 class Deadlines:
@@ -31,6 +37,7 @@ class Deadlines:
         self._clock = clock
         self._heap: list[tuple[float, int, Deadline]] = []
         self._numbers = count()
+        self._cancelled = 0
         self._sleeping_until = float("inf")
         self._changed = anyio.Event()
 
@@ -39,11 +46,21 @@ class Deadlines:
 
     def at(self, when: float, callback: Callable[[], None]) -> Deadline:
         """Call ``callback`` at ``when`` on the clock, or soon after."""
-        deadline = Deadline(when, callback)
+        deadline = Deadline(when, callback, self)
         heapq.heappush(self._heap, (when, next(self._numbers), deadline))
         if when < self._sleeping_until:
             self._changed.set()
         return deadline
+
+    def cancelled(self) -> None:
+        """One of them will do nothing. They are cleared away once they are the most: one may be of tomorrow, when a token
+        expires, and connections come and go by the hundred a second.
+        """
+        self._cancelled += 1
+        if self._cancelled > max(_FEW, len(self._heap) // 2):
+            self._heap = [entry for entry in self._heap if entry[2].callback is not None]
+            heapq.heapify(self._heap)
+            self._cancelled = 0
 
     def fire(self) -> float:
         """Run what is due; returns the seconds until the next one (infinity: none)."""
@@ -52,6 +69,7 @@ class Deadlines:
             when, _, deadline = self._heap[0]
             if deadline.callback is None:
                 heapq.heappop(self._heap)
+                self._cancelled -= 1
             elif when > now:
                 return when - now
             else:

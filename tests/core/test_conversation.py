@@ -5,7 +5,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+<<<<<<< HEAD
 from kimera_stream.core.conversation import SESSIONS_AT_ONCE, ConversationMemory, Utterance, recall
+=======
+from kimera_stream.core.conversation import SESSION_BYTES, UTTERANCE_BYTES, ConversationMemory, Utterance
+>>>>>>> 3cde4c7 (Bound in bytes what was bound in items or not at all: readings, tokens, conversations, timers that were cancelled, records of quiet sessions)
 
 
 class Clock:
@@ -127,6 +131,31 @@ def test_forgetting(clock: Clock) -> None:
     assert memory.statistics().utterances == 0
 
 
+def test_all_sessions_together_are_bounded_in_bytes(clock: Clock) -> None:
+    bound = 20_000
+    memory = ConversationMemory(sessions=1_000, history=1_000, ttl=60, max_bytes=bound, clock=clock)
+    for number in range(500):
+        memory.remember(f"session {number % 60}", "g" * 128, agent_id="a" * 64)
+        assert memory.statistics().bytes <= bound
+    assert memory.statistics().evicted > 0
+    for number in range(500):  # a single session that takes it all keeps its newest
+        memory.remember("long", f"g{number}")
+        assert memory.statistics().bytes <= bound
+    assert memory.statistics().sessions == 1
+    assert ids(memory, "long")[-1] == "g499"
+    assert memory.statistics().dropped > 0
+    memory.forget("long")
+    assert memory.statistics().bytes == 0
+
+
+def test_one_statement_is_kept_however_small_the_bound(clock: Clock) -> None:
+    memory = ConversationMemory(sessions=5, history=5, ttl=60, max_bytes=1, clock=clock)
+    memory.remember("s", "a")
+    memory.remember("t", "b")
+    assert "s" not in memory
+    assert ids(memory, "t") == ["b"]
+
+
 def test_asking_does_not_make_a_session(clock: Clock) -> None:
     memory = ConversationMemory(sessions=1, history=1, ttl=60, clock=clock)
     memory.remember("s", "a")
@@ -186,6 +215,7 @@ class AgainstModel(RuleBasedStateMachine):
         statistics = self.memory.statistics()
         assert statistics.sessions == len(alive) <= 3
         assert statistics.utterances == sum(len(geoids) for _, _, geoids in alive)
+        assert statistics.bytes == len(alive) * (SESSION_BYTES + 1) + statistics.utterances * (UTTERANCE_BYTES + 1)
 
 
 TestAgainstModel = AgainstModel.TestCase

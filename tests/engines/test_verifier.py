@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kimera_stream.engines.verifier import MODEL_NAME, CrossEncoderVerifier, Verifier, weights_available
-from kimera_stream.engines.verifier_pairs import REMEMBERED, PairTokenizer
+from kimera_stream.engines.verifier_pairs import REMEMBERED_BYTES, PairTokenizer
 from kimera_stream.engines.verifier_runtime import Calibration, VerifierRuntime, margin, same_words, shipped_weights
 from kimera_stream.engines.verifier_torch import TorchNetwork
 from kimera_stream.infrastructure import compute
@@ -168,11 +168,12 @@ def test_running_out_of_memory_halves_the_batch_and_goes_on(
 
 def test_a_remembered_statement_is_the_same_and_few_are_remembered() -> None:
     tokenizer = PairTokenizer(64)
-    texts = [f"valve {number} is shut" for number in range(REMEMBERED + 10)]
+    texts = [f"valve {number} is shut" for number in range(12_000)]
     first = tokenizer.statements(texts[:3])
     assert tokenizer.statements([texts[2], texts[0], "new", texts[0]])[:2] == [first[2], first[0]]
     assert tokenizer.statements(texts)[: len(first)] == first
-    assert len(tokenizer._known) == REMEMBERED
+    assert 4_000 < len(tokenizer._known) < 12_000
+    assert tokenizer._known.bytes <= REMEMBERED_BYTES
 
 
 def test_the_longer_statement_is_cut_and_the_input_never_too_long() -> None:

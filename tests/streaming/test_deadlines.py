@@ -26,6 +26,24 @@ def test_due_callbacks_run_in_order_and_cancelled_ones_do_not() -> None:
     assert len(deadlines) == 0
 
 
+def test_cancelled_ones_of_tomorrow_are_not_kept_until_tomorrow() -> None:
+    now = 0.0
+    deadlines = Deadlines(lambda: now)
+    ran: list[int] = []
+    deadlines.at(90_000, lambda: ran.append(0))
+    for _ in range(10_000):
+        deadlines.at(86_400, lambda: ran.append(1)).cancel()
+        assert len(deadlines) <= 130
+    kept = [deadlines.at(86_400, lambda: ran.append(2)) for _ in range(500)]
+    for deadline in kept[::2]:
+        deadline.cancel()
+        deadline.cancel()
+    now = 100_000.0
+    assert deadlines.fire() == float("inf")
+    assert ran == [2] * 250 + [0]
+    assert len(deadlines) == 0
+
+
 @pytest.mark.anyio
 async def test_a_nearer_deadline_wakes_the_task() -> None:
     deadlines = Deadlines(anyio.current_time)

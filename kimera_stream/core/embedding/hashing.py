@@ -14,6 +14,8 @@ import numpy.typing as npt
 
 from kimera_stream.core.interfaces import Matrix, Threads
 
+_KEPT_CHARS = 24
+"""Length of a word whose features are remembered: at most 0.9 KB each, 29 MB in all."""
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 _FUNCTION_WORDS = frozenset(
     [
@@ -154,8 +156,16 @@ def _digest(feature: str) -> bytes:
     return blake2b(feature.encode("utf-8", "replace"), digest_size=8).digest()
 
 
-@lru_cache(maxsize=65_536)
 def _features(word: str, dimension: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
+    return _kept_features(word, dimension) if len(word) <= _KEPT_CHARS else _made_features(word, dimension)
+
+
+@lru_cache(maxsize=32_768)
+def _kept_features(word: str, dimension: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
+    return _made_features(word, dimension)
+
+
+def _made_features(word: str, dimension: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
     """Indices and signed weights of one word: itself, and its character n-grams with marked ends."""
     weight = _FUNCTION_WEIGHT if word in _FUNCTION_WORDS else 1.0
     features = [("w:" + word[:64], weight)]

@@ -3,6 +3,9 @@
 from functools import lru_cache
 from importlib import resources
 
+_KEPT_CHARS = 32
+"""Length of a word whose stem is remembered: with longer ones (runs of letters, not words) the memory would have no bound."""
+
 IRREGULAR = {
     "was": "be", "were": "be", "is": "be", "are": "be", "am": "be", "been": "be", "being": "be",
     "has": "have", "had": "have", "having": "have", "does": "do", "did": "do", "done": "do",
@@ -278,9 +281,17 @@ for _dimension, _table in {
             _names = []
 
 
-@lru_cache(maxsize=65_536)
 def stem(word: str) -> str:
     """A key that inflections of one word share ("stopped", "stopping", "stops"). Not a word of any language."""
+    return _kept_stem(word) if len(word) <= _KEPT_CHARS else _stem(word)
+
+
+@lru_cache(maxsize=65_536)
+def _kept_stem(word: str) -> str:
+    return _stem(word)
+
+
+def _stem(word: str) -> str:
     word = word.lower()
     if word in IRREGULAR:
         word = IRREGULAR[word]

@@ -60,3 +60,16 @@ async def test_the_strictest_counts_and_everything_may_go(vault, make_settings, 
     assert await Retention(vault, settings, clock=clock).run_once() == 30
     assert (vault.trimmed, vault.head) == (30, 30)
     assert (await vault.retained()).payload_bytes == 0
+
+
+async def test_records_of_quiet_sessions_go_and_their_geoids_stay(vault, make_settings, clock, samples):
+    await vault.commit(samples.publish(0, "a", session_id="quiet"))
+    quiet = await vault.session("quiet")
+    await Retention(vault, make_settings(), clock=lambda: quiet.updated_at + 86_400_000).run_once()
+    assert await vault.session("quiet") is not None
+    late = quiet.updated_at + 2_592_000_001
+    await Retention(vault, make_settings(retention_sessions=0), clock=lambda: late).run_once()
+    assert await vault.session("quiet") is not None
+    await Retention(vault, make_settings(), clock=lambda: late).run_once()
+    assert await vault.session("quiet") is None
+    assert await vault.geoid("a") is not None
