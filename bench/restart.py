@@ -7,26 +7,22 @@ the wall clock from the start of the process to its ``listening on``; processor 
 
 import argparse
 import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
-import httpx
 import numpy as np
 import structlog
 from prometheus_client import CollectorRegistry
 
 from bench.publishes import BATCH, committed, fill, statement
+from bench.server import PATIENCE, Running, server
 from kimera_stream.core.embedding import BatchingEmbedder, make_provider
 from kimera_stream.core.interfaces import WriteBatch
 from kimera_stream.core.vault.vault import SqlVault
@@ -35,7 +31,6 @@ from kimera_stream.infrastructure.settings import Settings, database_url
 from kimera_stream.protocol.objects import Scalar
 
 TOPICS = 40
-PATIENCE = 300.0
 _RNG = np.random.default_rng(7)
 _CENTRES = _RNG.standard_normal((TOPICS, 384)).astype(np.float32)
 
@@ -72,70 +67,18 @@ async def make(data_dir: Path, *, geoids: int, upto: int = 0, more: int = 0) -> 
         await vault.close()
 
 
-def _environment(data_dir: Path) -> dict[str, str]:
-    # An installed package comes with compiled modules; the first start here makes them.
-    left_out = ("KIMERA_", "PYTHONDONTWRITEBYTECODE")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
-    return kept | {
-        "KIMERA_EMBEDDING__PROVIDER": "hashing",
-        "KIMERA_SCORING__VERIFIER": "off",
-        "KIMERA_TELEMETRY__LOG_FORMAT": "json",
-        "KIMERA_PATHS__DATA_DIR": str(data_dir),
-        "KIMERA_API__SHUTDOWN_DEADLINE": "60",
-    }
-
-
 def _settings(data_dir: Path) -> Settings:
     return Settings.model_validate({"embedding": {"provider": "hashing"}, "paths": {"data_dir": data_dir}})
 
 
-@contextmanager
-def server(data_dir: Path, output: Path) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, Any]]]:
-    """A server process that is ready, and how long that took. Killed at the end if it still runs."""
-    began = time.perf_counter()
-    with output.open("wb") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-X", f"pycache_prefix={output.parent / 'compiled'}", "-c", "from kimera_stream.api.cli.main import main; main()", "serve", "--port", "0", "--env-file", ""],
-            stdout=file, stderr=subprocess.STDOUT, env=_environment(data_dir),
-        )  # fmt: skip
-    try:
-        url = _listening(process, output, began)
-        seconds = time.perf_counter() - began
-        ticks = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-        cpu = (int(ticks[11]) + int(ticks[12])) / os.sysconf("SC_CLK_TCK")
-        stats = _stats(url)
-        index = stats.get("index", {})
-        snapshot = index.get("snapshot", {})
-        told = {name: index.get(name) for name in ("geoids", "mapped_bytes")}
-        told |= {name: snapshot.get(name) for name in ("source", "replayed")}
-        yield (
-            process,
-            {"seconds": round(seconds, 2), "cpu_seconds": round(cpu, 2), **told, "memory": stats.get("memory")},
-        )
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-
-
-def _listening(process: subprocess.Popen[bytes], output: Path, began: float) -> str:
-    while time.perf_counter() - began < PATIENCE:
-        for line in output.read_text(errors="replace").splitlines():
-            if line.startswith("listening on "):
-                return line.removeprefix("listening on ").strip()
-        if process.poll() is not None:
-            break
-        time.sleep(0.01)  # noqa: TID251 - waits for another process
-    raise RuntimeError("the server did not come up:\n" + output.read_text(errors="replace"))
-
-
-def _stats(url: str) -> dict[str, Any]:
-    with httpx.Client(base_url=url, trust_env=False) as client:
-        while True:
-            answer = client.get("/v1/stats")
-            if answer.status_code == 200:
-                return dict(answer.json())
-            time.sleep(0.1)  # noqa: TID251 - the first value comes within a second
+def started(running: Running) -> dict[str, Any]:
+    """What its start has cost, and what it holds."""
+    cpu, stats = running.processor_seconds(), running.stats()
+    index = stats.get("index", {})
+    snapshot = index.get("snapshot", {})
+    told = {name: index.get(name) for name in ("geoids", "mapped_bytes")}
+    told |= {name: snapshot.get(name) for name in ("source", "replayed")}
+    return {"seconds": round(running.seconds, 2), "cpu_seconds": round(cpu, 2), **told}
 
 
 def measure(folder: Path, *, entries: int, geoids: int, tail: int, rounds: int) -> dict[str, Any]:
@@ -147,10 +90,11 @@ def measure(folder: Path, *, entries: int, geoids: int, tail: int, rounds: int) 
     result: dict[str, Any] = {"entries": head, "geoids": geoids, "filled_in": round(time.perf_counter() - began, 1)}
 
     def start(stop: int) -> dict[str, Any]:
-        with server(data_dir, output) as (process, told):
+        with server(data_dir, output, KIMERA_API__SHUTDOWN_DEADLINE="60") as running:
+            told = started(running)
             stopping = time.perf_counter()
-            process.send_signal(stop)
-            process.wait(timeout=PATIENCE)
+            running.process.send_signal(stop)
+            running.process.wait(timeout=PATIENCE)
             told["stopped_in"] = round(time.perf_counter() - stopping, 2)
         return told
 

@@ -37,6 +37,7 @@ from kimera_stream.core.vault.retention import Retention
 from kimera_stream.core.vault.vault import SqlVault
 from kimera_stream.engines.backlog import Backlog
 from kimera_stream.engines.contradiction import THRESHOLDS, CascadeEngine
+from kimera_stream.engines.evidence.reading import read
 from kimera_stream.engines.field import FieldDynamics
 from kimera_stream.engines.late import LateReader, LateWord
 from kimera_stream.engines.metrics import PipelineMetrics
@@ -80,8 +81,10 @@ def _ground(services: Services, settings: Settings) -> None:
     def tracing(server: ServerInfo) -> Tracing:
         return configure_tracing(settings.telemetry, node=server.node, version=server.version)
 
-    def embedder(threads: Threads, registry: CollectorRegistry) -> BatchingEmbedder:
-        return BatchingEmbedder(make_provider(settings.embedding, threads), settings.embedding, registry)
+    def embedder(threads: Threads, registry: CollectorRegistry, resources: Resources) -> BatchingEmbedder:
+        made = BatchingEmbedder(make_provider(settings.embedding, threads), settings.embedding, registry)
+        resources.memory.watch_cache("texts", lambda: made.cache.bytes, made.cache.clear)
+        return made
 
     def vault() -> SqlVault:
         return SqlVault(database_url(settings), settings.database)
@@ -111,13 +114,17 @@ def _ground(services: Services, settings: Settings) -> None:
 def _meaning(services: Services, settings: Settings) -> None:
     performance = settings.performance
 
-    def cache(vault: VaultService) -> GeoidCache:
-        return GeoidCache(vault, performance.geoid_cache_bytes)
+    def cache(vault: VaultService, resources: Resources) -> GeoidCache:
+        made = GeoidCache(vault, performance.geoid_cache_bytes)
+        resources.memory.watch_cache("geoids", lambda: made.bytes, made.clear)
+        return made
 
-    def conversation() -> ConversationMemory:
-        return ConversationMemory(
+    def conversation(resources: Resources) -> ConversationMemory:
+        made = ConversationMemory(
             performance.sessions, performance.session_history, performance.session_ttl, performance.session_bytes
         )
+        resources.memory.watch_cache("conversations", lambda: made.statistics().bytes)
+        return made
 
     def verifier(threads: Threads) -> CrossEncoderVerifier:
         return CrossEncoderVerifier(
@@ -132,8 +139,10 @@ def _meaning(services: Services, settings: Settings) -> None:
         cache: GeoidCache,
         threads: Threads,
         registry: CollectorRegistry,
+        resources: Resources,
         verifier: CrossEncoderVerifier | None = None,
     ) -> CascadeEngine:
+        resources.memory.watch_cache("readings", lambda: read.cache.bytes, read.cache.clear)
         return CascadeEngine(index, cache, verifier, settings.scoring, threads, registry)
 
     def watches(vault: VaultService, engine: ContradictionEngine) -> WatchRegistry:
@@ -157,8 +166,11 @@ def _meaning(services: Services, settings: Settings) -> None:
 
 
 def _upon_the_log(services: Services, settings: Settings) -> None:
-    def hub(reader: LogReader, registry: CollectorRegistry) -> Hub:
-        return Hub(reader, settings.stream, metrics=HubMetrics(registry))
+    def hub(reader: LogReader, registry: CollectorRegistry, resources: Resources) -> Hub:
+        made = Hub(reader, settings.stream, metrics=HubMetrics(registry))
+        resources.memory.watch_cache("tail", lambda: made.tail.bytes)
+        resources.memory.watch_cache("catch_up", lambda: made.source.cached_bytes, made.source.clear)
+        return made
 
     def field(embedder: EmbeddingService, hub: Hub, vault: VaultService) -> FieldDynamics:
         return FieldDynamics(embedder.dimension, hub, interval=settings.stream.field_interval, head=lambda: vault.head)
@@ -225,7 +237,7 @@ def _upon_the_log(services: Services, settings: Settings) -> None:
         metrics: PipelineMetrics,
         resources: Resources,
     ) -> Pipeline:
-        made = Pipeline(vault, embedder, sequencer, queries, settings, metrics, admit=resources.admit)
+        made = Pipeline(vault, embedder, sequencer, queries, settings, metrics, admit=resources.memory.admit)
         resources.watch_queue("intake", lambda: made.waiting)
         return made
 

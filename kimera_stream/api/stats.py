@@ -103,7 +103,12 @@ class StatsService:
             "subscribers": stream["subscriptions"],
             "stream": stream,
             "index": {**asdict(self._index.statistics), "snapshot": asdict(self._snapshots.statistics)},
-            "memory": self._resources.memory,
+            "memory": self._resources.sample.memory,
+            "memory_limit": self._resources.memory.limit,
+            "memory_pressure": self._resources.memory.state,
+            "caches": self._resources.memory.caches,
+            "alerts": [trouble for trouble in (self._resources.memory.trouble,) if trouble],
+            "process": {name: getattr(self._resources.sample, name) for name in ("descriptors", "threads", "tasks")},
             "loop_lag": _ms(self._resources.loop_lag),
         }
 

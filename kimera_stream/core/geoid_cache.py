@@ -88,6 +88,11 @@ class GeoidCache:
         if entry is not None:
             self.bytes -= entry[1]
 
+    def clear(self) -> None:
+        """Keep nothing; loads that are under way go on."""
+        self._entries.clear()
+        self.bytes = 0
+
     def _keep(self, stored: StoredGeoid) -> None:
         geoid = stored.geoid
         old = self._entries.pop(geoid.id, None)

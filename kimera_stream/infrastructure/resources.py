@@ -16,10 +16,10 @@ import anyio.to_thread
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from kimera_stream.infrastructure.memory import MemoryGuard, memory_in_use
 from kimera_stream.infrastructure.settings import PerformanceSettings
 from kimera_stream.infrastructure.tasks import Service
 from kimera_stream.infrastructure.tasks.native import task_count
-from kimera_stream.protocol.errors import OverloadedError
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -30,6 +30,10 @@ LIMITS: dict[Purpose, int] = {"encode": 1, "score": 2, "io": 4}
 
 LAG_INTERVAL = 0.1
 SAMPLE_INTERVAL = 5.0
+MEMORY_INTERVAL = 0.5
+"""Seconds between two looks at memory that has a limit."""
+EMPTY_INTERVAL = 5.0
+"""Seconds at least between two times that caches are emptied: they would be filled again."""
 RELEASE_STEP = 128 << 20
 """Bytes of growth after which freed memory is given back: models free large buffers that the C library would keep (measured:
 2.0 GB resident after 15,000 statements were verified, 0.93 GB once given back)."""
@@ -39,9 +43,10 @@ LEAK_WINDOW = 120
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What the process held at one moment."""
+    """What the process held at one moment; ``memory`` is resident, ``own`` of it what is no page of a file."""
 
     memory: int
+    own: int
     descriptors: int
     threads: int
     tasks: int
@@ -63,7 +68,9 @@ class Resources:
         }
         self._queues: dict[str, Callable[[], int]] = {}
         self._samples: deque[Sample] = deque(maxlen=LEAK_WINDOW)
-        self._memory = 0
+        self.sample = Sample(0, 0, 0, 0, 0)
+        """The newest; zeros before the first."""
+        self.memory = MemoryGuard(settings.max_memory, registry)
         self._after_release = 0
         self.loop_lag = 0.0
         """Newest measured lag of the event loop, seconds."""
@@ -78,6 +85,7 @@ class Resources:
             ("kimera_resident_memory_bytes", resident_memory, "Resident memory"),
             ("kimera_open_descriptors", open_descriptors, "Open file descriptors"),
             ("kimera_threads", threading.active_count, "Threads"),
+            ("kimera_tasks", lambda: self.sample.tasks, "Tasks on the event loop at the newest look"),
         ):
             Gauge(name, unit, registry=registry).set_function(read)
         self._queue_depth = Gauge("kimera_queue_depth", "Items waiting, by queue", ["queue"], registry=registry)
@@ -99,7 +107,7 @@ class Resources:
         finally:
             limiter.release_on_behalf_of(owner)
 
-    # -- memory and queues -----------------------------------------------------------------------------------------
+    # -- queues ----------------------------------------------------------------------------------------------------
 
     def watch_queue(self, name: str, depth: Callable[[], int]) -> None:
         """Report the depth of a queue as a metric and in ``queues``."""
@@ -110,31 +118,16 @@ class Resources:
     def queues(self) -> dict[str, int]:
         return {name: depth() for name, depth in self._queues.items()}
 
-    @property
-    def memory(self) -> int:
-        """Resident bytes at the newest sample; 0 before the first."""
-        return self._memory
-
-    def admit(self) -> None:
-        """Refuse new work above the memory limit.
-
-        Raises:
-            OverloadedError: ``KIMERA_PERFORMANCE__MAX_MEMORY`` is set and resident memory is above it.
-        """
-        limit = self._settings.max_memory
-        if limit and self._memory > limit:
-            raise OverloadedError(
-                f"memory: {self._memory} bytes in use, above the limit of {limit}; try again later", retry_after=5.0
-            )
-
     # -- the watching service ----------------------------------------------------------------------------------------
 
     async def serve(self, service: Service) -> None:
-        """Measure loop lag and take samples until cancelled."""
+        """Measure loop lag, take samples and look after memory until cancelled."""
         service.ready()
         async with anyio.create_task_group() as group:
             group.start_soon(self._measure_lag, name="resources:loop-lag")
             group.start_soon(self._sample, name="resources:samples")
+            if self._settings.max_memory:
+                group.start_soon(self._look_after_memory, service, name="resources:memory")
 
     async def _measure_lag(self) -> None:
         while True:
@@ -147,15 +140,30 @@ class Resources:
 
     async def _sample(self) -> None:
         while True:
-            memory, descriptors = await self.run("io", lambda: (resident_memory(), open_descriptors()))
-            self.observe(Sample(memory, descriptors, threading.active_count(), task_count()))
+            (memory, own), descriptors = await self.run("io", lambda: (memory_in_use(), open_descriptors()))
+            self.observe(Sample(memory, own, descriptors, threading.active_count(), task_count()))
             if memory - self._after_release > RELEASE_STEP:
                 self._after_release = await self.run("io", release_free_memory)
             await anyio.sleep(SAMPLE_INTERVAL)
 
+    async def _look_after_memory(self, service: Service) -> None:
+        emptied_at = float("-inf")
+        while True:
+            _, own = await self.run("io", memory_in_use)
+            if self.memory.observe(own) and anyio.current_time() - emptied_at >= EMPTY_INTERVAL:
+                emptied_at = anyio.current_time()
+                emptied = self.memory.empty_caches()
+                await self.run("io", release_free_memory)
+                _, left = await self.run("io", memory_in_use)
+                log.info("caches emptied for memory", emptied=emptied, given_back=max(0, own - left))
+                self.memory.observe(left)
+            if service.detail != self.memory.trouble:
+                service.progress(self.memory.trouble)
+            await anyio.sleep(MEMORY_INTERVAL)
+
     def observe(self, sample: Sample) -> None:
         """Take one sample into account; a steady growth over the whole window is logged and counted once per window."""
-        self._memory = sample.memory
+        self.sample = sample
         self._samples.append(sample)
         if len(self._samples) < LEAK_WINDOW:
             return
@@ -178,19 +186,12 @@ def grows_steadily(values: list[int], *, thirds: int = 3, least: float = 0.05) -
     return climbing and values[-1] - values[0] > least * max(values[0], 1)
 
 
-_STATM = Path("/proc/self/statm")
 _DESCRIPTORS = Path("/proc/self/fd")
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def resident_memory() -> int:
     """Resident bytes of this process (Linux), its peak elsewhere."""
-    try:
-        return int(_STATM.read_bytes().split()[1]) * _PAGE
-    except FileNotFoundError:
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return memory_in_use()[0]
 
 
 def release_free_memory() -> int:

@@ -177,7 +177,10 @@ class ScoringSettings(Group):
 
 class PerformanceSettings(Group):
     max_memory: int = Field(
-        0, ge=0, description="Bytes of resident memory above which new work is refused; 0: no limit."
+        0,
+        ge=0,
+        description="Bytes of memory, mapped files aside, that the process stays below: from 85 % on it is told and caches are "
+        "emptied, from 95 % on new statements are refused; 0: no limit.",
     )
     threads: Positive = Field(8, description="Worker threads in all.")
     scan_threads: int = Field(0, ge=0, description="Threads of one scan; 0: one per processor.")

@@ -76,6 +76,11 @@ class CatchUp:
     def cached_bytes(self) -> int:
         return self._cache_bytes
 
+    def clear(self) -> None:
+        """Keep no chunks; reads that are under way go on."""
+        self._cache.clear()
+        self._cache_bytes = 0
+
     def from_tail(self, selection: Selection, after: int, until: int) -> Chunk | None:
         """The next events after ``after`` and up to ``until``; None where the tail does not reach back so far."""
         if not self._tail.covers(after):

@@ -58,12 +58,17 @@ async def test_run_passes_arguments_results_and_errors() -> None:
         await resources.run("io", lambda: 1 // 0)
 
 
-async def test_memory_above_the_limit_refuses_new_work() -> None:
-    resources = make(max_memory=await to_thread.run_sync(resident_memory) + (1 << 30))
-    resources.admit()
-    resources.observe(Sample(memory=1 << 50, descriptors=1, threads=1, tasks=1))
-    with pytest.raises(OverloadedError, match="above the limit"):
-        resources.admit()
+async def test_memory_above_the_limit_empties_caches_and_refuses_new_work() -> None:
+    resources = make(max_memory=1 << 20)  # any process is above it
+    emptied = anyio.Event()
+    resources.memory.watch_cache("cache", lambda: 5, emptied.set)
+    resources.memory.admit()
+    with anyio.fail_after(10):
+        async with Supervisor([ServiceSpec("resources", resources.serve)]) as supervisor:
+            supervisor.begin()
+            await emptied.wait()
+            with pytest.raises(OverloadedError, match="bytes in use"):
+                resources.memory.admit()
 
 
 async def test_queue_depths_are_metrics() -> None:
@@ -78,7 +83,7 @@ def test_steady_growth_is_reported_once_per_window() -> None:
     registry = CollectorRegistry()
     resources = Resources(PerformanceSettings(), registry)  # type: ignore[call-arg]
     for i in range(LEAK_WINDOW):
-        resources.observe(Sample(memory=1000, descriptors=10 + i, threads=3, tasks=5))
+        resources.observe(Sample(memory=1000, own=900, descriptors=10 + i, threads=3, tasks=5))
     assert registry.get_sample_value("kimera_leak_reports_total", {"what": "descriptors"}) == 1
     assert registry.get_sample_value("kimera_leak_reports_total", {"what": "memory"}) is None
 

@@ -60,6 +60,11 @@ class TextCache:
             old_text, (old_row, _) = self._rows.popitem(last=False)
             self.bytes -= self._cost(old_text, old_row)
 
+    def clear(self) -> None:
+        """Keep nothing."""
+        self._rows.clear()
+        self.bytes = 0
+
     @staticmethod
     def _cost(text: str, row: Vector) -> int:
         return len(text) * (1 if text.isascii() else 4) + row.nbytes + ENTRY_OVERHEAD
@@ -129,6 +134,11 @@ class BatchingEmbedder:
         if isinstance(self._provider, ProviderChain):
             return self._provider.counts_exactly
         return isinstance(self._provider, CountsTokens)
+
+    @property
+    def cache(self) -> TextCache:
+        """Encoded texts."""
+        return self._cache
 
     @property
     def queued(self) -> int:
