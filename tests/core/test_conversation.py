@@ -5,11 +5,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-<<<<<<< HEAD
-from kimera_stream.core.conversation import SESSIONS_AT_ONCE, ConversationMemory, Utterance, recall
-=======
-from kimera_stream.core.conversation import SESSION_BYTES, UTTERANCE_BYTES, ConversationMemory, Utterance
->>>>>>> 3cde4c7 (Bound in bytes what was bound in items or not at all: readings, tokens, conversations, timers that were cancelled, records of quiet sessions)
+from kimera_stream.core.conversation import (
+    SESSION_BYTES,
+    SESSIONS_AT_ONCE,
+    UTTERANCE_BYTES,
+    ConversationMemory,
+    Utterance,
+    recall,
+)
 
 
 class Clock:
