@@ -29,6 +29,23 @@ def flip_bit(file: Path, rng: Random) -> str:
     return f"bit flip at byte {at} ({where})"
 
 
+def flip_log_bit(file: Path, rng: Random) -> str:
+    """Flip one bit of the write-ahead log that a kill left, in any but the last transaction: that one could be told from a write
+    that was interrupted by nobody."""
+    path = file.with_name(file.name + "-wal")
+    content = bytearray(path.read_bytes()) if path.exists() else bytearray()
+    size = 24 + SQLITE_PAGE
+    starts = list(range(32, len(content) - size + 1, size))
+    ours = [start for start in starts if content[start + 8 : start + 16] == content[16:24]]
+    commits = [start for start in ours if any(content[start + 4 : start + 8])]
+    if len(commits) < 2:
+        return flip_bit(file, rng)
+    at = rng.randrange(32, commits[-2] + size)
+    content[at] ^= 1 << rng.randrange(8)
+    path.write_bytes(content)
+    return f"bit flip at byte {at} of the write-ahead log"
+
+
 def tear_page(file: Path, rng: Random) -> str:
     """Let the last page be as after a write that was interrupted: its second half is old, empty or rubbish."""
     content = bytearray(file.read_bytes())

@@ -17,7 +17,7 @@ from tests.oracle.plan import Step
 from tests.oracle.publishers import Publisher
 from tests.oracle.wire import Gone, Web
 
-FULL_PROBE = 4.0
+FULL_PROBE = 8.0
 """Seconds within which a server whose disk is full has to answer."""
 
 

@@ -9,7 +9,7 @@ ALWAYS = {"cut": 3, "half_open": 2, "stall": 2, "retry_storm": 2, "kill": 4, "pa
 SHIMMED = {"disk_full": 2, "slow_sync": 2, "sync_fails": 1, "clock": 2}
 """Those that need the preloaded library."""
 ON_SQLITE = {"locked": 1, "torn_log": 1}
-DAMAGE = {"bit_flip": 1, "torn_page": 1}
+DAMAGE = {"bit_flip": 1, "bit_flip_log": 1, "torn_page": 1}
 """Those that end in the restoring of a backup: each makes a new log."""
 ON_POSTGRES = {
     "database_sessions": 3,

@@ -242,9 +242,14 @@ class Run:
         await anyio.sleep(step.length)
         truth = await self._close_era(deployment)
         assert node.door is not None
-        await node.server.end()
+        if step.kind == "bit_flip_log":
+            await node.server.kill()
+        else:
+            await node.server.end()
         node.door.upstream = None
-        hurt = damage.flip_bit if step.kind == "bit_flip" else damage.tear_page
+        hurt = {"bit_flip": damage.flip_bit, "bit_flip_log": damage.flip_log_bit, "torn_page": damage.tear_page}[
+            step.kind
+        ]
         what = hurt(deployment.database, rng)
         code, said = await check(deployment.database)
         try:

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from kimera_stream.infrastructure.database.sessions import SqliteConnection
+from kimera_stream.infrastructure.database.wal import refuse_damaged_wal
 from kimera_stream.infrastructure.settings import DatabaseSettings
 from kimera_stream.protocol.errors import BadRequestError
 
@@ -76,6 +77,7 @@ def make_engine(url: URL, settings: DatabaseSettings, *, write: bool) -> AsyncEn
 
 async def _open_sqlite(path: str, settings: DatabaseSettings, write: bool) -> SqliteConnection:
     def connect() -> sqlite3.Connection:
+        refuse_damaged_wal(path)
         connection: sqlite3.Connection = sqlite3.connect(
             path, timeout=settings.busy_timeout, isolation_level=None, cached_statements=512, check_same_thread=False
         )
