@@ -1,0 +1,1 @@
+"""Several nodes: which engine owns which slice, scoring by slices, and what edges ask of engines."""
