@@ -48,7 +48,50 @@ class DatabaseSettings(Group):
 class BusSettings(Group):
     url: SecretStr = Field(
         SecretStr(""),
-        description="Bus between nodes. This version runs as one node: only empty, in-process, is accepted.",
+        description="Redis that joins several nodes: redis://HOST:PORT/DB, rediss://... or unix://PATH. Needs PostgreSQL as the "
+        "database. Empty: one node, in-process.",
+    )
+    prefix: str = Field(
+        "kimera:",
+        max_length=64,
+        description="Begins every key in Redis; nodes with the same database share it, others must not.",
+    )
+    slices: int = Field(
+        16,
+        ge=1,
+        le=1024,
+        description="Slices into which geoids and work are divided among the engines; recorded in the database at the first start.",
+    )
+    lease: Seconds = Field(
+        5.0, description="Seconds after which the slices and duties of a silent engine go to others."
+    )
+    poll: Seconds = Field(0.5, description="Seconds between looks at the log in the database, whatever the bus says.")
+    answer_within: Seconds = Field(
+        15.0, description="Seconds an edge waits for the engines before it answers a publish with `unavailable`."
+    )
+    retry_after: Seconds = Field(
+        2.0, description="Seconds after which an edge adds unanswered work again that the bus may have lost."
+    )
+    timeout: Seconds = Field(2.0, description="Seconds without an answer after which Redis counts as away.")
+    work_items: Positive = Field(
+        1_024,
+        description="Statements waiting in one slice's stream at most; beyond, they are refused with `overloaded`.",
+    )
+    work_batch: Positive = Field(128, description="Statements an engine takes from the bus at once at most.")
+    claim_after: Seconds = Field(
+        5.0, description="Seconds after which an engine claims what another consumer of its slices keeps unfinished."
+    )
+    topic_items: Positive = Field(
+        1_000, description="Messages kept per topic for nodes that lag; who lags more reads the database."
+    )
+    message_bytes: Bytes = Field(
+        1_048_576, description="Bytes of one message to a topic at most; what is larger is read from the database."
+    )
+    outbox_items: Positive = Field(8_192, description="Operations sent to Redis and not yet confirmed at most.")
+    outbox_bytes: Bytes = Field(33_554_432, description="Their bytes at most.")
+    questions: Positive = Field(64, description="Questions of other nodes answered at once at most.")
+    presence_ttl: Seconds = Field(
+        10.0, description="Seconds after which what a silent node shared (presence, counts) is forgotten."
     )
 
 
