@@ -22,7 +22,7 @@ from kimera_stream.protocol.close_codes import CloseCode
 from kimera_stream.protocol.codec import CODECS
 from kimera_stream.protocol.errors import UnauthorizedError
 from kimera_stream.protocol.messages import SUBPROTOCOLS, TOKEN_SUBPROTOCOL_PREFIX, Encoding, ServerInfo
-from kimera_stream.streaming.commands import Commands
+from kimera_stream.streaming.commands import Commands, PresenceOfAll
 from kimera_stream.streaming.connection import Connection
 from kimera_stream.streaming.egress import Egress
 from kimera_stream.streaming.hub import Hub
@@ -57,6 +57,7 @@ class StreamEndpoint:
     Args:
         hub: Where subscriptions live; its ``run`` must be running.
         server: Name, version and node, as told in ``connected``.
+        presence: Who listens where, on all nodes; None: there is one.
     """
 
     def __init__(
@@ -68,9 +69,10 @@ class StreamEndpoint:
         settings: Settings,
         *,
         server: ServerInfo,
+        presence: PresenceOfAll | None = None,
     ) -> None:
         self._hub = hub
-        self._commands = Commands(hub, knowledge, vault)
+        self._commands = Commands(hub, knowledge, vault, presence)
         self._authenticator = authenticator
         self._settings = settings
         self._server = server

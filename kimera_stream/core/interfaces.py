@@ -495,7 +495,10 @@ class KnowledgeService(Protocol):
     async def watches(self, *, principal: Principal) -> list[Watch]: ...
 
     def watch_owner(self, watch_id: str) -> str | None:
-        """The id of the principal whose watch it is; None: there is no such watch."""
+        """The id of the principal whose watch it is; None: this node knows of no such watch."""
+
+    async def find_watch(self, watch_id: str) -> str | None:
+        """The same, sure where other nodes keep watches too; None: there is no such watch."""
 
 
 class FieldService(Protocol):

@@ -233,6 +233,10 @@ class Pipeline:
         """See ``core.interfaces.KnowledgeService``."""
         return self._queries.watch_owner(watch_id)
 
+    async def find_watch(self, watch_id: str) -> str | None:
+        """See ``core.interfaces.KnowledgeService``."""
+        return self._queries.watch_owner(watch_id)
+
     # -- life ------------------------------------------------------------------------------------------------------------
 
     @property

@@ -37,9 +37,11 @@ from kimera_stream.protocol.messages import (
 )
 from kimera_stream.protocol.objects import Position
 from kimera_stream.streaming.hub import Hub
-from kimera_stream.streaming.starts import Start, require_watch
+from kimera_stream.streaming.starts import Start, require_watch, unknown_watch
 
 _DEFAULT_PRIORITY: Final = 5
+PresenceOfAll = Callable[[str], Awaitable[tuple[int, dict[str, int]]]]
+"""``core.interfaces.Presence`` over several nodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +54,13 @@ class Caller:
 
 
 class Commands:
-    """Args: hub, knowledge, vault: what the commands act on."""
+    """Args: hub, knowledge, vault: what the commands act on. presence: who listens where, on all nodes; None: there is one."""
 
-    def __init__(self, hub: Hub, knowledge: KnowledgeService, vault: VaultService) -> None:
+    def __init__(
+        self, hub: Hub, knowledge: KnowledgeService, vault: VaultService, presence: PresenceOfAll | None = None
+    ) -> None:
         self._hub = hub
+        self._presence_of_all = presence
         self._knowledge = knowledge
         self._vault = vault
         self._handlers: dict[type[Any], Callable[[Any, Caller], Awaitable[Reply]]] = {
@@ -79,14 +84,16 @@ class Commands:
         return await self._handlers[type(command)](command, caller)
 
     def start_live(self, channel: str) -> Start:
-        """The start of a subscription that asks for nothing older.
+        """The start of a subscription for which ``starts_at_once`` holds.
 
         Raises:
-            BadChannelError, NotFoundError: there is no such channel, or no such watch.
+            BadChannelError: there is no such channel.
         """
-        start = self._hub.start_live(channel)
-        require_watch(self._knowledge, channel)
-        return start
+        return self._hub.start_live(channel)
+
+    def starts_at_once(self, channel: str, since: object, rewind: int | None) -> bool:
+        """Whether such a subscription starts with the next event, so that nothing has to be looked up."""
+        return since is None and not rewind and unknown_watch(self._knowledge, channel) is None
 
     async def start(
         self, channel: str, since: Position | CursorRef | None, rewind: int | None, principal: Principal
@@ -98,14 +105,14 @@ class Commands:
             OperationalError: as ``Hub.resolve``.
         """
         channel_kind(channel, max_bytes=self._hub.settings.max_channel_bytes)
-        require_watch(self._knowledge, channel)
+        await require_watch(self._knowledge, channel)
         if isinstance(since, CursorRef):
             offset = await self._vault.cursor(principal.id, since.cursor, channel)
             if offset is None:
                 raise NotFoundError(
                     f"since.cursor: no cursor {since.cursor!r} on {channel}; make one with ack", field="since.cursor"
                 )
-            if offset > max(self._hub.log.head, self._hub.delivered):
+            if offset > await self._hub.head(offset):
                 # A restored log is shorter than what was acknowledged on the old one.
                 return Start(None, was_recovering=True)
             since = Position(self._hub.epoch, offset)
@@ -166,13 +173,15 @@ class Commands:
 
     async def _presence(self, command: Presence, caller: Caller) -> Reply:
         subscribers, principals = self._hub.presence(command.channel)
+        if self._presence_of_all is not None:
+            subscribers, principals = await self._presence_of_all(command.channel)
         return PresenceReply(id=command.id, subscribers=subscribers, principals=principals)
 
     async def _ack(self, command: Ack, caller: Caller) -> Reply:
         channel_kind(command.channel, max_bytes=self._hub.settings.max_channel_bytes)
         if not is_id(command.name):
             raise BadRequestError("name: expected a cursor name of 1-128 URL-safe characters", field="name")
-        head = max(self._hub.log.head, self._hub.delivered)
+        head = await self._hub.head(command.offset)
         if command.offset > head:
             raise BadPositionError(
                 f"offset: {command.offset} is ahead of the log, whose newest entry is {head}", field="offset"
@@ -232,7 +241,7 @@ class Commands:
                 field="since",
             )
         after = hub.log.trimmed if start.position is None else start.position
-        newest = max(after, hub.log.head, hub.delivered)
+        newest = max(after, await hub.head())
         page = await hub.log.read(channel, after=after, limit=limit, until=newest, reverse=reverse)
         budget = hub.settings.outbox_bytes // 2
         events: list[msgspec.Raw] = []

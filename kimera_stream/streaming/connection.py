@@ -150,7 +150,7 @@ class Connection:
                 self._outlet.end(code, reason)
             case Leave(id, channel):
                 self._leave(id, channel)
-            case Open(id, wanted) if _at_live_edge(wanted):
+            case Open(id, wanted) if self._at_once(wanted):
                 # Nothing to look up: begun before the next command of the same connection is looked at.
                 self._open(id, wanted, self._start_now(wanted))
             case Open():
@@ -169,7 +169,7 @@ class Connection:
                 self._outlet.send(error_reply(error, id))
                 self._outlet.end(CloseCode.CONNECTION_LIMIT)
             case Begin(_, _, subs):
-                if all(isinstance(sub, Error) or _at_live_edge(sub) for sub in subs or ()):
+                if all(isinstance(sub, Error) or self._at_once(sub) for sub in subs or ()):
                     self._begin(
                         effect, [self._start_now(sub) if isinstance(sub, Wanted) else None for sub in subs or ()]
                     )
@@ -201,6 +201,9 @@ class Connection:
     async def _authenticate(self, effect: Authenticate) -> None:
         result = await self._guarded("connect", lambda: self._authenticator.authenticate(effect.token))
         self._apply(self._session.authenticated(effect.id, result, self._hub.clock()))
+
+    def _at_once(self, wanted: Wanted) -> bool:
+        return self._commands.starts_at_once(wanted.channel, wanted.since, wanted.rewind)
 
     def _start_now(self, wanted: Wanted) -> Start | OperationalError:
         try:
@@ -289,8 +292,3 @@ class Connection:
             limits=self._welcome,
             subs=subs,
         )
-
-
-def _at_live_edge(wanted: Wanted) -> bool:
-    """Whether the subscription starts with the next event, so that nothing has to be looked up."""
-    return wanted.since is None and not wanted.rewind

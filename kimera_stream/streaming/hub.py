@@ -9,7 +9,7 @@ so there is no hand-over at which an event could be lost or repeated.
 
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -53,6 +53,8 @@ class Hub:
         fan_out: How the same bytes are written to many handles.
         clock: Monotonic seconds.
         wall_clock: Unix seconds, for the time of values of latest channels.
+        refresh: Where other nodes write the log too: asks it for its head.
+        elsewhere: Connections of a principal on other nodes.
     """
 
     def __init__(
@@ -64,8 +66,12 @@ class Hub:
         fan_out: FanOut = fan_out,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
+        refresh: Callable[[], Awaitable[int]] | None = None,
+        elsewhere: Callable[[str], int] = lambda _principal: 0,
     ) -> None:
         self.log = log
+        self._refresh = refresh
+        self._elsewhere = elsewhere
         self.settings = settings
         self.clock = clock
         self.epoch = log.epoch
@@ -167,6 +173,18 @@ class Hub:
         """The frame of a latest channel's value."""
         return self._joiner.value_frame(selection, value)
 
+    async def head(self, wanted: int | None = None) -> int:
+        """The newest offset. Where other nodes write the log too, they are ahead of what was delivered here: the log is asked,
+        unless ``wanted`` is known to be there.
+
+        Raises:
+            UnavailableError: it cannot be asked.
+        """
+        known = max(self.log.head, self.delivered)
+        if self._refresh is None or (wanted is not None and wanted <= known):
+            return known
+        return max(known, await self._refresh())
+
     # -- subscribing
 
     def compile(self, tree: Mapping[str, Any] | None) -> Filter | None:
@@ -194,7 +212,7 @@ class Hub:
             since,
             rewind,
             flushed=self.flushed,
-            head=max(self.log.head, self.delivered),
+            head=await self.head(0 if since is None else since.offset),
         )
 
     def start_live(self, channel: str) -> Start:
@@ -227,7 +245,7 @@ class Hub:
 
     def identify(self, outlet: Outlet, principal: str, *, limit: int) -> bool:
         """Whose connection it is; False: ``limit`` of theirs are open already, and it has to be closed."""
-        if self._principals[principal] >= limit:
+        if self._principals[principal] + self._elsewhere(principal) >= limit:
             return False
         self._principals[principal] += 1
         outlet.principal = principal

@@ -17,14 +17,21 @@ class Start(msgspec.Struct, frozen=True, gc=False):
     recovered: bool = False
 
 
-def require_watch(knowledge: KnowledgeService, channel: str) -> None:
+def unknown_watch(knowledge: KnowledgeService, channel: str) -> str | None:
+    """The id of the watch whose channel it is, if this node knows of none such."""
+    prefix, _, watch_id = channel.partition(":")
+    return watch_id if prefix == "watch" and watch_id and knowledge.watch_owner(watch_id) is None else None
+
+
+async def require_watch(knowledge: KnowledgeService, channel: str) -> None:
     """Refuse the channel of a watch that does not exist: nothing would ever come, where every other channel's thing may yet.
 
     Raises:
         NotFoundError: there is no such watch.
+        UnavailableError: other nodes keep watches too, and at present nobody can say.
     """
-    prefix, _, watch_id = channel.partition(":")
-    if prefix == "watch" and watch_id and knowledge.watch_owner(watch_id) is None:
+    watch_id = unknown_watch(knowledge, channel)
+    if watch_id is not None and await knowledge.find_watch(watch_id) is None:
         raise NotFoundError(f"channel: there is no watch {watch_id[:128]!r}; `watch` makes one", field="channel")
 
 

@@ -182,6 +182,9 @@ class FakeKnowledge:
     def watch_owner(self, watch_id: str) -> str | None:
         return next((watch.principal for watch in self.watched.values() if watch.id == watch_id), None)
 
+    async def find_watch(self, watch_id: str) -> str | None:
+        return self.watch_owner(watch_id)
+
 
 class FakeAuthenticator:
     """Tokens are `name`, `name/role+role`, optionally `@expires`; `bad` is refused. Without one: all roles, unless required."""

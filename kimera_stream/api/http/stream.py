@@ -63,7 +63,7 @@ async def events(call: Call) -> ASGIApp:
         since = parse_position(query.since, "since")
     if query.rewind is not None and query.since is not None:
         raise BadRequestError("rewind: expected either since or rewind", field="rewind")
-    require_watch(call.open_services.knowledge, query.channel)
+    await require_watch(call.open_services.knowledge, query.channel)
     return EventStream(
         call.door,
         call.open_services.hub,

@@ -265,6 +265,9 @@ class MemoryKnowledge:
     def watch_owner(self, watch_id: str) -> str | None:
         return next((watch.principal for watch in self.known_watches.values() if watch.id == watch_id), None)
 
+    async def find_watch(self, watch_id: str) -> str | None:
+        return self.watch_owner(watch_id)
+
 
 class MemoryField:
     def state(self) -> FieldState:
