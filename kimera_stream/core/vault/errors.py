@@ -1,6 +1,8 @@
 """What can be wrong with a vault besides being unavailable."""
 
-from kimera_stream.protocol.errors import InternalError, KimeraError
+from collections.abc import Sequence
+
+from kimera_stream.protocol.errors import InternalError, KimeraError, UnavailableError
 
 
 class DamagedLogError(InternalError):
@@ -32,3 +34,17 @@ class VaultSchemaError(KimeraError):
 
 class VaultFormatError(KimeraError):
     """An export file cannot be read, or a target is not fit for an import; the message names the next step."""
+
+
+class LeaseLostError(UnavailableError):
+    """A slice is no longer this node's: another one may own it by now. Nothing was written, and the work is the new owner's.
+
+    Args:
+        numbers: The slices.
+    """
+
+    def __init__(self, numbers: Sequence[int]) -> None:
+        super().__init__(
+            "this engine has lost the slice that the work belongs to; another one takes it up", retry_after=1.0
+        )
+        self.numbers = tuple(numbers)
