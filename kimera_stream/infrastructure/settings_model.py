@@ -82,8 +82,9 @@ class BusSettings(Group):
         5.0, description="Seconds after which an engine claims what another consumer of its slices keeps unfinished."
     )
     topic_items: Positive = Field(
-        1_000, description="Messages kept per topic for nodes that lag; who lags more reads the database."
+        20_000, description="Messages kept per topic for nodes that lag at most; who lags more reads the database."
     )
+    topic_bytes: Bytes = Field(67_108_864, description="Bytes kept per topic at most.")
     message_bytes: Bytes = Field(
         1_048_576, description="Bytes of one message to a topic at most; what is larger is read from the database."
     )

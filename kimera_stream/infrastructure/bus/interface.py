@@ -116,8 +116,12 @@ class Worker(Protocol):
         """
         ...
 
-    def give(self, partition: int) -> None:
-        """Stop reading a partition. What was handed out and is not done stays for the next owner; ``done`` still works."""
+    async def give(self, partition: int) -> None:
+        """Stop reading a partition; returns when nothing of it can be read here any more (at most ``bus.timeout`` seconds).
+
+        What was handed out and is not done stays for the next owner; ``done`` still works. Give before you let the next owner in: it
+        then finds all that is left, in order. Otherwise it finds what was taken in between after ``bus.claim_after``.
+        """
         ...
 
     async def receive(self) -> list[Work]:
@@ -147,8 +151,9 @@ class Follower(Protocol):
     async def receive(self) -> list[Message | Lost]:
         """What came, in order per topic; waits for at least one.
 
-        After a loss of contact, a flush or trimming a ``Lost`` precedes the first message after the hole. ``Lost`` is also given when the contact is
-        back and nothing may have been said since; it never stands for "nothing happened" only. Without contact it waits.
+        A ``Lost`` stands where messages of a topic are or may be missing: trimmed before they were read, flushed, or never sent because the
+        sender had no contact. It comes with the next message, or within about a second of Redis being in reach if nothing more is said.
+        Without contact it waits.
         """
         ...
 
@@ -175,7 +180,8 @@ class Bus(Protocol):
     async def serve(self, service: Service) -> None:
         """Keep the contact, send what is queued, hear answers, refresh shared values; until cancelled.
 
-        Ready at once, contact or not: a node starts without Redis. Operations outside a running ``serve`` raise ``UnavailableError``.
+        Ready once there is contact, or after ``bus.timeout`` seconds without: a node starts without Redis. Operations outside a running
+        ``serve`` raise ``UnavailableError``.
         """
         ...
 
