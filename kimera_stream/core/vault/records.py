@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, delete, select
+from sqlalchemy import bindparam, delete, select, update
 
 from kimera_stream.core.interfaces import IdempotencyRecord, UsageRecord, Vector
 from kimera_stream.core.vault import rows, schema
@@ -33,13 +33,25 @@ _SAVE_WATCH = Insert.whole(watch)
 _WATCHES = Query(select(*rows.WATCH_COLUMNS).order_by(watch.c.created_at, watch.c.id))
 
 
+_LOCK = Query(select(schema.log_state.c.head).where(schema.log_state.c.id == 1).with_for_update())
+_CHANGED = Query(update(schema.cluster).values(watch_generation=schema.cluster.c.watch_generation + 1))
+
+
+def _watches_change(tx: Transaction) -> None:
+    """Whoever commits after this has to know the watches as they are then; nodes that are alone have no row to touch."""
+    tx.value(_LOCK)
+    tx.run(_CHANGED)
+
+
 def save_watch(tx: Transaction, saved: Watch, vector: Vector | None) -> None:
     """Insert, or replace the principal's watch of that name."""
+    _watches_change(tx)
     tx.run(_DELETE_WATCH, principal=saved.principal, name=saved.watch)
     tx.insert(_SAVE_WATCH, [rows.watch_row(saved, vector)])
 
 
 def delete_watch(tx: Transaction, principal: str, name: str) -> bool:
+    _watches_change(tx)
     return tx.run(_DELETE_WATCH, principal=principal, name=name) > 0
 
 

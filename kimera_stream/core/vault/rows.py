@@ -19,7 +19,7 @@ GEOID_COLUMNS = tuple(schema.geoid.c[name] for name in (
     "id", "version", "offset", "principal", "session_id", "agent_id", "purpose", "entropy", "created_at", "updated_at",
     "semantic_features", "symbolic_features", "metadata", "text",
 ))  # fmt: skip
-STORED_GEOID_COLUMNS = (*GEOID_COLUMNS, schema.geoid.c.vector)
+STORED_GEOID_COLUMNS = (*GEOID_COLUMNS, schema.geoid.c.vector, schema.geoid.c.stated)
 
 
 def vector_bytes(vector: Vector | None) -> bytes | None:
@@ -50,6 +50,7 @@ def geoid_row(stored: StoredGeoid) -> Row:
         _encode(geoid.metadata).decode() if geoid.metadata else "{}",
         geoid.text,
         vector_bytes(stored.vector),
+        stored.stated or geoid.offset,
     )
 
 
@@ -110,7 +111,8 @@ def stored_geoid_of(
     row: Row, semantic: Mapping[str, dict[str, float]], symbolic: Mapping[str, dict[str, Scalar]]
 ) -> StoredGeoid:
     """The stored geoid of a row of ``STORED_GEOID_COLUMNS``."""
-    return StoredGeoid(geoid_of(row, semantic, symbolic), vector_of(row[14]), row[3])
+    geoid = geoid_of(row, semantic, symbolic)
+    return StoredGeoid(geoid, vector_of(row[14]), row[3], stated=row[15] or geoid.offset)
 
 
 def semantic_states(rows: Sequence[Row]) -> dict[str, dict[str, float]]:

@@ -85,8 +85,10 @@ geoid = Table(
     Column("metadata", Text, nullable=False),
     Column("text", Text),
     Column("vector", LargeBinary),
+    Column("stated", BigInteger, nullable=False, server_default=literal_text("0")),
     Index(None, "offset"),
 )
+"""``stated``: offset of the entry that last changed what it states; 0: that of its version."""
 for _column in (geoid.c.session_id, geoid.c.agent_id):
     Index(
         None,
@@ -301,3 +303,46 @@ dead_letter = Table(
     Column("body", LargeBinary, nullable=False),
 )
 """Accepted work that could not be done: set aside for a person, who has it tried again or drops it."""
+
+cluster = Table(
+    "cluster",
+    metadata,
+    Column("id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("slices", Integer, nullable=False),
+    Column("watch_generation", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
+"""One row, id 1, once several nodes have been set up on this database. Times here and below: unix ms of the database."""
+
+node = Table(
+    "node",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("started_at", BigInteger, nullable=False),
+    Column("seen_at", BigInteger, nullable=False),
+)
+
+geoid_slice = Table(
+    "slice",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("owner", Text),
+    Column("generation", BigInteger, nullable=False),
+    Column("lease_until", BigInteger, nullable=False),
+    Column("scored", BigInteger, nullable=False),
+    Column("unread", BigInteger),
+)
+"""``generation`` grows whenever a slice changes hands. ``scored``: everything in the log up to there has been judged against
+its geoids. ``unread``: from there on the verifier has not read all of it; null: it has."""
+
+lease = Table(
+    "lease",
+    metadata,
+    Column("duty", Text, primary_key=True),
+    Column("owner", Text),
+    Column("generation", BigInteger, nullable=False),
+    Column("lease_until", BigInteger, nullable=False),
+)
+"""What one node does for all."""

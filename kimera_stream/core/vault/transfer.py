@@ -34,7 +34,9 @@ FORMAT = "kimera-stream export"
 VERSION = 1
 
 _STEP = 1_000
-_LEFT_OUT = {schema.log_state.name, schema.cursor.name}
+_NODES = {schema.cluster.name, schema.node.name, schema.geoid_slice.name, schema.lease.name}
+"""Who works on a database says nothing about a copy of it."""
+_LEFT_OUT = {schema.log_state.name, schema.cursor.name, *_NODES}
 _TABLES: dict[str, Table] = {
     str(table.name): table for table in schema.metadata.sorted_tables if table.name not in _LEFT_OUT
 }

@@ -14,6 +14,7 @@ from kimera_stream.core.interfaces import (
     CheckpointRequest,
     DeadLetter,
     IdempotencyRecord,
+    LockedLog,
     LogPage,
     OutcomeUnknownError,
     Page,
@@ -26,8 +27,9 @@ from kimera_stream.core.interfaces import (
 from kimera_stream.core.vault import reading, records, requests, schema, trimming, writing
 from kimera_stream.core.vault.columns import columns_after
 from kimera_stream.core.vault.entries import LogState, read_page, read_state
+from kimera_stream.core.vault.locked import SqlLockedLog
 from kimera_stream.core.vault.migrate import migrate
-from kimera_stream.infrastructure.database import CommitInDoubtError, Database, Query, Transaction
+from kimera_stream.infrastructure.database import ABANDONED_AFTER, CommitInDoubtError, Database, Query, Transaction
 from kimera_stream.infrastructure.settings import DatabaseSettings
 from kimera_stream.protocol.errors import ConflictError, UnavailableError
 from kimera_stream.protocol.objects import Contradiction, ContradictionState, Geoid, Scar, Watch
@@ -52,16 +54,25 @@ class SqlVault:
         url: ``sqlite+aiosqlite:///FILE`` or ``postgresql+asyncpg://USER@HOST/NAME``.
         settings: The database group.
         clock: Unix ms.
+        abandoned_after: Seconds after which PostgreSQL ends the transaction of a process that has stopped in the middle:
+            until then nobody else can write. Where other nodes write as well it has to be short.
 
     Raises:
         BadRequestError: the URL is of no database that is supported.
     """
 
-    def __init__(self, url: str, settings: DatabaseSettings, *, clock: Callable[[], int] = unix_ms) -> None:
+    def __init__(
+        self,
+        url: str,
+        settings: DatabaseSettings,
+        *,
+        clock: Callable[[], int] = unix_ms,
+        abandoned_after: float = ABANDONED_AFTER,
+    ) -> None:
         self._url = url
         self._settings = settings
         self._clock = clock
-        self._database = Database(url, settings)
+        self._database = Database(url, settings, abandoned_after=abandoned_after)
         self._state: LogState | None = None
         self._head = 0
         self._trimmed = 0
@@ -177,6 +188,24 @@ class SqlVault:
                 raise
             self._head = max(self._head, head)
 
+    async def transact(self, plan: Callable[[LockedLog], WriteBatch]) -> WriteBatch:
+        """Plan under the log's lock and commit what comes of it; see ``ClusterVault.transact``."""
+        planned = WriteBatch()
+
+        def run(tx: Transaction) -> int:
+            nonlocal planned
+            planned = plan(SqlLockedLog(tx))
+            writing.check_batch(planned)
+            return writing.write_batch(tx, planned, self._clock()) if planned.entries else 0
+
+        with anyio.CancelScope(shield=True):
+            try:
+                head = await self._database.write(run)
+            except CommitInDoubtError:
+                head = await self._settle(planned)
+            self._head = max(self._head, head)
+        return planned
+
     async def _settle(self, batch: WriteBatch) -> int:
         """Learn whether a commit happened whose answer was lost."""
         if not batch.entries:
@@ -259,6 +288,21 @@ class SqlVault:
                 yield found
             if len(found) < batch:
                 return
+
+    async def scan_slices(self, numbers: Sequence[int], *, slices: int, batch: int) -> AsyncIterator[list[StoredGeoid]]:
+        """Every live geoid of some slices in offset order. One that is updated meanwhile comes again, in its newer version.
+
+        Args:
+            numbers: Which slices.
+            slices: How many there are.
+            batch: Geoids looked at in one read; of these, those of the slices are loaded.
+        """
+        after, wanted, looked_at = 0, frozenset(numbers), batch
+        while looked_at == batch:
+            scan = partial(reading.slice_scan, after=after, limit=batch, numbers=wanted, slices=slices)
+            found, after, looked_at = await self._database.read(scan)
+            if found:
+                yield found
 
     async def count_geoids(self) -> int:
         return await self._database.read(reading.count_geoids)

@@ -11,9 +11,19 @@ Nothing else in the package opens a connection.
 """
 
 from kimera_stream.infrastructure.database.database import Database, Steps
-from kimera_stream.infrastructure.database.engines import async_url
+from kimera_stream.infrastructure.database.engines import ABANDONED_AFTER, async_url
 from kimera_stream.infrastructure.database.failures import CommitInDoubtError
 from kimera_stream.infrastructure.database.statements import Insert, Query, QueryIn
 from kimera_stream.infrastructure.database.transaction import Transaction
 
-__all__ = ["CommitInDoubtError", "Database", "Insert", "Query", "QueryIn", "Steps", "Transaction", "async_url"]
+__all__ = [
+    "ABANDONED_AFTER",
+    "CommitInDoubtError",
+    "Database",
+    "Insert",
+    "Query",
+    "QueryIn",
+    "Steps",
+    "Transaction",
+    "async_url",
+]

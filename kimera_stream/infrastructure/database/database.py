@@ -9,7 +9,7 @@ import structlog
 from sqlalchemy import literal, select
 from sqlalchemy.engine import URL
 
-from kimera_stream.infrastructure.database.engines import async_url, make_engine
+from kimera_stream.infrastructure.database.engines import ABANDONED_AFTER, async_url, make_engine
 from kimera_stream.infrastructure.database.failures import Failure, failure_of, unavailable
 from kimera_stream.infrastructure.database.pool import Connections
 from kimera_stream.infrastructure.database.sessions import PostgresSession, Session, SqliteSession
@@ -38,15 +38,16 @@ class Database:
     Args:
         url: ``sqlite+aiosqlite:///FILE`` or ``postgresql+asyncpg://USER@HOST/NAME``.
         settings: Pool size, timeouts, level of synchronisation. Its own URL is not looked at.
+        abandoned_after: Seconds after which PostgreSQL ends a transaction that nobody goes on with.
 
     Raises:
         BadRequestError: the URL is of no database that is supported.
     """
 
-    def __init__(self, url: str, settings: DatabaseSettings) -> None:
+    def __init__(self, url: str, settings: DatabaseSettings, *, abandoned_after: float = ABANDONED_AFTER) -> None:
         self._url = async_url(url)
         self._settings = settings
-        self._writing = make_engine(self._url, settings, write=True)
+        self._writing = make_engine(self._url, settings, write=True, abandoned_after=abandoned_after)
         self._reading = make_engine(self._url, settings, write=False)
         self._writer = Connections(self._open_writer, size=1, wait=settings.busy_timeout)
         self._readers = Connections(self._open_reader, size=settings.pool_size, wait=settings.busy_timeout)

@@ -15,8 +15,8 @@ from kimera_stream.protocol.errors import BadRequestError
 
 _COMMAND_TIMEOUT = 30.0
 """Seconds that one statement on PostgreSQL may take: a peer that vanished must not hold a writer for ever."""
-_IDLE_IN_TRANSACTION = 30_000
-"""Milliseconds after which PostgreSQL ends the transaction of a node that stopped, so that others can go on."""
+ABANDONED_AFTER = 30.0
+"""Seconds after which PostgreSQL ends the transaction of a process that stopped, so that others can go on."""
 _ASYNC_DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
 
 
@@ -47,7 +47,9 @@ def async_url(url: str) -> URL:
     return parsed.set(drivername=drivername)
 
 
-def make_engine(url: URL, settings: DatabaseSettings, *, write: bool) -> AsyncEngine:
+def make_engine(
+    url: URL, settings: DatabaseSettings, *, write: bool, abandoned_after: float = ABANDONED_AFTER
+) -> AsyncEngine:
     """An engine whose connections have every setting that durability and bounded waiting rest on."""
     if url.get_backend_name() == "sqlite":
         # The file is opened by us, so the URL names none: SQLAlchemy would ask the file system about it on the event loop.
@@ -68,7 +70,7 @@ def make_engine(url: URL, settings: DatabaseSettings, *, write: bool) -> AsyncEn
             "server_settings": {
                 "application_name": "kimera-stream",
                 "lock_timeout": str(int(settings.busy_timeout * 1000)),
-                "idle_in_transaction_session_timeout": str(_IDLE_IN_TRANSACTION),
+                "idle_in_transaction_session_timeout": str(int(abandoned_after * 1000)),
                 "jit": "off",
             },
         },

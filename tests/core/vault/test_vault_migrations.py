@@ -69,7 +69,7 @@ async def test_down_and_up_again_keeps_log_and_entities(url, samples, make_setti
         await vault.close()
     before = vault.epoch
 
-    assert await migrate(url, "-3") == "0001"
+    assert await migrate(url, "-4") == "0001"
     assert await current_revision(url) == "0001"
     assert await migrate(url) == HEAD
 

@@ -193,7 +193,7 @@ def _flip_log(lines):
             lambda lines: [*lines[:3], b'{"t":"nothing","r":[]}\n', *lines[4:]],
             "line 4: expected a row of a known table",
         ),
-        (lambda lines: [*lines[:3], b'{"t":"geoid","r":[1]}\n', *lines[4:]], "line 4: expected 15 values"),
+        (lambda lines: [*lines[:3], b'{"t":"geoid","r":[1]}\n', *lines[4:]], "line 4: expected 16 values"),
         (lambda lines: lines[1:], "line 1: expected the header"),
         (lambda lines: [], "line 1: expected the header"),
         (_set_version, "version 2: import it with the version"),

@@ -1,0 +1,281 @@
+"""Nodes, leases and progress of a cluster, in the database and by its clock.
+
+Rows are locked in the order of their numbers, and never the log's lock after them: whoever needs both takes the log's first.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import BigInteger, bindparam, delete, insert, null, or_, select, text, update
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import GenericFunction
+
+from kimera_stream.core.interfaces import Coverage, Node, SliceState
+from kimera_stream.core.vault import schema
+from kimera_stream.core.vault.locked import advance, hold
+from kimera_stream.infrastructure.database import Database, Insert, Query, QueryIn, Transaction
+from kimera_stream.infrastructure.database.statements import among
+from kimera_stream.infrastructure.settings import DatabaseSettings
+from kimera_stream.protocol.errors import BadRequestError
+
+FORGOTTEN = 3_600.0
+"""Seconds after which a node that was not heard of is dropped from the table."""
+_IDLE = 2.0
+"""Seconds that a node may stop in the middle of a transaction before the database ends it for the others' sake."""
+
+
+class _Clock(GenericFunction[int]):
+    """Unix ms by the database, as the statement runs."""
+
+    type = BigInteger()
+    inherit_cache = True
+    name = "kimera_clock"
+
+
+@compiles(_Clock, "postgresql")
+def _on_postgresql(_element: Any, _compiler: SQLCompiler, **_options: Any) -> str:
+    return "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)"
+
+
+@compiles(_Clock, "sqlite")
+def _on_sqlite(_element: Any, _compiler: SQLCompiler, **_options: Any) -> str:
+    return "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)"
+
+
+cluster, node, held, duty = schema.cluster, schema.node, schema.geoid_slice, schema.lease
+_BIG = BigInteger()
+
+
+def _ms(name: str) -> Any:
+    return bindparam(name, type_=_BIG)
+
+
+_LOG = Query(select(schema.log_state.c.head).where(schema.log_state.c.id == 1).with_for_update())
+_HEAD = Query(select(schema.log_state.c.head).where(schema.log_state.c.id == 1))
+_MADE = Query(select(cluster.c.slices))
+_MAKE = Query(
+    insert(cluster).from_select(
+        ["id", "slices", "watch_generation", "created_at"],
+        select(text("1"), bindparam("slices", type_=cluster.c.slices.type), text("0"), _Clock()),
+    )
+)
+_SLICES_INSERT = Insert(held, ("number", "generation", "lease_until", "scored"))
+_CLUSTER = Query(select(cluster.c.watch_generation))
+_SLICES = Query(
+    select(held.c.number, held.c.owner, held.c.generation, held.c.lease_until >= _Clock(), held.c.scored).order_by(
+        held.c.number
+    )
+)
+_NODES = Query(
+    select(node.c.id, node.c.name, node.c.role, node.c.started_at, node.c.seen_at)
+    .where(node.c.seen_at >= _Clock() - _ms("within"))
+    .order_by(node.c.id)
+)
+_SEEN = Query(update(node).where(node.c.id == bindparam("node_id")).values(seen_at=_Clock()))
+_ARRIVE = Query(
+    insert(node).from_select(
+        ["id", "name", "role", "started_at", "seen_at"],
+        select(
+            bindparam("node_id", type_=node.c.id.type),
+            bindparam("name", type_=node.c.name.type),
+            bindparam("role", type_=node.c.role.type),
+            _Clock(),
+            _Clock(),
+        ),
+    )
+)
+_MINE = Query(
+    select(held.c.number).where(held.c.owner == bindparam("node_id")).order_by(held.c.number).with_for_update()
+)
+_RENEW = Query(update(held).where(held.c.owner == bindparam("node_id")).values(lease_until=_Clock() + _ms("lease")))
+_FREE = QueryIn(
+    lambda values: (
+        select(held.c.number)
+        .where(among(held.c.number, values), or_(held.c.owner.is_(None), held.c.lease_until < _Clock()))
+        .order_by(held.c.number)
+        .with_for_update(skip_locked=True)
+    )
+)
+_TAKE = QueryIn(
+    lambda values: (
+        update(held)
+        .where(among(held.c.number, values))
+        .values(
+            owner=bindparam("node_id", type_=held.c.owner.type),
+            generation=held.c.generation + 1,
+            lease_until=_Clock() + _ms("lease"),
+        )
+    )
+)
+_RELEASE = QueryIn(
+    lambda values: (
+        update(held)
+        .where(among(held.c.number, values), held.c.owner == bindparam("node_id"))
+        .values(owner=null(), generation=held.c.generation + 1)
+    )
+)
+_RELEASE_ALL = Query(
+    update(held).where(held.c.owner == bindparam("node_id")).values(owner=null(), generation=held.c.generation + 1)
+)
+_DEPART = Query(delete(node).where(node.c.id == bindparam("node_id")))
+_FORGET = Query(delete(node).where(node.c.seen_at < _Clock() - _ms("within")))
+_NOT_WAITING = Query(text("SET LOCAL synchronous_commit TO OFF"))
+
+_DUTY_HELD = Query(
+    update(duty)
+    .where(duty.c.duty == bindparam("name"), duty.c.owner == bindparam("node_id"))
+    .values(lease_until=_Clock() + _ms("lease"))
+)
+_DUTY_TAKEN = Query(
+    update(duty)
+    .where(duty.c.duty == bindparam("name"), or_(duty.c.owner.is_(None), duty.c.lease_until < _Clock()))
+    .values(
+        owner=bindparam("node_id", type_=duty.c.owner.type),
+        generation=duty.c.generation + 1,
+        lease_until=_Clock() + _ms("lease"),
+    )
+)
+_DUTY_ROW = Insert(duty, ("duty", "generation", "lease_until"), conflict=("duty",))
+_DUTY_FREE = Query(
+    update(duty)
+    .where(duty.c.duty == bindparam("name"), duty.c.owner == bindparam("node_id"))
+    .values(owner=null(), generation=duty.c.generation + 1)
+)
+_DUTIES_FREE = Query(
+    update(duty).where(duty.c.owner == bindparam("node_id")).values(owner=null(), generation=duty.c.generation + 1)
+)
+
+
+class SqlCluster:
+    """Implements ``core.interfaces.ClusterStore``.
+
+    Args:
+        url: The vault's database.
+        settings: The database group.
+    """
+
+    def __init__(self, url: str, settings: DatabaseSettings) -> None:
+        self._database = Database(url, settings.model_copy(update={"pool_size": 2}), abandoned_after=_IDLE)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._database.close()
+
+    async def open(self, slices: int) -> None:
+        """See ``ClusterStore.open``. Everything that is in the log by then was judged by the node that wrote it alone.
+
+        Raises:
+            BadRequestError: the database was made with another number.
+        """
+
+        def make(tx: Transaction) -> int:
+            head: int = tx.value(_LOG)
+            made: int | None = tx.value(_MADE)
+            if made is None:
+                tx.run(_MAKE, slices=slices)
+                tx.insert(_SLICES_INSERT, [(number, 0, 0, head) for number in range(slices)])
+            return slices if made is None else made
+
+        made = await self._database.write(make)
+        if made != slices:
+            raise BadRequestError(
+                f"KIMERA_BUS__SLICES: this database was set up with {made} slices, not {slices}", field="bus.slices"
+            )
+
+    async def beat(self, node: Node, *, lease: float) -> Coverage:
+        """Say that the node is alive and extend the leases that it still has; returns how things stand."""
+
+        def renew(tx: Transaction) -> Coverage:
+            if tx.run(_SEEN, node_id=node.id) == 0:
+                tx.run(_ARRIVE, node_id=node.id, name=node.name, role=node.role)
+            if node.is_engine and tx.rows(_MINE, node_id=node.id):
+                tx.run(_RENEW, node_id=node.id, lease=_as_ms(lease))
+            return _coverage(tx, lease)
+
+        return await self._database.write(renew)
+
+    async def leave(self, node_id: str) -> None:
+        """The node stops: what it holds is free at once."""
+
+        def depart(tx: Transaction) -> None:
+            tx.rows(_MINE, node_id=node_id)
+            tx.run(_RELEASE_ALL, node_id=node_id)
+            tx.run(_DUTIES_FREE, node_id=node_id)
+            tx.run(_DEPART, node_id=node_id)
+
+        await self._database.write(depart)
+
+    async def take(self, node_id: str, numbers: Sequence[int], *, lease: float) -> dict[int, SliceState]:
+        """Take those of the slices that are free or expired; returns what was got."""
+
+        def take(tx: Transaction) -> dict[int, SliceState]:
+            free = [row[0] for row in tx.rows_in(_FREE, sorted(numbers))]
+            if not free:
+                return {}
+            tx.run_in(_TAKE, free, node_id=node_id, lease=_as_ms(lease))
+            return {each.number: each for each in _slices(tx) if each.number in free}
+
+        return await self._database.write(take) if numbers else {}
+
+    async def release(self, node_id: str, leases: Mapping[int, int]) -> None:
+        """Give slices back (number -> generation)."""
+
+        def release(tx: Transaction) -> None:
+            tx.rows(_MINE, node_id=node_id)
+            mine = {each.number for each in _slices(tx) if leases.get(each.number) == each.generation}
+            if mine:
+                tx.run_in(_RELEASE, sorted(mine), node_id=node_id)
+
+        if leases:
+            await self._database.write(release)
+
+    async def advance(self, node_id: str, leases: Mapping[int, int], scored: int) -> None:
+        """See ``ClusterStore.advance``. It need not be on the disk: what a crash takes back is judged once more."""
+
+        def move(tx: Transaction) -> None:
+            if tx.dialect == "postgresql":
+                tx.run(_NOT_WAITING)
+            hold(tx, node_id, leases)
+            advance(tx, list(leases), scored)
+
+        if leases:
+            await self._database.write(move)
+
+    async def coverage(self, *, lease: float) -> Coverage:
+        """How things stand, in one snapshot."""
+        return await self._database.read(lambda tx: _coverage(tx, lease))
+
+    async def lead(self, duty: str, node_id: str, *, lease: float) -> bool:
+        """Take or keep the lease of a duty; whether the node has it. Whoever has one also forgets nodes long gone."""
+
+        def lead(tx: Transaction) -> bool:
+            if not tx.run(_DUTY_HELD, name=duty, node_id=node_id, lease=_as_ms(lease)):
+                tx.insert(_DUTY_ROW, [(duty, 0, 0)])
+                if not tx.run(_DUTY_TAKEN, name=duty, node_id=node_id, lease=_as_ms(lease)):
+                    return False
+            tx.run(_FORGET, within=_as_ms(FORGOTTEN))
+            return True
+
+        return await self._database.write(lead)
+
+    async def resign(self, duty: str, node_id: str) -> None:
+        """Give a duty back."""
+        await self._database.write(lambda tx: tx.run(_DUTY_FREE, name=duty, node_id=node_id))
+
+
+def _as_ms(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+def _slices(tx: Transaction) -> list[SliceState]:
+    return [
+        SliceState(number, owner, generation, owner is not None and bool(in_force), scored)
+        for number, owner, generation, in_force, scored in tx.rows(_SLICES)
+    ]
+
+
+def _coverage(tx: Transaction, lease: float) -> Coverage:
+    slices = _slices(tx)  # before the head: what was found up to ``scored`` lies at or below it
+    nodes = [Node(*row) for row in tx.rows(_NODES, within=_as_ms(lease))]
+    return Coverage(tx.value(_HEAD), int(tx.value(_CLUSTER) or 0), tuple(slices), tuple(nodes))

@@ -1,0 +1,179 @@
+"""Leases, progress and the vault under the log's lock: what several nodes on one database rest on."""
+
+from collections.abc import AsyncIterator
+from functools import partial
+
+import anyio
+import pytest
+
+from kimera_stream.core.interfaces import Node, WriteBatch
+from kimera_stream.core.slices import slice_of
+from kimera_stream.core.vault.cluster import SqlCluster
+from kimera_stream.core.vault.errors import LeaseLostError
+from kimera_stream.core.vault.vault import SqlVault
+from kimera_stream.protocol.errors import BadRequestError
+
+pytestmark = pytest.mark.anyio
+ONE, TWO = Node("one#1", "one", "engine"), Node("two#1", "two", "all")
+LEASE = 60.0
+
+
+@pytest.fixture
+async def store(url: str, vault: SqlVault, make_settings) -> AsyncIterator[SqlCluster]:
+    opened = SqlCluster(url, make_settings())
+    await opened.open(4)
+    yield opened
+    await opened.close()
+
+
+async def test_slices_begin_where_the_log_ends_and_their_number_stays(url, vault, samples, make_settings):
+    await vault.commit(samples.publish(0, "a", "b"))
+    store = SqlCluster(url, make_settings())
+    try:
+        await store.open(4)
+        await store.open(4)
+        coverage = await store.coverage(lease=LEASE)
+        assert (coverage.head, coverage.scored, coverage.completeness) == (2, 2, 0.0)
+        assert [each.number for each in coverage.slices] == [0, 1, 2, 3]
+        with pytest.raises(BadRequestError, match="4 slices"):
+            await store.open(8)
+    finally:
+        await store.close()
+
+
+async def test_a_slice_has_one_owner_at_a_time_and_a_generation_for_each(store):
+    await store.beat(ONE, lease=LEASE)
+    await store.beat(TWO, lease=LEASE)
+    got = await store.take(ONE.id, [0, 1, 2], lease=LEASE)
+    assert {number: each.generation for number, each in got.items()} == {0: 1, 1: 1, 2: 1}
+    assert await store.take(TWO.id, [2], lease=LEASE) == {}
+    assert set(await store.take(TWO.id, [2, 3], lease=LEASE)) == {3}
+    await store.release(ONE.id, {2: 1, 1: 7})  # the second one is of another generation
+    assert {n: each.generation for n, each in (await store.take(TWO.id, [1, 2], lease=LEASE)).items()} == {2: 3}
+    coverage = await store.beat(ONE, lease=LEASE)
+    assert [each.owner for each in coverage.slices] == [ONE.id, ONE.id, TWO.id, TWO.id]
+    assert [(each.id, each.role) for each in coverage.nodes] == [(ONE.id, "engine"), (TWO.id, "all")]
+    assert coverage.completeness == 1.0
+    await store.leave(ONE.id)
+    coverage = await store.coverage(lease=LEASE)
+    assert [each.covered for each in coverage.slices] == [False, False, True, True]
+    assert [each.id for each in coverage.nodes] == [TWO.id]
+
+
+async def test_an_expired_lease_can_be_taken_and_its_former_owner_moves_nothing(store):
+    got = await store.take(ONE.id, [0, 1], lease=-1.0)
+    leases = {number: each.generation for number, each in got.items()}
+    assert not (await store.coverage(lease=LEASE)).slices[0].covered
+    await store.advance(ONE.id, leases, 0)  # expired, and nobody has taken it
+    assert set(await store.take(TWO.id, [0], lease=LEASE)) == {0}
+    with pytest.raises(LeaseLostError) as lost:
+        await store.advance(ONE.id, leases, 5)
+    assert lost.value.numbers == (0,)
+    assert [each.scored for each in (await store.coverage(lease=LEASE)).slices] == [0, 0, 0, 0]
+
+
+async def test_progress_never_goes_back(store):
+    got = await store.take(ONE.id, [0, 1], lease=LEASE)
+    leases = {number: each.generation for number, each in got.items()}
+    await store.advance(ONE.id, leases, 5)
+    await store.advance(ONE.id, {0: leases[0]}, 3)
+    assert [each.scored for each in (await store.coverage(lease=LEASE)).slices] == [5, 5, 0, 0]
+
+
+async def test_a_duty_has_one_holder(store):
+    assert await store.lead("relay", ONE.id, lease=LEASE)
+    assert await store.lead("relay", ONE.id, lease=LEASE)
+    assert not await store.lead("relay", TWO.id, lease=LEASE)
+    await store.resign("relay", ONE.id)
+    assert await store.lead("relay", TWO.id, lease=-1.0)
+    assert await store.lead("relay", ONE.id, lease=LEASE)
+
+
+async def test_a_transaction_commits_what_it_planned_under_the_lock(vault, store, samples):
+    got = await store.take(ONE.id, [0], lease=LEASE)
+    seen: list[object] = []
+
+    def plan(locked) -> WriteBatch:
+        locked.hold(ONE.id, {0: got[0].generation})
+        locked.advance([0], 2)
+        seen.append((locked.head, locked.last_ts, dict(locked.marks(["a", "z"]))))
+        return samples.publish(locked.head, "a", "b")
+
+    await vault.transact(plan)
+    assert vault.head == 2
+    batch = await vault.transact(plan_nothing)
+    assert batch.entries == []
+    assert seen[0] == (0, 0, {})
+    assert (await store.coverage(lease=LEASE)).slices[0].scored == 2
+    assert (await vault.geoid("a")).stated == 1
+    with pytest.raises(AssertionError):
+        await vault.transact(fail)
+    assert vault.head == 2
+
+
+def plan_nothing(locked) -> WriteBatch:
+    assert locked.last_ts > 0
+    mark = locked.marks(["a"])["a"]
+    assert (mark.version, mark.offset, mark.stated) == (1, 1, 1)
+    return WriteBatch()
+
+
+def fail(locked) -> WriteBatch:
+    raise AssertionError("planning failed")
+
+
+async def test_a_transaction_without_its_lease_writes_nothing(vault, store, samples):
+    got = await store.take(ONE.id, [0, 1], lease=-1.0)
+    await store.take(TWO.id, [1], lease=LEASE)
+
+    def plan(locked) -> WriteBatch:
+        batch = samples.publish(locked.head, "a")
+        locked.advance([0, 1], 1)
+        locked.hold(ONE.id, {number: each.generation for number, each in got.items()})
+        return batch
+
+    with pytest.raises(LeaseLostError):
+        await vault.transact(plan)
+    assert await vault.refresh() == 0
+    assert [each.scored for each in (await store.coverage(lease=LEASE)).slices] == [0, 0, 0, 0]
+
+
+async def test_writers_wait_for_each_other_instead_of_losing_a_race(url, vault, store, samples, make_settings):
+    other = SqlVault(url, make_settings())
+    await other.start()
+    try:
+
+        async def write(to: SqlVault, name: str) -> None:
+            for number in range(8):
+                await to.transact(partial(publish, name=f"{name}{number}"))
+
+        def publish(locked, name: str) -> WriteBatch:
+            return samples.publish(locked.head, name)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(write, vault, "a")
+            group.start_soon(write, other, "b")
+        assert await vault.refresh() == 16
+        assert len((await vault.read(None, after=0, limit=99)).entries) == 16
+    finally:
+        await other.close()
+
+
+async def test_the_geoids_of_a_slice_are_those_that_hash_to_it(vault, store, samples):
+    names = [f"g{number}" for number in range(40)]
+    await vault.commit(samples.publish(0, *names))
+    found = [stored.geoid.id async for page in vault.scan_slices([1, 3], slices=4, batch=7) for stored in page]
+    assert found == [name for name in names if slice_of(name, 4) in (1, 3)]
+
+
+async def test_the_watches_have_a_generation_that_grows_with_every_change(vault, store, samples):
+    before = (await store.coverage(lease=LEASE)).watch_generation
+    assert not await vault.delete_watch("p", "none")
+    generations: list[int] = []
+
+    def look(locked) -> WriteBatch:
+        generations.append(locked.watch_generation)
+        return WriteBatch()
+
+    await vault.transact(look)
+    assert generations == [before + 1]
