@@ -69,7 +69,8 @@ class StreamGate:
         if "websocket.http.response" not in (scope.get("extensions") or {}):
             await send({"type": "websocket.close", "code": 1013})
             return
-        body = b"the server is starting; try again\n"
+        refusal = self._runtime.parts.door.refusal
+        body = f"{refusal}\n".encode() if refusal else b"the server is starting; try again\n"
         headers = [
             (b"retry-after", b"1"),
             (b"content-type", b"text/plain"),

@@ -58,6 +58,10 @@ from kimera_stream.streaming.metrics import HubMetrics
 
 log = structlog.get_logger(__name__)
 
+ABANDONED_AFTER = 2.0
+"""Seconds after which the transaction of a node that hangs in it is given up by the database."""
+ENGINE_REFUSAL = "this node is an engine (KIMERA_ROLE): it takes no requests and no connections; ask an edge"
+
 
 def build_services(settings: Settings) -> Services:
     """Everything registered by interface; tests override parts of it."""
@@ -65,13 +69,28 @@ def build_services(settings: Settings) -> Services:
     services.add(Settings, instance=settings)
     services.add(CollectorRegistry, instance=CollectorRegistry())
     services.add(ServerInfo, instance=ServerInfo(name="kimera-stream", version=__version__, node=node_name(settings)))
-    _ground(services, settings)
+    if has_bus(settings):
+        from kimera_stream.api.nodes.composition import add_node  # a single node loads no Redis client
+
+        _base(services, settings)
+        if settings.role != "edge":
+            _encoding(services, settings)
+            _meaning(services, settings)
+        add_node(services, settings)
+        return services
+    _base(services, settings)
+    _encoding(services, settings)
     _meaning(services, settings)
     _upon_the_log(services, settings)
     return services
 
 
-def _ground(services: Services, settings: Settings) -> None:
+def has_bus(settings: Settings) -> bool:
+    """Whether this is one of several nodes."""
+    return bool(settings.bus.url.get_secret_value())
+
+
+def _base(services: Services, settings: Settings) -> None:
     def worker_threads(registry: CollectorRegistry) -> Resources:
         return Resources(settings.performance, registry)
 
@@ -81,13 +100,23 @@ def _ground(services: Services, settings: Settings) -> None:
     def tracing(server: ServerInfo) -> Tracing:
         return configure_tracing(settings.telemetry, node=server.node, version=server.version)
 
+    def vault() -> SqlVault:
+        if has_bus(settings):  # a node that hangs in a transaction must not keep the others from the log
+            return SqlVault(database_url(settings), settings.database, abandoned_after=ABANDONED_AFTER)
+        return SqlVault(database_url(settings), settings.database)
+
+    services.add(Metrics, factory=Metrics)
+    services.add(Resources, factory=worker_threads, also=[Threads])
+    services.add(TokenAuthenticator, factory=authenticator, also=[Authenticator])
+    services.add(Tracing, factory=tracing)
+    services.add(SqlVault, factory=vault, also=[VaultService, LogReader], cleanup=SqlVault.close)
+
+
+def _encoding(services: Services, settings: Settings) -> None:
     def embedder(threads: Threads, registry: CollectorRegistry, resources: Resources) -> BatchingEmbedder:
         made = BatchingEmbedder(make_provider(settings.embedding, threads), settings.embedding, registry)
         resources.memory.watch_cache("texts", lambda: made.cache.bytes, made.cache.clear)
         return made
-
-    def vault() -> SqlVault:
-        return SqlVault(database_url(settings), settings.database)
 
     def index(threads: Threads, embedder: EmbeddingService) -> FlatIndex:
         return FlatIndex(
@@ -101,11 +130,6 @@ def _ground(services: Services, settings: Settings) -> None:
     def retention(vault: SqlVault) -> Retention:
         return Retention(vault, settings.database, idempotency_window=settings.performance.idempotency_window)
 
-    services.add(Metrics, factory=Metrics)
-    services.add(Resources, factory=worker_threads, also=[Threads])
-    services.add(TokenAuthenticator, factory=authenticator, also=[Authenticator])
-    services.add(Tracing, factory=tracing)
-    services.add(SqlVault, factory=vault, also=[VaultService, LogReader], cleanup=SqlVault.close)
     services.add(BatchingEmbedder, factory=embedder, also=[EmbeddingService], cleanup=BatchingEmbedder.close)
     services.add(FlatIndex, factory=index, also=[IndexService])
     services.add(Retention, factory=retention)
@@ -317,6 +341,15 @@ async def build_runtime(settings: Settings, services: Services | None = None) ->
     """
     services = build_services(settings) if services is None else services
     container = services.build()
+    if has_bus(settings):
+        from kimera_stream.api.nodes.composition import node_specs, start_ground  # a single node loads no Redis client
+
+        await start_ground(container)
+        return Runtime(
+            settings,
+            container,
+            lambda runtime: node_specs(Parts(settings, container, runtime, _door(settings, container, runtime))),
+        )
     await container.start(
         Metrics, Resources, TokenAuthenticator, Tracing, ServerInfo, Retention, CascadeEngine, ConversationMemory
     )
@@ -339,6 +372,7 @@ def _door(settings: Settings, container: Container, runtime: Runtime) -> HttpDoo
         node=server.node,
         version=server.version,
         versions=_versions(),
+        refusal=ENGINE_REFUSAL if settings.role == "engine" else "",
     )
 
 

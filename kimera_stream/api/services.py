@@ -1,6 +1,8 @@
 """The supervised services: in which order they start, how each begins, and what a stop has to finish."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import anyio
 import structlog
@@ -31,6 +33,16 @@ from kimera_stream.streaming.hub import Hub
 
 log = structlog.get_logger(__name__)
 
+Run = Callable[[Service], Awaitable[None]]
+"""The code of one service."""
+
+
+class Assemble(Protocol):
+    """Builds registered services, and what they need, where they are not built yet."""
+
+    async def __call__(self, *keys: object) -> None: ...
+
+
 RETENTION_INTERVAL = 60.0
 PATIENT = Backoff(base=0.25, factor=2.0, maximum=5.0, floor=0.1)
 START_BUDGET = Budget(restarts=8, window=120.0)
@@ -55,6 +67,60 @@ class Parts:
     stream: StreamEndpoint | None = None
 
 
+def access_service(container: Container) -> Run:
+    """Keys and tokens."""
+
+    async def access(service: Service) -> None:
+        try:
+            await container.get(TokenAuthenticator).load()
+        except SettingsError as error:
+            raise Unrecoverable(str(error)) from error
+        service.ready()
+        await anyio.sleep_forever()
+
+    return access
+
+
+def vault_service(container: Container) -> Run:
+    """The durable log and entities."""
+
+    async def vault(service: Service) -> None:
+        service.progress("opening the database")
+        try:
+            await container.get(SqlVault).start()
+        except VaultSchemaError as error:
+            raise Unrecoverable(str(error)) from error
+        service.ready()
+        await anyio.sleep_forever()
+
+    return vault
+
+
+def encoder_service(container: Container) -> Run:
+    """The encoder."""
+
+    async def encoder(service: Service) -> None:
+        embedder = container.get(BatchingEmbedder)
+        service.progress("loading the model")
+        await embedder.start()
+        service.ready()
+        await embedder.run()
+
+    return encoder
+
+
+def verifier_service(container: Container) -> Run:
+    """The cross-encoder."""
+
+    async def verifier(service: Service) -> None:
+        service.progress("loading the model")
+        await container.get(CrossEncoderVerifier).start()
+        service.ready()
+        await anyio.sleep_forever()
+
+    return verifier
+
+
 def service_specs(
     parts: Parts,
 ) -> tuple[Parts, list[ServiceSpec], list[Drain]]:
@@ -66,36 +132,6 @@ def service_specs(
         """Build what stands on the log; one service at a time asks the container."""
         async with assembling:
             await container.start(*keys)
-
-    async def access(service: Service) -> None:
-        try:
-            await container.get(TokenAuthenticator).load()
-        except SettingsError as error:
-            raise Unrecoverable(str(error)) from error
-        service.ready()
-        await anyio.sleep_forever()
-
-    async def vault(service: Service) -> None:
-        service.progress("opening the database")
-        try:
-            await container.get(SqlVault).start()
-        except VaultSchemaError as error:
-            raise Unrecoverable(str(error)) from error
-        service.ready()
-        await anyio.sleep_forever()
-
-    async def encoder(service: Service) -> None:
-        embedder = container.get(BatchingEmbedder)
-        service.progress("loading the model")
-        await embedder.start()
-        service.ready()
-        await embedder.run()
-
-    async def verifier(service: Service) -> None:
-        service.progress("loading the model")
-        await container.get(CrossEncoderVerifier).start()
-        service.ready()
-        await anyio.sleep_forever()
 
     async def hub(service: Service) -> None:
         await assembled(Hub, FieldDynamics)
@@ -172,9 +208,9 @@ def service_specs(
 
     specs = [
         ServiceSpec("resources", container.get(Resources).serve),
-        ServiceSpec("access", access, on_failure="escalate"),
-        ServiceSpec("vault", vault, backoff=PATIENT, budget=START_BUDGET),
-        ServiceSpec("encoder", encoder, backoff=PATIENT),
+        ServiceSpec("access", access_service(container), on_failure="escalate"),
+        ServiceSpec("vault", vault_service(container), backoff=PATIENT, budget=START_BUDGET),
+        ServiceSpec("encoder", encoder_service(container), backoff=PATIENT),
         ServiceSpec("hub", hub, after=("vault",)),
         ServiceSpec("index", index, after=("vault", "encoder", "hub")),
         ServiceSpec("field", field, after=("index",)),
@@ -188,7 +224,7 @@ def service_specs(
     except MissingServiceError:
         pass  # switched off, or this build carries no weights: the rules decide
     else:
-        specs.append(ServiceSpec("verifier", verifier, backoff=PATIENT))
+        specs.append(ServiceSpec("verifier", verifier_service(container), backoff=PATIENT))
         specs.append(ServiceSpec("late", late, after=("pipeline",)))
         before_work.append("verifier")
     specs.append(ServiceSpec("pipeline", pipeline, after=tuple(before_work)))
@@ -218,14 +254,12 @@ def service_specs(
     return parts, specs, drains
 
 
-async def load_index(parts: Parts, service: Service) -> None:
-    """Put every stored geoid into the index and the field.
+async def check_encoder(container: Container) -> None:
+    """Record which model makes the vectors of this database, once for all.
 
     Raises:
         EncoderMismatchError: the stored vectors are another model's.
-        StoreTooLargeError: the index may not hold them all.
     """
-    container = parts.container
     vault, model = container.get(SqlVault), container.get(BatchingEmbedder).model
     vectors = await vault.count_geoids() + len(await vault.watches())  # a watch is compared by its vector too
     if vault.encoder is None or (vault.encoder != model and not vectors):
@@ -235,6 +269,17 @@ async def load_index(parts: Parts, service: Service) -> None:
             f"the {vectors} stored vectors were made by {vault.encoder}, and this server encodes with {model}; "
             "set KIMERA_EMBEDDING__PROVIDER back, or use another database (KIMERA_PATHS__DATA_DIR, KIMERA_DATABASE__URL)"
         )
+
+
+async def load_index(parts: Parts, service: Service) -> None:
+    """Put every stored geoid into the index and the field.
+
+    Raises:
+        EncoderMismatchError: the stored vectors are another model's.
+        StoreTooLargeError: the index may not hold them all.
+    """
+    container = parts.container
+    await check_encoder(container)
     try:
         await container.get(SnapshotKeeper).restore(service.progress)
     except LimitExceededError as error:

@@ -44,4 +44,6 @@ def unpack_entries(message: bytes) -> list[LogEntry]:
     Raises:
         msgspec.MsgspecError: it is none.
     """
-    return [LogEntry(told.offset, told.type, told.ts, told.channels, msgspec.Raw(told.data)) for told in _decode(message)]
+    return [
+        LogEntry(told.offset, told.type, told.ts, told.channels, msgspec.Raw(told.data)) for told in _decode(message)
+    ]

@@ -99,6 +99,11 @@ class PipelineMetrics:
             if entry.type == "contradiction.found":
                 self._contradictions += 1
 
+    def told(self, published: int, contradictions: int) -> None:
+        """Of a node that answers what others have committed."""
+        self._published += published
+        self._contradictions += contradictions
+
     def refused(self, code: str, count: int) -> None:
         self._refused.labels(code).inc(count)
         self._refusals += count

@@ -205,11 +205,17 @@ def _parts(settings: Settings) -> Iterator[Problem]:
     url = settings.bus.url.get_secret_value()
     if url and not url.startswith(("redis://", "rediss://", "unix://")):
         yield Problem("KIMERA_BUS__URL", f"'{mask_url(url)}' is not allowed; expected redis://HOST or rediss://HOST")
-    elif url:
+    elif url and not settings.database.url.get_secret_value().startswith("postgresql+asyncpg://"):
         yield Problem(
             "KIMERA_BUS__URL",
-            "is not served by this version, which runs as one node",
-            "leave it empty: the bus is in-process",
+            "joins nodes that share a PostgreSQL database, and KIMERA_DATABASE__URL names none",
+            "set KIMERA_DATABASE__URL=postgresql+asyncpg://USER@HOST/NAME, or leave the bus empty: one node",
+        )
+    if not url and settings.role != "all":
+        yield Problem(
+            "KIMERA_ROLE",
+            f"{settings.role!r} is one of several nodes, and no bus joins them",
+            "set KIMERA_BUS__URL=redis://HOST and a PostgreSQL KIMERA_DATABASE__URL, or leave the role out",
         )
     embedding = settings.embedding
     if embedding.provider == "http" and not embedding.url.startswith(("http://", "https://")):

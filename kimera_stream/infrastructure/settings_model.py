@@ -327,6 +327,11 @@ class Settings(BaseSettings):
 
     environment: Environment = Field("development", description="development, staging or production.")
     node: str = Field("", description="This node's name; empty: host name and process id.")
+    role: Literal["all", "edge", "engine"] = Field(
+        "all",
+        description="What this node does, where a bus joins several. edge: connections and fan-out. engine: embed, score, verify. "
+        "all: both.",
+    )
     database: DatabaseSettings = Field(default_factory=DatabaseSettings)  # type: ignore[arg-type]
     bus: BusSettings = Field(default_factory=BusSettings)  # type: ignore[arg-type]
     api: ApiSettings = Field(default_factory=ApiSettings)  # type: ignore[arg-type]

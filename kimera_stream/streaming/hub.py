@@ -149,6 +149,11 @@ class Hub:
         found = self._channels.get(channel)
         return (found.subscribers, dict(found.principals)) if found else (0, {})
 
+    @property
+    def principals(self) -> Mapping[str, int]:
+        """Connections by whose they are."""
+        return self._principals
+
     def statistics(self) -> dict[str, int]:
         """Counts for the ``stats`` channel and for health reports."""
         return {

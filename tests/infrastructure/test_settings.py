@@ -375,10 +375,20 @@ def test_nothing_secret_is_shown() -> None:
     assert [f"KIMERA_SECURITY__JWT_SECRET={MASK}", "#", "environment"] in [line.split() for line in lines]
 
 
-def test_a_bus_between_nodes_is_refused_until_there_is_one() -> None:
-    with pytest.raises(SettingsError, match=r"KIMERA_BUS__URL: .*one node") as refused:
-        load(KIMERA_BUS__URL=f"redis://:{SECRET}@cache/0")
-    assert SECRET not in str(refused.value)
+def test_a_bus_between_nodes_needs_a_database_that_they_share() -> None:
+    for database in ("", "sqlite+aiosqlite:///here.db"):
+        with pytest.raises(SettingsError, match=r"KIMERA_BUS__URL: .*PostgreSQL") as refused:
+            load(KIMERA_BUS__URL=f"redis://:{SECRET}@cache/0", KIMERA_DATABASE__URL=database)
+        assert SECRET not in str(refused.value)
+    url = "postgresql+asyncpg://db/kimera"
+    assert load(KIMERA_BUS__URL="redis://cache/0", KIMERA_DATABASE__URL=url, KIMERA_ROLE="edge").role == "edge"
+
+
+@pytest.mark.parametrize("role", ["edge", "engine"])
+def test_a_part_of_a_node_is_no_node_without_a_bus(role: str) -> None:
+    with pytest.raises(SettingsError, match=r"KIMERA_ROLE: .*no bus"):
+        load(KIMERA_ROLE=role)
+    assert load(KIMERA_ROLE="all").role == "all"
 
 
 def test_config_show_has_a_line_for_every_setting_and_its_origin() -> None:

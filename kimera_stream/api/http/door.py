@@ -190,6 +190,8 @@ class HttpDoor:
         health: Looks at every service; the answer names each with its state. Bounded in time by the callee.
         versions: Names and versions of what runs, for /health.
         node: Name of this node.
+        refusal: Why this node takes no requests, ever: it has another role. Empty: it takes them.
+        cluster: Numbers of the nodes and slices, for /health, where there are several.
     """
 
     authenticator: Authenticator
@@ -203,6 +205,8 @@ class HttpDoor:
     versions: Mapping[str, str] = field(default_factory=dict)
     streams: OpenStreams = field(default_factory=OpenStreams)
     services: DoorServices | None = None
+    refusal: str = ""
+    cluster: Callable[[], Mapping[str, Any]] | None = None
     opened_at: float = field(default_factory=time.monotonic)
 
     def opened(self) -> DoorServices:
@@ -214,6 +218,8 @@ class HttpDoor:
         state = self.readiness()
         if state.draining or self.streams.lines_stopping.is_set():
             raise UnavailableError("the server is stopping", retry_after=1.0)
+        if self.refusal:
+            raise UnavailableError(self.refusal)
         if self.services is None:
             waiting = ", ".join(f"{name}: {how}" for name, how in state.services.items() if how != "ready")
             raise UnavailableError(f"the server is starting ({waiting or 'nearly done'})", retry_after=1.0)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -49,6 +49,7 @@ class HealthReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     services: dict[str, str]
     checks: dict[str, ServiceReport]
     versions: dict[str, str]
+    cluster: Annotated[dict[str, Any], Meta(description="Nodes and slices, where there are several.")] | None = None
 
 
 async def livez(call: Call) -> ASGIApp:
@@ -72,7 +73,7 @@ async def health(call: Call) -> ASGIApp:
     status: Literal["ok", "degraded", "starting", "stopping"]
     if state.draining or door.streams.lines_stopping.is_set():
         status = "stopping"
-    elif door.services is None:
+    elif door.services is None and not door.refusal:
         status = "starting"
     else:
         status = "ok" if healthy and state.ready else "degraded"
@@ -88,6 +89,7 @@ async def health(call: Call) -> ASGIApp:
         services=dict(state.services),
         checks=checks,
         versions=dict(door.versions),
+        cluster=None if door.cluster is None else dict(door.cluster()),
     )
     return call.answer(report, status=200 if status == "ok" else 503)
 

@@ -1,0 +1,1 @@
+"""Several nodes: what a process is made of that shares the log with others, by its role."""

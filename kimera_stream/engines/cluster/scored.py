@@ -1,0 +1,99 @@
+"""How far the slices are scored, as an edge knows it: what an answer waits for.
+
+Engines say so on the bus after each commit; the database knows it anyway, and is asked when somebody waits and the bus is silent.
+"""
+
+import heapq
+import itertools
+from collections.abc import Awaitable, Callable, Mapping
+
+import anyio
+import structlog
+
+from kimera_stream.core.interfaces import Coverage
+from kimera_stream.engines.cluster.wire import Progress
+from kimera_stream.protocol.errors import UnavailableError
+
+log = structlog.get_logger(__name__)
+
+REST = 4
+"""Polls left out while nobody waits."""
+
+
+class Scored:
+    """Belongs to the event loop's thread.
+
+    Args:
+        ask: Reads the coverage from the database.
+        poll: Seconds between reads while somebody waits.
+    """
+
+    def __init__(self, ask: Callable[[], Awaitable[Coverage]], *, poll: float) -> None:
+        self._ask = ask
+        self._poll = poll
+        self._scored: dict[int, int] = {}
+        self._waiting: list[tuple[int, int, anyio.Event]] = []
+        self._numbers = itertools.count()
+        self._wake = anyio.Event()
+        self.newest: Coverage | None = None
+        """As the database said last."""
+
+    @property
+    def upto(self) -> int:
+        """Everything up to here is scored against all slices."""
+        return min(self._scored.values(), default=0) if self.newest is not None else 0
+
+    def heard(self, progress: Progress) -> None:
+        """An engine says how far it is."""
+        self._take_in(progress.scored)
+
+    def _take_in(self, scored: Mapping[int, int]) -> None:
+        before = self.upto
+        for number, offset in scored.items():
+            if offset > self._scored.get(number, -1):
+                self._scored[number] = offset
+        upto = self.upto
+        if upto > before:
+            while self._waiting and self._waiting[0][0] <= upto:
+                heapq.heappop(self._waiting)[2].set()
+
+    def lost(self) -> None:
+        """Something may not have been told: the database is asked soon."""
+        self._wake.set()
+
+    async def reached(self, offset: int) -> None:
+        """Wait until everything up to ``offset`` is scored. The caller sets the deadline."""
+        if offset <= self.upto:
+            return
+        event = anyio.Event()
+        heapq.heappush(self._waiting, (offset, next(self._numbers), event))
+        self._wake.set()
+        await event.wait()
+
+    async def look(self) -> Coverage:
+        """Ask the database now.
+
+        Raises:
+            UnavailableError: it cannot say.
+        """
+        found = await self._ask()
+        self.newest = found
+        self._take_in({each.number: each.scored for each in found.slices})
+        return found
+
+    async def run(self) -> None:
+        """Ask the database now and then, until cancelled; more often while somebody waits."""
+        away = False
+        while True:
+            try:
+                await self.look()
+                away = False
+            except UnavailableError as error:
+                if not away:
+                    log.warning("the slices' progress cannot be read", error=error.message)
+                away = True
+            if not self._waiting:
+                self._wake = anyio.Event()
+                with anyio.move_on_after(self._poll * REST):
+                    await self._wake.wait()
+            await anyio.sleep(self._poll)
