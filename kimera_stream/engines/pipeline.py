@@ -23,8 +23,8 @@ from kimera_stream.engines.intake import Intake, Ticket
 from kimera_stream.engines.metrics import PipelineMetrics
 from kimera_stream.engines.queries import Queries
 from kimera_stream.engines.retrying import Faults, Patience, defect, may_pass
-from kimera_stream.engines.sequencer import Sequencer
-from kimera_stream.engines.work import DeleteWork, PublishWork, RereadWork, ResolveWork, Work
+from kimera_stream.engines.sequencer import Sequencing
+from kimera_stream.engines.work import DeleteWork, PublishWork, RequestId, RereadWork, ResolveWork, Work
 from kimera_stream.infrastructure.settings import Settings
 from kimera_stream.protocol.channels import is_id
 from kimera_stream.protocol.errors import BadRequestError, InternalError, OperationalError, UnavailableError
@@ -72,7 +72,7 @@ class Pipeline:
         self,
         vault: VaultService,
         embedder: EmbeddingService,
-        sequencer: Sequencer,
+        sequencer: Sequencing,
         queries: Queries,
         settings: Settings,
         metrics: PipelineMetrics,
@@ -121,8 +121,9 @@ class Pipeline:
         priority: int = 5,
         merge: bool = False,
         must_exist: bool = False,
+        request: RequestId | None = None,
     ) -> PublishResult:
-        """See ``KnowledgeService.publish``."""
+        """See ``KnowledgeService.publish``. ``request``: where it came from another node."""
         validate_body(body, self._limits, merge=merge)
         if key is not None:
             if not 1 <= len(key) <= 255:
@@ -135,7 +136,7 @@ class Pipeline:
         ticket: Ticket[PublishResult] = Ticket(
             (principal.id, session), priority=priority, cost=_cost(body), admitted_at=time.monotonic()
         )
-        work = PublishWork(ticket, body, principal, session_id, key, merge, must_exist)
+        work = PublishWork(ticket, body, principal, session_id, key, merge, must_exist, request=request)
         if body.vector is not None:
             work.vector = unit(body.vector)
         self._accept(work)
@@ -143,12 +144,19 @@ class Pipeline:
             self._keyed[principal.id, key] = ticket
         return await ticket.outcome()
 
-    async def delete(self, geoid_id: str, *, principal: Principal, session_id: str | None = None) -> int:
+    async def delete(
+        self,
+        geoid_id: str,
+        *,
+        principal: Principal,
+        session_id: str | None = None,
+        request: RequestId | None = None,
+    ) -> int:
         """Delete a geoid; returns the offset of its ``geoid.deleted``."""
         if not is_id(geoid_id):
             raise BadRequestError("geoid_id: expected 1-128 URL-safe characters", field="geoid_id")
         ticket: Ticket[int] = self._ticket(principal, session_id)
-        self._accept(DeleteWork(ticket, geoid_id, principal))
+        self._accept(DeleteWork(ticket, geoid_id, principal, request))
         return await ticket.outcome()
 
     async def resolve(
@@ -159,6 +167,7 @@ class Pipeline:
         *,
         principal: Principal,
         session_id: str | None = None,
+        request: RequestId | None = None,
     ) -> tuple[Scar, int]:
         """Resolve a contradiction; returns its scar and the offset of ``scar.formed``."""
         if decision not in ("collapse", "surge", "buffer"):
@@ -166,7 +175,7 @@ class Pipeline:
         if reason is not None and len(reason) > REASON_CHARS:
             raise BadRequestError(f"reason: expected at most {REASON_CHARS} characters", field="reason")
         ticket: Ticket[tuple[Scar, int]] = self._ticket(principal, session_id)
-        self._accept(ResolveWork(ticket, contradiction_id, decision, reason, principal))
+        self._accept(ResolveWork(ticket, contradiction_id, decision, reason, principal, request))
         return await ticket.outcome()
 
     async def reread(self, geoid_ids: Sequence[str]) -> int:
@@ -339,7 +348,8 @@ class Pipeline:
 
     async def _look_up_keys(self, works: list[PublishWork]) -> list[_Failure]:
         """Answer what has been done before; returns whose key could not be looked up."""
-        keyed = [work for work in works if work.key is not None]
+        # What came from another node is looked up where it is committed, under the log's lock.
+        keyed = [work for work in works if work.key is not None and work.request is None]
         failed: list[_Failure] = []
         if not keyed:
             return failed

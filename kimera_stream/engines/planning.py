@@ -76,7 +76,8 @@ class Planner:
         """Write a new version of a geoid; returns it with its offset."""
         geoid = replace(stored.geoid, offset=self.next_offset, vector=None)
         self.entry("geoid.created" if geoid.version == 1 else "geoid.updated", geoid, geoid_channels(geoid))
-        written = StoredGeoid(geoid, stored.vector, stored.principal, stored.tokens)
+        stated = stored.stated or geoid.offset
+        written = StoredGeoid(geoid, stored.vector, stored.principal, stored.tokens, stated)
         self.batch.geoids.append(written)
         return written
 

@@ -1,7 +1,7 @@
 """Planning of publishes: versions, detection, what is found, kept or dissolved, and the matches of watches."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -27,12 +27,69 @@ _encode = msgspec.json.Encoder().encode
 
 
 @dataclass(slots=True)
-class _Item:
+class Item:
+    """A publish on its way into the log.
+
+    Attributes:
+        stored: What will be stored; its offset is given when it is written.
+        previous: The version that it replaces.
+        changed: Whether it states something else than that.
+        hits: What it contradicts.
+    """
+
     work: PublishWork
     stored: StoredGeoid
     previous: StoredGeoid | None
     changed: bool
     hits: list[tuple[StoredGeoid, Judgement]]
+
+
+async def read_items(
+    works: Sequence[PublishWork],
+    cache: GeoidCache,
+    room: IndexRoom,
+    outcomes: list[tuple[PublishWork, PublishResult | OperationalError]],
+    *,
+    now: int,
+    head: int,
+) -> list[Item]:
+    """What the publishes make of what is stored; whoever is refused is among the ``outcomes``.
+
+    Args:
+        now: Unix ms.
+        head: The newest committed offset.
+    """
+    ids = [work.body.id for work in works if work.body.id is not None]
+    existing = await cache.get_many(ids) if ids else {}
+    items: list[Item] = []
+    for work in works:
+        previous = existing.get(work.body.id) if work.body.id is not None else None
+        if previous is None and work.must_exist:
+            outcomes.append((work, NotFoundError(f"geoid {work.body.id} does not exist", field="id")))
+            continue
+        body, vector = work.body, work.vector
+        if work.merge and previous is not None:
+            if body.text is None and body.vector is None:
+                vector = previous.vector
+            body = merged(body, previous.geoid)
+        geoid = built(
+            body,
+            geoid_id=body.id if body.id is not None else new_id(now),
+            session_id=work.session_id,
+            now=now,
+            offset=head,
+            previous=None if previous is None else previous.geoid,
+        )
+        stored = StoredGeoid(geoid, vector, work.principal.id, work.tokens)
+        refusal = room.refusal(stored)
+        if refusal is not None:
+            outcomes.append((work, refusal))
+            continue
+        changed = previous is None or not same_statement(stored, previous)
+        if previous is not None and not changed:
+            stored = replace(stored, stated=previous.stated or previous.geoid.offset)
+        items.append(Item(work, stored, previous, changed, []))
+    return items
 
 
 class Publishing:
@@ -56,7 +113,7 @@ class Publishing:
             UnavailableError: the vault or the encoder behind the engine cannot answer.
         """
         outcomes: list[tuple[PublishWork, PublishResult | OperationalError]] = []
-        items = await self._items(works, planner, room, outcomes)
+        items = await read_items(works, self._cache, room, outcomes, now=planner.now, head=planner.head)
         changed = [item for item in items if item.changed]
         if changed:
             detected = await self._engine.look([item.stored for item in changed], hurried=planner.hurried)
@@ -68,44 +125,7 @@ class Publishing:
         await self._write(items, known, planner, outcomes)
         return outcomes
 
-    async def _items(
-        self,
-        works: Sequence[PublishWork],
-        planner: Planner,
-        room: IndexRoom,
-        outcomes: list[tuple[PublishWork, PublishResult | OperationalError]],
-    ) -> list[_Item]:
-        ids = [work.body.id for work in works if work.body.id is not None]
-        existing = await self._cache.get_many(ids) if ids else {}
-        items: list[_Item] = []
-        for work in works:
-            previous = existing.get(work.body.id) if work.body.id is not None else None
-            if previous is None and work.must_exist:
-                outcomes.append((work, NotFoundError(f"geoid {work.body.id} does not exist", field="id")))
-                continue
-            body, vector = work.body, work.vector
-            if work.merge and previous is not None:
-                if body.text is None and body.vector is None:
-                    vector = previous.vector
-                body = merged(body, previous.geoid)
-            geoid = built(
-                body,
-                geoid_id=body.id if body.id is not None else new_id(planner.now),
-                session_id=work.session_id,
-                now=planner.now,
-                offset=planner.head,
-                previous=None if previous is None else previous.geoid,
-            )
-            stored = StoredGeoid(geoid, vector, work.principal.id, work.tokens)
-            refusal = room.refusal(stored)
-            if refusal is not None:
-                outcomes.append((work, refusal))
-                continue
-            changed = previous is None or not same_statement(stored, previous)
-            items.append(_Item(work, stored, previous, changed, []))
-        return items
-
-    async def _known(self, changed: Sequence[_Item]) -> dict[frozenset[str], Contradiction]:
+    async def _known(self, changed: Sequence[Item]) -> dict[frozenset[str], Contradiction]:
         """Open contradictions of the statements that are being replaced, by pair."""
         updated = [item.stored.geoid.id for item in changed if item.previous is not None]
         if not updated:
@@ -113,12 +133,12 @@ class Publishing:
         found = await self._vault.contradictions_of(updated, state="open")
         return {frozenset((each.a, each.b)): each for each in found}
 
-    async def _look_again(self, changed: Sequence[_Item], known: dict[frozenset[str], Contradiction]) -> None:
+    async def _look_again(self, changed: Sequence[Item], known: dict[frozenset[str], Contradiction]) -> None:
         """Judge the open contradictions of an updated statement that the scan did not bring: it ends at its top k, and what
         it passes over may hold all the same."""
         fresh = {item.stored.geoid.id for item in changed}
         pairs: list[tuple[StoredGeoid, StoredGeoid]] = []
-        owners: list[_Item] = []
+        owners: list[Item] = []
         for item in changed:
             geoid_id = item.stored.geoid.id
             seen = {other.geoid.id for other, _ in item.hits}
@@ -136,7 +156,7 @@ class Publishing:
 
     async def _write(
         self,
-        items: Sequence[_Item],
+        items: Sequence[Item],
         known: dict[frozenset[str], Contradiction],
         planner: Planner,
         outcomes: list[tuple[PublishWork, PublishResult | OperationalError]],
@@ -168,10 +188,10 @@ class Publishing:
 
     async def _dissolve(
         self,
-        item: _Item,
+        item: Item,
         known: dict[frozenset[str], Contradiction],
         kept: set[frozenset[str]],
-        fresh: dict[str, _Item],
+        fresh: dict[str, Item],
         written: set[str],
         planner: Planner,
     ) -> None:
@@ -187,7 +207,7 @@ class Publishing:
             planner.dissolved(contradiction, [item.stored.geoid] + ([other.geoid] if other is not None else []))
             del known[pair]
 
-    async def _match_watches(self, item: _Item, found: Sequence[Contradiction], planner: Planner) -> None:
+    async def _match_watches(self, item: Item, found: Sequence[Contradiction], planner: Planner) -> None:
         if not item.changed:
             return
         for watch_id, match in await self._watches.matches(item.stored, found):

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import structlog
@@ -52,6 +52,19 @@ class Stuck:
     error: OperationalError
     segment: list[Work]
     rest: list[Work]
+
+
+class Sequencing(Protocol):
+    """Carries out prepared work in order: ``Sequencer`` alone, or ``cluster.sequencer`` where other nodes write as well."""
+
+    async def catch_up(self) -> int:
+        """Tell what was committed and not told; returns how many entries."""
+
+    async def process(self, group: Sequence[Work]) -> Stuck | None:
+        """Carry out a group in order; every ticket is answered when this returns None. Else, where it came to a halt."""
+
+    def refuse(self, works: Sequence[Work], error: OperationalError) -> None:
+        """Answer work that was not done."""
 
 
 class _Fault(Exception):  # noqa: N818 - carries one within this module

@@ -8,6 +8,19 @@ from kimera_stream.engines.intake import Ticket
 from kimera_stream.protocol.objects import Decision, GeoidBody, Scar
 
 
+@dataclass(frozen=True, slots=True)
+class RequestId:
+    """What another node calls a request; recorded with its first result, so that it is done once however often it comes.
+
+    Attributes:
+        id: The same each time it comes.
+        partition: Of the intake it came through: only who owns that may commit it.
+    """
+
+    id: str
+    partition: int
+
+
 @dataclass(slots=True)
 class PublishWork:
     """One statement to publish.
@@ -16,6 +29,7 @@ class PublishWork:
         vector: Filled in when the text has been encoded.
         kept: The row of the vault that keeps it, where it was taken up from there.
         at_fault: The server met a defect over this statement alone.
+        request: Where it came from another node.
     """
 
     ticket: Ticket[PublishResult]
@@ -29,6 +43,7 @@ class PublishWork:
     tokens: int = 0
     kept: CheckpointRequest | None = None
     at_fault: bool = False
+    request: RequestId | None = None
 
     @property
     def text(self) -> str | None:
@@ -41,6 +56,7 @@ class DeleteWork:
     ticket: Ticket[int]
     geoid_id: str
     principal: Principal
+    request: RequestId | None = None
 
 
 @dataclass(slots=True)
@@ -50,6 +66,7 @@ class ResolveWork:
     decision: Decision
     reason: str | None
     principal: Principal
+    request: RequestId | None = None
 
 
 @dataclass(slots=True)
