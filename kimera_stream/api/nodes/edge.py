@@ -1,6 +1,8 @@
 """A node that serves connections: door, hub, the log followed, and what is asked given to engines. No encoder, no index."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import anyio
 import structlog
@@ -10,7 +12,7 @@ from kimera_stream.api.http.door import DoorServices
 from kimera_stream.api.nodes.field import RemoteField
 from kimera_stream.api.nodes.hearing import Hearing, keep_watches
 from kimera_stream.api.nodes.presence import ConnectionsElsewhere, PresenceEverywhere
-from kimera_stream.api.nodes.stats import NodeStats
+from kimera_stream.api.nodes.stats import NodeStats, cluster_numbers
 from kimera_stream.api.runtime import Drain
 from kimera_stream.api.services import PATIENT, Assemble, Parts
 from kimera_stream.api.websocket import StreamEndpoint
@@ -161,6 +163,10 @@ def _edges(scored: Scored) -> Sequence[str]:
     return () if newest is None else [node.id for node in newest.nodes if node.role != "engine"]
 
 
+def _cluster(scored: Scored) -> Mapping[str, Any]:
+    return {} if scored.newest is None else cluster_numbers(scored.newest)
+
+
 def edge_specs(parts: Parts, assembled: Assemble) -> list[ServiceSpec]:
     """The services of an edge, besides those that every node has."""
     container, settings = parts.container, parts.settings
@@ -208,6 +214,7 @@ def edge_specs(parts: Parts, assembled: Assemble) -> list[ServiceSpec]:
     async def door(service: Service) -> None:
         await assembled(RemoteKnowledge, StreamEndpoint)
         parts.stream = container.get(StreamEndpoint)
+        parts.door.cluster = partial(_cluster, container.get(Scored))
         parts.door.services = DoorServices(
             knowledge=container.get(RemoteKnowledge),
             vault=container.get(SqlVault),

@@ -1,0 +1,226 @@
+"""Work that an edge gives to engines gets its answer, whatever the bus loses."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import pytest
+
+from kimera_stream.core.interfaces import Coverage, SliceState
+from kimera_stream.engines.cluster.errands import Errands
+from kimera_stream.engines.cluster.scored import Scored
+from kimera_stream.engines.cluster.wire import DeleteRequest, Progress, Refused, Removed, decode_request
+from kimera_stream.infrastructure.settings import BusSettings
+from kimera_stream.protocol.errors import NotFoundError, OverloadedError, UnavailableError
+
+pytestmark = pytest.mark.anyio
+
+SETTINGS = BusSettings(retry_after=0.05)
+LANE = ("ann", "session")
+
+
+class LossyBus:
+    """``add`` and ``depth`` of a bus that may be away, full, or forget."""
+
+    node = "edge"
+
+    def __init__(self) -> None:
+        self.added: list[tuple[str, bytes]] = []
+        self.away = False
+        self.full = False
+        self.waiting = 0
+        self.changed = anyio.Event()
+
+    async def add(self, partition: int, request: str, payload: bytes) -> None:
+        assert 0 <= partition < SETTINGS.slices
+        await anyio.lowlevel.checkpoint()
+        self.changed.set()
+        if self.away:
+            raise UnavailableError("away")
+        if self.full:
+            raise OverloadedError("full", retry_after=1.0)
+        self.added.append((request, payload))
+
+    async def depth(self, partition: int) -> int:
+        if self.away:
+            raise UnavailableError("away")
+        return self.waiting
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        with anyio.fail_after(10):
+            while not condition():
+                self.changed = anyio.Event()
+                await self.changed.wait()
+
+
+@asynccontextmanager
+async def errands(bus: LossyBus, **limits: int) -> AsyncIterator[Errands]:
+    made = Errands(bus, SETTINGS, **{"max_items": 100, "max_bytes": 10_000, **limits})  # type: ignore[arg-type]
+    async with anyio.create_task_group() as group:
+        group.start_soon(made.run)
+        yield made
+        group.cancel_scope.cancel()
+
+
+def deletion(geoid_id: str) -> DeleteRequest:
+    return DeleteRequest(principal="ann", geoid_id=geoid_id)
+
+
+async def ask(made: Errands, geoid_id: str, results: dict[str, Any]) -> None:
+    results[geoid_id] = await made.send(LANE, deletion(geoid_id))
+
+
+async def test_an_answer_goes_to_who_waits_for_it() -> None:
+    bus, results = LossyBus(), {}
+    async with errands(bus) as made, anyio.create_task_group() as group:
+        for name in ("a", "b"):
+            group.start_soon(ask, made, name, results)
+        await bus.until(lambda: len(bus.added) == 2)
+        (first, payload), (second, _) = bus.added
+        assert decode_request(payload) == deletion("a"), "in order"
+        made.heard([Removed(request=second, offset=2), Removed(request="of somebody gone", offset=9)])
+        made.heard([Removed(request=first, offset=1), Removed(request=first, offset=1)])
+    assert {name: answer.offset for name, answer in results.items()} == {"a": 1, "b": 2}
+    assert made.numbers.waiting == made.numbers.waiting_bytes == 0
+
+
+async def test_a_refusal_is_raised_as_it_was_there() -> None:
+    bus = LossyBus()
+    async with errands(bus) as made, anyio.create_task_group() as group:
+
+        async def refused() -> None:
+            with pytest.raises(NotFoundError, match="no such thing") as error:
+                await made.send(LANE, deletion("a"))
+            assert error.value.field == "geoid_id"
+
+        group.start_soon(refused)
+        await bus.until(lambda: bool(bus.added))
+        made.heard([Refused.of(bus.added[0][0], NotFoundError("no such thing", field="geoid_id"))])
+
+
+@pytest.mark.parametrize("how", ["told", "found out"])
+async def test_what_the_bus_lost_is_added_again_under_the_same_name(how: str) -> None:
+    bus, results = LossyBus(), {}
+    async with errands(bus) as made, anyio.create_task_group() as group:
+        bus.waiting = 1
+        for name in ("a", "b"):
+            group.start_soon(ask, made, name, results)
+        await bus.until(lambda: len(bus.added) == 2)
+        if how == "told":
+            made.lost()
+        else:
+            bus.waiting = 0
+        await bus.until(lambda: len(bus.added) >= 4)
+        assert bus.added[2:4] == bus.added[:2]
+        made.heard([Removed(request=request, offset=1) for request, _ in bus.added[:2]])
+    assert results.keys() == {"a", "b"}
+    assert made.numbers.added_again >= 2
+
+
+async def test_what_waits_in_its_partition_is_left_alone() -> None:
+    bus, results = LossyBus(), {}
+    bus.waiting = 1
+    looked = 0
+    depth = bus.depth
+
+    async def counted(partition: int) -> int:
+        nonlocal looked
+        looked += 1
+        bus.changed.set()
+        return await depth(partition)
+
+    bus.depth = counted  # type: ignore[method-assign]
+    async with errands(bus) as made, anyio.create_task_group() as group:
+        group.start_soon(ask, made, "a", results)
+        await bus.until(lambda: looked >= 3)
+        assert len(bus.added) == 1
+        made.heard([Removed(request=bus.added[0][0], offset=1)])
+
+
+async def test_without_the_bus_work_waits_and_goes_in_order_when_it_is_back() -> None:
+    bus, results = LossyBus(), {}
+    bus.away = True
+    async with errands(bus) as made, anyio.create_task_group() as group:
+        for name in ("a", "b", "c"):
+            group.start_soon(ask, made, name, results)
+        await bus.until(lambda: made.numbers.waiting == 3)
+        bus.away = False
+        await bus.until(lambda: len(bus.added) >= 3)
+        assert [decode_request(payload).geoid_id for _, payload in bus.added[:3]] == ["a", "b", "c"]  # type: ignore[union-attr]
+        made.heard([Removed(request=request, offset=1) for request, _ in bus.added[:3]])
+    assert results.keys() == {"a", "b", "c"}
+
+
+async def test_too_much_is_refused_here_and_there() -> None:
+    bus, results = LossyBus(), {}
+    async with errands(bus, max_items=1) as made, anyio.create_task_group() as group:
+        bus.full = True
+        with pytest.raises(OverloadedError, match="full"):
+            await made.send(LANE, deletion("a"))
+        assert made.numbers.waiting == 0
+        bus.full = False
+        group.start_soon(ask, made, "a", results)
+        await bus.until(lambda: bool(bus.added))
+        with pytest.raises(OverloadedError, match="waiting already"):
+            await made.send(LANE, deletion("b"))
+        made.close()
+        with pytest.raises(UnavailableError, match="stopping"):
+            await made.send(LANE, deletion("c"))
+        made.heard([Removed(request=bus.added[0][0], offset=1)])
+        with anyio.fail_after(10):
+            await made.idle()
+
+
+def coverage(*scored: int, head: int = 100) -> Coverage:
+    slices = tuple(SliceState(number, "engine", 1, True, offset) for number, offset in enumerate(scored))
+    return Coverage(head, 0, slices, ())
+
+
+async def test_an_answer_waits_for_every_slice() -> None:
+    state = [coverage(5, 5)]
+
+    async def read() -> Coverage:
+        return state[0]
+
+    made = Scored(read, poll=60.0)
+    made.heard(Progress(scored={0: 9, 1: 9}))
+    assert made.upto == 0, "how many slices there are is not known yet"
+    await made.look()
+    assert made.upto == 9
+    reached: list[int] = []
+
+    async def wait(offset: int) -> None:
+        await made.reached(offset)
+        reached.append(offset)
+
+    async with anyio.create_task_group() as group:
+        for offset in (30, 9, 20, 10):
+            group.start_soon(wait, offset)
+        await anyio.wait_all_tasks_blocked()
+        assert reached == [9]
+        made.heard(Progress(scored={0: 25}))
+        await anyio.wait_all_tasks_blocked()
+        assert reached == [9], "one slice is not all"
+        made.heard(Progress(scored={1: 20}))
+        made.heard(Progress(scored={1: 7}))  # told late: nothing goes back
+        await anyio.wait_all_tasks_blocked()
+        assert sorted(reached) == [9, 10, 20]
+        made.heard(Progress(scored={0: 30, 1: 31}))
+    assert sorted(reached) == [9, 10, 20, 30]
+
+
+async def test_what_the_bus_does_not_say_the_database_does() -> None:
+    state = [coverage(0, 0)]
+
+    async def read() -> Coverage:
+        await anyio.lowlevel.checkpoint()
+        return state[0]
+
+    made = Scored(read, poll=0.005)
+    async with anyio.create_task_group() as group:
+        group.start_soon(made.run)
+        with anyio.fail_after(10):
+            state[0] = coverage(4, 4)
+            await made.reached(4)
+        group.cancel_scope.cancel()
