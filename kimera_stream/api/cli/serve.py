@@ -30,7 +30,8 @@ def serve(
     }
     environ = {**os.environ, **{name: value for name, value in given.items() if value is not None}}
     settings = load_settings(environ, env_file or None)
-    typer.echo("kimera-stream: starting; loading the encoder takes a few seconds", err=True)
+    loads = "" if settings.role == "edge" else "; loading the encoder takes a few seconds"
+    typer.echo(f"kimera-stream: starting{loads}", err=True)
 
     from kimera_stream.api.server import serve as run
 
