@@ -80,6 +80,7 @@ def build_services(settings: Settings) -> Services:
         return services
     _base(services, settings)
     _encoding(services, settings)
+    _indexed(services, settings)
     _meaning(services, settings)
     _upon_the_log(services, settings)
     return services
@@ -118,6 +119,14 @@ def _encoding(services: Services, settings: Settings) -> None:
         resources.memory.watch_cache("texts", lambda: made.cache.bytes, made.cache.clear)
         return made
 
+    def retention(vault: SqlVault) -> Retention:
+        return Retention(vault, settings.database, idempotency_window=settings.performance.idempotency_window)
+
+    services.add(BatchingEmbedder, factory=embedder, also=[EmbeddingService], cleanup=BatchingEmbedder.close)
+    services.add(Retention, factory=retention)
+
+
+def _indexed(services: Services, settings: Settings) -> None:
     def index(threads: Threads, embedder: EmbeddingService) -> FlatIndex:
         return FlatIndex(
             embedder.dimension,
@@ -127,12 +136,7 @@ def _encoding(services: Services, settings: Settings) -> None:
             directory=settings.paths.data_dir,
         )
 
-    def retention(vault: SqlVault) -> Retention:
-        return Retention(vault, settings.database, idempotency_window=settings.performance.idempotency_window)
-
-    services.add(BatchingEmbedder, factory=embedder, also=[EmbeddingService], cleanup=BatchingEmbedder.close)
     services.add(FlatIndex, factory=index, also=[IndexService])
-    services.add(Retention, factory=retention)
 
 
 def _meaning(services: Services, settings: Settings) -> None:
