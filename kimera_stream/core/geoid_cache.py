@@ -80,6 +80,12 @@ class GeoidCache:
             written.add(stored.geoid.id)
         self._keep(stored)
 
+    def expect(self, geoid_id: str, version: int) -> None:
+        """The log tells of this version, which another node may have committed: an older one is forgotten."""
+        entry = self._entries.get(geoid_id)
+        if entry is not None and entry[0].geoid.version < version:
+            self.bytes -= self._entries.pop(geoid_id)[1]
+
     def remove(self, geoid_id: str) -> None:
         """A geoid was deleted."""
         for written in self._loading:

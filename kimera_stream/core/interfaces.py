@@ -380,6 +380,18 @@ class IndexService(Protocol):
         """Top-k by relatedness alone, per row."""
 
 
+class Among(Protocol):
+    """The part of the stored geoids that some statements are compared with."""
+
+    async def scan(
+        self, queries: Sequence[StoredGeoid], *, k: int, min_relatedness: float, exclude_self: bool = True
+    ) -> list[list[Candidate]]:
+        """As ``IndexService.scan``."""
+
+    def takes(self, older: StoredGeoid, newer: StoredGeoid) -> bool:
+        """Whether the pair is one of those that are to be judged here."""
+
+
 # -- meaning -----------------------------------------------------------------------------------------------------------
 
 
@@ -417,9 +429,15 @@ class ContradictionEngine(Protocol):
     async def detect(self, fresh: Sequence[StoredGeoid]) -> list[list[tuple[StoredGeoid, Judgement]]]:
         """For each new geoid, the stored ones and the earlier ones of ``fresh`` that it contradicts (threshold applied)."""
 
-    async def look(self, fresh: Sequence[StoredGeoid], *, hurried: bool = False) -> Detection:
-        """As ``detect``, and who was not read. ``hurried``: the verifier is left out, and what it would have read is
-        decided provisionally."""
+    async def look(
+        self, fresh: Sequence[StoredGeoid], *, hurried: bool = False, among: Among | None = None
+    ) -> Detection:
+        """As ``detect``, and who was not read.
+
+        Args:
+            hurried: The verifier is left out, and what it would have read is decided provisionally.
+            among: Instead of everything that is stored.
+        """
 
     @property
     def threshold(self) -> float:
@@ -688,6 +706,9 @@ class LockedLog(Protocol):
 
     def marks(self, ids: Sequence[str]) -> Mapping[str, Mark]:
         """Of those geoids that exist."""
+
+    def geoids(self, ids: Sequence[str]) -> Mapping[str, Geoid]:
+        """Those of ``ids`` that exist."""
 
     def contradiction(self, contradiction_id: str) -> Contradiction | None: ...
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from kimera_stream.core.interfaces import Candidate, Detection, IndexService, Judgement, StoredGeoid, Threads
+from kimera_stream.core.interfaces import Among, Candidate, Detection, IndexService, Judgement, StoredGeoid, Threads
 from kimera_stream.engines.composite import components, cosine, relatedness
 from kimera_stream.engines.differences import differences
 from kimera_stream.engines.evidence import Evidence, Rules, packaged_rules
@@ -177,16 +177,21 @@ class CascadeEngine:
         """
         return (await self.look(fresh)).hits
 
-    async def look(self, fresh: Sequence[StoredGeoid], *, hurried: bool = False) -> Detection:
-        """As ``detect``, and whose texts the verifier has not read: it was away, or left out (``hurried``)."""
+    async def look(
+        self, fresh: Sequence[StoredGeoid], *, hurried: bool = False, among: Among | None = None
+    ) -> Detection:
+        """As ``detect``, and whose texts the verifier has not read: it was away, or left out (``hurried``).
+
+        ``among``: what they are compared with, where that is not everything.
+        """
         if not fresh:
             return Detection([], [])
         with self._seconds.labels("scan").time():
-            scanned = await self._index.scan(
+            scanned = await (among or self._index).scan(
                 fresh, k=self._settings.candidates, min_relatedness=self._settings.min_relatedness
             )
             loaded = await self._geoids.get_many([each.geoid_id for found in scanned for each in found])
-        pairs, owner = self._worthy(fresh, scanned, loaded)
+        pairs, owner = self._worthy(fresh, scanned, loaded, among)
         self._pairs.labels("scan").inc(len(pairs))
         await self._judge(pairs, select=True, owner=owner, hurried=hurried)
         results: list[list[tuple[StoredGeoid, Judgement]]] = [[] for _ in fresh]
@@ -212,26 +217,34 @@ class CascadeEngine:
     # -- stages ----------------------------------------------------------------------------------------------------
 
     def _worthy(
-        self, fresh: Sequence[StoredGeoid], scanned: Sequence[Sequence[Candidate]], loaded: Mapping[str, StoredGeoid]
+        self,
+        fresh: Sequence[StoredGeoid],
+        scanned: Sequence[Sequence[Candidate]],
+        loaded: Mapping[str, StoredGeoid],
+        among: Among | None,
     ) -> tuple[list[_Pair], list[int]]:
         """The pairs that are worth a look, and the number of the new statement of each."""
         pairs: list[_Pair] = []
         owner: list[int] = []
         replaced: set[str] = set()
-        among = _cosines(fresh)
-        near = among >= self._settings.min_relatedness
+        cosines = _cosines(fresh)
+        near = cosines >= self._settings.min_relatedness
         symbolic = np.array([bool(each.geoid.symbolic_state) for each in fresh])
         for number, newer in enumerate(fresh):
             for candidate in scanned[number]:
                 older = loaded.get(candidate.geoid_id)
                 if older is None or candidate.geoid_id in replaced or candidate.geoid_id == newer.geoid.id:
                     continue
+                if among is not None and not among.takes(older, newer):
+                    continue
                 known = None if older.vector is None or newer.vector is None else candidate.relatedness
                 self._consider(older, newer, known, number, pairs, owner)
             close = near[:number, number] | (symbolic[:number] & symbolic[number])
             for earlier in np.flatnonzero(close).tolist():
+                if among is not None and not among.takes(fresh[earlier], newer):
+                    continue
                 apart = fresh[earlier].vector is None or newer.vector is None
-                known = None if apart else float(among[earlier, number])
+                known = None if apart else float(cosines[earlier, number])
                 self._consider(fresh[earlier], newer, known, number, pairs, owner)
             replaced.add(newer.geoid.id)
         return pairs, owner

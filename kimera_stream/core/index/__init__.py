@@ -10,6 +10,7 @@ and writes snapshots while the server runs and when it stops.
 
 from kimera_stream.core.index.flat import FlatIndex
 from kimera_stream.core.index.keeper import SnapshotKeeper, SnapshotStatistics
+from kimera_stream.core.index.sliced import SlicedIndex
 from kimera_stream.core.index.snapshot import LogPoint, SnapshotError, SnapshotInfo
 from kimera_stream.core.index.statistics import IndexStatistics
 
@@ -17,6 +18,7 @@ __all__ = [
     "FlatIndex",
     "IndexStatistics",
     "LogPoint",
+    "SlicedIndex",
     "SnapshotError",
     "SnapshotInfo",
     "SnapshotKeeper",

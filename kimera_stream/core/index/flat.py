@@ -64,6 +64,7 @@ class FlatIndex:
         directory: Where float32 rows are kept in unnamed mapped files; None keeps them in memory.
         on_evict: Called with the id of a geoid that the policy ``evict_oldest`` drops.
         variant: Instruction set of the kernel, for tests.
+        kernel: Scans with this one and its threads, instead of one of its own.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class FlatIndex:
         directory: Path | None = None,
         on_evict: Callable[[str], None] | None = None,
         variant: str | None = None,
+        kernel: kernels.Kernel | None = None,
     ) -> None:
         if dimension < 1:
             raise ValueError(f"dimension: expected at least 1, got {dimension}")
@@ -83,8 +85,10 @@ class FlatIndex:
         self._threads = threads
         self._limits = Limits(performance.max_geoids, performance.max_index_bytes, performance.index_full)
         self.on_evict = on_evict
-        scan_threads = performance.scan_threads or len(os.sched_getaffinity(0))
-        self._kernel = kernels.load(scoring.kernel, variant=variant, threads=scan_threads)
+        if kernel is None:
+            scan_threads = performance.scan_threads or len(os.sched_getaffinity(0))
+            kernel = kernels.load(scoring.kernel, variant=variant, threads=scan_threads)
+        self._kernel = kernel
         self._rows = RowStore(directory, dimension)
         self._codes = ValueCodes()
         row = stride_of(dimension) + 1 + (4 * dimension if directory is None else 0)

@@ -13,7 +13,7 @@ from kimera_stream.core.vault import reading, schema
 from kimera_stream.core.vault.errors import LeaseLostError
 from kimera_stream.infrastructure.database import Query, QueryIn, Transaction
 from kimera_stream.infrastructure.database.statements import among
-from kimera_stream.protocol.objects import Contradiction, ContradictionState
+from kimera_stream.protocol.objects import Contradiction, ContradictionState, Geoid
 
 state, geoid, key, held = schema.log_state, schema.geoid, schema.idempotency_key, schema.geoid_slice
 
@@ -91,6 +91,11 @@ class SqlLockedLog:
         """Of those geoids that exist."""
         rows = self._tx.rows_in(_MARKS, ids) if ids else []
         return {row[0]: Mark(row[1], row[2], row[3] or row[2]) for row in rows}
+
+    def geoids(self, ids: Sequence[str]) -> Mapping[str, Geoid]:
+        """Those of ``ids`` that exist."""
+        wanted = list(dict.fromkeys(ids))
+        return {id_: each.geoid for id_, each in reading.stored_geoids(self._tx, wanted).items()} if wanted else {}
 
     def contradiction(self, contradiction_id: str) -> Contradiction | None:
         return reading.one_contradiction(self._tx, contradiction_id)
