@@ -1,0 +1,193 @@
+"""Work from the bus reaches the pipeline in order and once at a time; what is not decided here is left to the next owner."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import pytest
+
+from kimera_stream.core.interfaces import PublishResult
+from kimera_stream.core.vault.errors import LeaseLostError
+from kimera_stream.engines.cluster import wire
+from kimera_stream.engines.cluster.desk import Desk
+from kimera_stream.engines.work import RequestId
+from kimera_stream.infrastructure.bus.interface import Bus, Message, replies
+from kimera_stream.infrastructure.bus.memory import MemoryBroker, MemoryBus
+from kimera_stream.infrastructure.settings import BusSettings
+from kimera_stream.infrastructure.tasks import Service, ServiceSpec
+from kimera_stream.protocol.errors import InternalError, NotFoundError, OperationalError, UnavailableError
+from kimera_stream.protocol.objects import Geoid, GeoidBody
+from tests.e2e.harness import until
+
+pytestmark = pytest.mark.anyio
+
+SETTINGS = BusSettings(claim_after=0.05)
+PARTITION = 3
+
+
+class Pipeline:
+    """Commits when it is told to."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, RequestId]] = []
+        self.outcomes: dict[str, OperationalError] = {}
+        self.go = anyio.Event()
+        self.changed = anyio.Event()
+
+    async def publish(self, body: GeoidBody, *, request: RequestId, **_fields: Any) -> PublishResult:
+        assert body.text is not None
+        self.asked.append((body.text, request))
+        self.changed.set()
+        await self.go.wait()
+        if body.text in self.outcomes:
+            raise self.outcomes.pop(body.text)
+        geoid = Geoid(
+            id=body.text, version=1, semantic_state={}, symbolic_state={}, metadata={}, entropy=0.0, created_at=1,
+            updated_at=1, offset=len(self.asked),
+        )  # fmt: skip
+        return PublishResult(geoid, geoid.offset, [], duplicate=False)
+
+    async def until(self, count: int) -> None:
+        with anyio.fail_after(10):
+            while len(self.asked) < count:
+                self.changed = anyio.Event()
+                await self.changed.wait()
+
+
+class Scene:
+    """An edge's bus and an engine's desk on one broker."""
+
+    def __init__(self, broker: MemoryBroker, edge: Bus, engine: Bus, most: int) -> None:
+        self.broker = broker
+        self.edge = edge
+        self.pipeline = Pipeline()
+        self.desk = Desk(engine, self.pipeline, most=most)  # type: ignore[arg-type]
+
+    async def add(self, text: str, request: str | None = None) -> None:
+        asked = wire.PublishRequest(principal="ann", body=GeoidBody(text=text))
+        await self.edge.add(PARTITION, request or f"r-{text}", wire.encode(asked))
+
+    async def answers(self, follower: Any, count: int) -> list[wire.Answer]:
+        found: list[wire.Answer] = []
+        with anyio.fail_after(10):
+            while len(found) < count:
+                for each in await follower.receive():
+                    if isinstance(each, Message):
+                        found += wire.decode_answers(each.payload)
+        return found
+
+    async def all_done(self) -> None:
+        async def empty() -> bool:
+            return await self.edge.depth(PARTITION) == 0
+
+        await until(empty)
+
+
+@asynccontextmanager
+async def scene(most: int = 100) -> AsyncIterator[Scene]:
+    broker = MemoryBroker()
+    edge, engine = MemoryBus(broker, "edge", SETTINGS), MemoryBus(broker, "engine", SETTINGS)
+    async with anyio.create_task_group() as group:
+        for bus in (edge, engine):
+            service = Service(ServiceSpec("bus", bus.serve))
+            group.start_soon(bus.serve, service)
+            await service.became_ready.wait()
+        made = Scene(broker, edge, engine, most)
+        group.start_soon(made.desk.run)
+        await made.desk.gain([PARTITION])
+        yield made
+        group.cancel_scope.cancel()
+
+
+async def test_work_is_carried_out_in_order_answered_and_let_go() -> None:
+    async with scene() as made, made.edge.follow(replies("edge")) as follower:
+        for text in "abc":
+            await made.add(text)
+        await made.pipeline.until(3)
+        assert made.pipeline.asked == [(text, RequestId(f"r-{text}", PARTITION)) for text in "abc"]
+        assert await made.edge.depth(PARTITION) == 3, "it stays on the bus until it is answered"
+        made.pipeline.go.set()
+        answers = await made.answers(follower, 3)
+        assert [answer.request for answer in answers] == ["r-a", "r-b", "r-c"]
+        assert all(isinstance(answer, wire.Committed) for answer in answers)
+        await made.all_done()
+
+
+async def test_what_is_added_again_meanwhile_is_done_once() -> None:
+    async with scene() as made, made.edge.follow(replies("edge")) as follower:
+        for text in "aab":
+            await made.add(text)
+        await made.pipeline.until(2)
+        made.pipeline.go.set()
+        answers = await made.answers(follower, 2)
+        assert [answer.request for answer in answers] == ["r-a", "r-b"]
+        await made.all_done()
+        assert [text for text, _ in made.pipeline.asked] == ["a", "b"]
+
+
+async def test_a_refusal_is_an_answer() -> None:
+    async with scene() as made, made.edge.follow(replies("edge")) as follower:
+        made.pipeline.go.set()
+        made.pipeline.outcomes["a"] = NotFoundError("no such thing", field="id")
+        await made.add("a")
+        (answer,) = await made.answers(follower, 1)
+        assert isinstance(answer, wire.Refused)
+        error = answer.error()
+        assert (type(error), error.message, error.field) == (NotFoundError, "no such thing", "id")
+        await made.all_done()
+        await made.edge.add(PARTITION, "r-broken", b"\xc1")
+        (answer,) = await made.answers(follower, 1)
+        assert isinstance(answer, wire.Refused)
+        assert answer.code == "internal"
+
+
+@pytest.mark.parametrize("error", [LeaseLostError([PARTITION]), InternalError("crashed")])
+async def test_what_is_not_decided_here_comes_again(error: OperationalError) -> None:
+    async with scene() as made, made.edge.follow(replies("edge")) as follower:
+        made.pipeline.go.set()
+        made.pipeline.outcomes["a"] = error
+        await made.add("a")
+        (answer,) = await made.answers(follower, 1)
+        assert isinstance(answer, wire.Committed)
+        assert [text for text, _ in made.pipeline.asked] == ["a", "a"]
+
+
+async def test_what_crashes_the_pipeline_twice_is_refused() -> None:
+    async with scene() as made, made.edge.follow(replies("edge")) as follower:
+        made.pipeline.outcomes["a"] = InternalError("crashed")
+        await made.add("a")
+        await made.pipeline.until(1)
+        made.pipeline.go.set()
+        await until(lambda: not made.pipeline.outcomes)
+        made.pipeline.outcomes["a"] = InternalError("crashed")
+        (answer,) = await made.answers(follower, 1)
+        assert isinstance(answer, wire.Refused)
+        assert answer.code == "internal"
+
+
+async def test_no_more_than_its_measure_is_under_way() -> None:
+    async with scene(most=1) as made, made.edge.follow(replies("edge")) as follower:
+        await made.add("a")
+        await made.pipeline.until(1)
+        await made.add("b")
+        await anyio.wait_all_tasks_blocked()
+        assert made.desk.waiting == 1
+        made.pipeline.go.set()
+        assert len(await made.answers(follower, 2)) == 2
+
+
+async def test_a_stop_finishes_what_was_taken_and_leaves_the_rest() -> None:
+    async with scene() as made, made.edge.follow(replies("edge")) as follower:
+        made.pipeline.outcomes["b"] = UnavailableError("the server is stopping")
+        for text in "ab":
+            await made.add(text)
+        await made.pipeline.until(2)
+        async with anyio.create_task_group() as group:
+            group.start_soon(made.desk.drain)
+            await anyio.wait_all_tasks_blocked()
+            await made.add("c")
+            made.pipeline.go.set()
+        (answer,) = await made.answers(follower, 1)
+        assert answer.request == "r-a"
+        assert await made.edge.depth(PARTITION) == 2, "the next owner does what was given up, and what came since"
