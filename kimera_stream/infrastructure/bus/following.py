@@ -58,6 +58,7 @@ class RedisFollower:
         self._count = count
         self._run_id = b""
         self._origin: tuple[bytes, bytes] | None = None
+        self._late = False
         self._held: deque[Message | Lost] = deque()
         self._came = anyio.Event()
         self._taken = anyio.Event()
@@ -75,7 +76,8 @@ class RedisFollower:
         return heard
 
     def lose(self) -> None:
-        """Say that anything may be missing: it was to begin and there is no contact."""
+        """Say that anything may be missing: it was to begin and there is no contact. Said again when there is."""
+        self._late = True
         self._hold([Lost(topic) for topic in self._places])
 
     async def run(self) -> None:
@@ -139,11 +141,12 @@ class RedisFollower:
         lost: list[Message | Lost] = []
         for (topic, place), (last_id, number, more) in zip(self._places.items(), answer, strict=True):
             current = None if number is None else int(number)
-            if place.known:
-                if not other and (more or current == place.number):
-                    continue  # the next read brings it, and the numbers tell whether something is missing
+            if place.known and not other and (more or current == place.number):
+                continue  # the next read brings it, and the numbers tell whether something is missing
+            if place.known or self._late:
                 lost.append(Lost(topic))
             place.id, place.number, place.known = last_id.decode(), current, True
+        self._late = False
         self._hold(lost)
         self.placed.set()
 

@@ -218,7 +218,7 @@ class Bus(Protocol):
         ...
 
     def follow(self, *topics: str) -> AbstractAsyncContextManager[Follower]:
-        """Hear topics from now on. The first word on each topic is ``Lost`` if there is no contact when it begins."""
+        """Hear topics from now on. If there is no contact when it begins, ``Lost`` is the first word on each topic, and again when there is."""
         ...
 
     # questions

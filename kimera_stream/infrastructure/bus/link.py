@@ -135,7 +135,7 @@ class Link:
 
     @property
     def connected(self) -> bool:
-        return self._connection is not None
+        return self._connection is not None and self._connection.usable
 
     @property
     def items(self) -> int:
@@ -178,7 +178,10 @@ class Link:
             with anyio.move_on_after(self.PING_EVERY):
                 await self._sent_something.wait()
             if not self._pending:
-                self._send(Pending(None, OVERHEAD), b"PING", ())
+                try:
+                    self._send(Pending(None, OVERHEAD), b"PING", ())
+                except UnavailableError:
+                    raise RedisConnectionError("the connection was lost") from None
         pending = self._pending[0]
         error: Exception | None = None
         with anyio.fail_after(self._contact.timeout):

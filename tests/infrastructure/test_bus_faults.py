@@ -1,0 +1,377 @@
+"""Redis flushed, killed, frozen, absent, full: the bus refuses in time, comes back by itself, and no follower misses anything without being told."""
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import anyio
+import pytest
+from structlog.testing import capture_logs
+
+from kimera_stream.infrastructure.bus.interface import (
+    LOG,
+    NUDGE,
+    PROGRESS,
+    Follower,
+    Lost,
+    Message,
+    Work,
+    Worker,
+    replies,
+)
+from kimera_stream.infrastructure.bus.redis import RedisBus
+from kimera_stream.infrastructure.settings_model import BusSettings
+from kimera_stream.infrastructure.tasks import Service, ServiceSpec
+from kimera_stream.protocol.errors import OverloadedError, UnavailableError
+from tests.infrastructure.redis_servers import HAS_SERVER, OwnRedis
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.redis,
+    pytest.mark.skipif(not HAS_SERVER, reason="needs the redis-server binary"),
+]
+TIMEOUT = 0.5
+
+
+@pytest.fixture
+async def redis(tmp_path: Path) -> AsyncIterator[OwnRedis]:
+    server = OwnRedis(tmp_path)
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@contextlib.asynccontextmanager
+async def serving(redis: OwnRedis, node: str, *, contact: bool = True, **settings: object) -> AsyncIterator[RedisBus]:
+    bus = RedisBus(BusSettings(url=redis.url, timeout=TIMEOUT, **settings), node)  # type: ignore[arg-type]
+    async with anyio.create_task_group() as group:
+        service = Service(ServiceSpec("bus", bus.serve))
+        group.start_soon(bus.serve, service, name="serve")
+        try:
+            with anyio.fail_after(20):
+                await service.became_ready.wait()
+                await until(lambda: bus.connected is contact)
+            yield bus
+        finally:
+            group.cancel_scope.cancel()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with anyio.fail_after(30):
+        while not condition():  # noqa: ASYNC110 - what is waited for sets no event
+            await anyio.sleep(0.005)
+
+
+async def retried(operation: Callable[[], Awaitable[None]]) -> None:
+    """Tries again while Redis is away, as an edge does."""
+    with anyio.fail_after(30):
+        while True:
+            try:
+                await operation()
+            except UnavailableError:
+                await anyio.sleep(0.01)
+            else:
+                return
+
+
+async def take(worker: Worker, count: int) -> list[Work]:
+    works: list[Work] = []
+    with anyio.fail_after(30):
+        while len(works) < count:
+            works += await worker.receive()
+    return works
+
+
+async def hear_until(follower: Follower, last: Message | Lost) -> list[Message | Lost]:
+    heard: list[Message | Lost] = []
+    with anyio.fail_after(30):
+        while not heard or heard[-1] != last:
+            heard += await follower.receive()
+    return heard
+
+
+async def told_lost(follower: Follower, *topics: str) -> None:
+    """Waits until ``follower`` was told of a loss on each topic."""
+    missing = set(topics)
+    with anyio.fail_after(30):
+        while missing:
+            missing -= {item.topic for item in await follower.receive() if isinstance(item, Lost)}
+
+
+# flushed and killed
+
+
+async def flush(redis: OwnRedis) -> None:
+    await redis.command("FLUSHALL")
+
+
+async def restart(redis: OwnRedis) -> None:
+    await redis.stop()
+    await redis.start()
+
+
+@pytest.fixture(params=[flush, restart])
+def lose_all(request: pytest.FixtureRequest) -> Callable[[OwnRedis], Awaitable[None]]:
+    lose: Callable[[OwnRedis], Awaitable[None]] = request.param
+    return lose
+
+
+async def test_work_goes_on_after_redis_lost_everything(
+    redis: OwnRedis, lose_all: Callable[[OwnRedis], Awaitable[None]]
+) -> None:
+    async with serving(redis, "edge") as edge, serving(redis, "engine") as engine, engine.worker() as worker:
+        worker.take(0)
+        worker.take(1)
+        await edge.add(0, "before", b"x")
+        under_way = await take(worker, 1)
+        for round_ in range(3):
+            await lose_all(redis)
+            for number in range(10):  # at once, whether or not the groups are there again
+                await retried(lambda n=number, r=round_: edge.add(n % 2, f"{r}-{n}", b"x"))  # type: ignore[misc]
+            requests: set[str] = set()
+            with anyio.fail_after(30):
+                while len(requests) < 10:
+                    works = await worker.receive()
+                    requests |= {work.request for work in works}
+                    await worker.done(works)
+            assert requests == {f"{round_}-{number}" for number in range(10)}
+        await worker.done(under_way)  # long gone there: nothing happens
+        assert await edge.depth(0) == await edge.depth(1) == 0
+
+
+async def test_followers_of_quiet_topics_are_told_that_redis_lost_everything(
+    redis: OwnRedis, lose_all: Callable[[OwnRedis], Awaitable[None]]
+) -> None:
+    async with serving(redis, "one") as one, one.follow(LOG, PROGRESS, replies("one")) as follower:
+        one.publish(LOG, b"said")
+        await hear_until(follower, Message(LOG, b"said"))
+        await lose_all(redis)
+        await told_lost(follower, LOG, PROGRESS, replies("one"))  # one was used, two never were
+        await until(lambda: one.connected)
+        one.publish(PROGRESS, b"after")
+        await hear_until(follower, Message(PROGRESS, b"after"))
+
+
+async def test_nothing_is_missing_without_a_word(
+    redis: OwnRedis, lose_all: Callable[[OwnRedis], Awaitable[None]]
+) -> None:
+    """Numbers are said while Redis loses everything again and again: wherever one is not the next, ``Lost`` stands before it."""
+    async with (
+        serving(redis, "one") as one,
+        serving(redis, "two") as two,
+        two.follow(LOG) as follower,
+        anyio.create_task_group() as group,
+    ):
+        done, heard_end = anyio.Event(), anyio.Event()
+        said = 0
+
+        async def say() -> None:
+            nonlocal said
+            while not done.is_set():
+                one.publish(LOG, b"%d" % said)
+                said += 1
+                await anyio.sleep(0.0005)
+            while not heard_end.is_set():  # the other's contact may come back later
+                one.publish(LOG, b"end")
+                await anyio.sleep(0.02)
+
+        async def trouble() -> None:
+            for _ in range(4):
+                await anyio.sleep(0.3)
+                await lose_all(redis)
+            done.set()
+
+        group.start_soon(say)
+        group.start_soon(trouble)
+        heard = await hear_until(follower, Message(LOG, b"end"))
+        heard_end.set()
+    expected, told, numbers = 0, True, 0
+    for item in heard:
+        if isinstance(item, Lost):
+            told = True
+        elif item.payload != b"end":
+            number = int(item.payload)
+            assert number == expected or (told and number > expected)
+            expected, told, numbers = number + 1, False, numbers + 1
+    assert expected == said or told
+    assert numbers > 100
+
+
+async def test_shared_values_come_back(redis: OwnRedis, lose_all: Callable[[OwnRedis], Awaitable[None]]) -> None:
+    async with serving(redis, "one", presence_ttl=1.0) as one, serving(redis, "two", presence_ttl=1.0) as two:
+        for number in range(600):
+            one.share("presence", str(number), b"%d" % number)
+        await lose_all(redis)
+        seen: dict[str, bytes] = {}
+        with anyio.fail_after(30):
+            while seen != {"one": b"599"}:
+                with contextlib.suppress(UnavailableError):
+                    seen = await two.gather("presence", "599")
+                await anyio.sleep(0.01)
+            assert await two.gather("presence", "0") == {"one": b"0"}
+
+
+async def test_questions_are_answered_again(redis: OwnRedis) -> None:
+    async with serving(redis, "one") as one, serving(redis, "two") as two:
+
+        async def answer(payload: bytes) -> bytes:
+            return payload
+
+        two.answer_with("echo", answer)
+        assert await one.ask("two", "echo", b"1", within=5) == b"1"
+        await restart(redis)
+
+        async def ask() -> None:
+            assert await one.ask("two", "echo", b"2", within=1) == b"2"
+
+        await retried(ask)
+
+
+# frozen
+
+
+async def test_a_frozen_redis_refuses_in_time_and_its_followers_are_told(redis: OwnRedis) -> None:
+    async with serving(redis, "one") as one, serving(redis, "two") as two, two.follow(LOG, NUDGE) as follower:
+        one.publish(LOG, b"before")
+        one.publish(NUDGE, b"before")
+        await one.depth(0)
+        redis.freeze()
+        try:
+            with anyio.fail_after(20 * TIMEOUT), pytest.raises(UnavailableError):
+                await one.add(0, "r", b"x")
+            await until(lambda: not one.connected)
+            assert one.numbers.state == "away"
+            with pytest.raises(UnavailableError):  # at once now
+                await one.add(0, "r", b"x")
+            with pytest.raises(UnavailableError):
+                await one.gather("presence", "room")
+            with pytest.raises(UnavailableError):
+                await one.ask("two", "anything", b"", within=100)
+            one.publish(LOG, b"dropped")
+        finally:
+            redis.thaw()
+        await told_lost(follower, LOG)  # with nothing said after it
+        await until(lambda: one.connected and two.connected)
+        one.publish(LOG, b"after")
+        await hear_until(follower, Message(LOG, b"after"))
+        assert one.numbers.dropped >= 1
+        assert one.numbers.reconnects >= 1
+
+
+async def test_what_is_not_confirmed_is_bounded(redis: OwnRedis) -> None:
+    async with serving(redis, "one", outbox_items=100, outbox_bytes=100_000) as one:
+        redis.freeze()
+        try:
+            for _ in range(1_000):
+                one.publish(LOG, b"x" * 10)
+            assert one.numbers.outbox_items <= 100
+            with pytest.raises(OverloadedError):
+                await one.add(0, "r", b"x")
+        finally:
+            redis.thaw()
+        await until(lambda: one.connected and one.numbers.outbox_items == 0)
+        for _ in range(1_000):
+            one.publish(LOG, b"x" * 2_000)
+        assert one.numbers.outbox_bytes <= 100_000
+
+
+async def test_a_waiting_worker_and_follower_survive_a_freeze(redis: OwnRedis) -> None:
+    async with serving(redis, "one") as one, one.worker() as worker, one.follow(LOG) as follower:
+        worker.take(0)
+        redis.freeze()
+        await until(lambda: not one.connected)
+        worker.take(1)
+        with anyio.fail_after(20 * TIMEOUT):
+            await worker.give(0)
+        redis.thaw()
+        await retried(lambda: one.add(1, "r", b"x"))
+        assert {work.request for work in await take(worker, 1)} == {"r"}
+        one.publish(LOG, b"after")
+        await hear_until(follower, Message(LOG, b"after"))
+
+
+# absent
+
+
+async def test_a_node_starts_without_redis_and_finds_it_later(tmp_path: Path) -> None:
+    redis = OwnRedis(tmp_path)
+    with capture_logs() as logs:
+        async with serving(redis, "one", contact=False) as one:
+            assert one.numbers.state == "connecting"
+            one.share("presence", "room", b"1")
+            one.publish(LOG, b"dropped")
+            with pytest.raises(UnavailableError):
+                await one.add(0, "r", b"x")
+            async with one.follow(LOG) as follower, one.worker() as worker:
+                worker.take(0)
+                await told_lost(follower, LOG)
+                await redis.start()
+                try:
+                    await told_lost(follower, LOG)  # again: something may have been said since
+                    await until(lambda: one.connected)
+                    await one.add(0, "r", b"x")
+                    await worker.done(await take(worker, 1))
+                    one.publish(LOG, b"after")
+                    await hear_until(follower, Message(LOG, b"after"))
+                    assert await one.gather("presence", "room") == {"one": b"1"}
+                finally:
+                    await redis.stop()
+    away = [entry for entry in logs if entry["event"] == "the bus has no contact with Redis"]
+    assert 1 <= len(away) <= 2  # at the start and after the stop: one line a loss, not one an attempt
+
+
+# refusing
+
+
+async def test_a_redis_out_of_memory_refuses_work_and_recovers(redis: OwnRedis) -> None:
+    async with serving(redis, "one") as one, one.worker() as worker:
+        worker.take(0)
+        await redis.command("CONFIG", "SET", "maxmemory", "1")
+        with pytest.raises(UnavailableError, match="refused"):
+            await one.add(0, "r", b"x")
+        await redis.command("CONFIG", "SET", "maxmemory", "0")
+        await one.add(0, "r", b"x")
+        await worker.done(await take(worker, 1))
+
+
+async def test_a_wrong_password_is_no_contact(redis: OwnRedis) -> None:
+    await redis.command("CONFIG", "SET", "requirepass", "secret")
+    with capture_logs() as logs:
+        async with serving(redis, "one", contact=False) as one:
+            with pytest.raises(UnavailableError):
+                await one.depth(0)
+    assert any(entry["event"] == "the bus has no contact with Redis" for entry in logs)
+    assert "secret" not in str(logs)
+
+
+# behind
+
+
+async def test_topics_are_trimmed_and_who_was_too_slow_is_told(redis: OwnRedis) -> None:
+    async with serving(redis, "one", topic_items=200, topic_bytes=20_000) as one, one.follow(LOG) as follower:
+        one.publish(LOG, b"first")
+        await hear_until(follower, Message(LOG, b"first"))
+        for number in range(5_000):
+            one.publish(LOG, b"%d" % number)
+            if number % 100 == 0:
+                await one.depth(0)
+        one.publish(LOG, b"end")
+        await one.depth(0)
+        assert 100 <= int(await redis.command("XLEN", "kimera:topic:log")) <= 200
+        heard = await hear_until(follower, Message(LOG, b"end"))
+        numbers = [int(item.payload) for item in heard[:-1] if isinstance(item, Message)]
+        assert Lost(LOG) in heard
+        assert len(numbers) < 5_000
+        for _ in range(100):
+            one.publish(LOG, b"x" * 1_000)
+        await one.depth(0)
+        assert int(await redis.command("XLEN", "kimera:topic:log")) <= 20
+
+
+async def test_topics_of_one_node_expire_when_it_is_gone(redis: OwnRedis) -> None:
+    async with serving(redis, "one") as one:
+        one.publish(replies("gone"), b"x")
+        one.publish(LOG, b"x")
+        await one.depth(0)
+        assert 0 < int(await redis.command("PTTL", "kimera:topic:reply:gone")) <= 60_000
+        assert int(await redis.command("PTTL", "kimera:topic:log")) == -1
