@@ -28,6 +28,9 @@ ASYMMETRIC_ALGORITHMS: Final = frozenset(
 URL_FIELDS: Final = frozenset({"KIMERA_DATABASE__URL", "KIMERA_BUS__URL", "KIMERA_EMBEDDING__URL"})
 """Shown with the password masked rather than not at all: which server it is, is what one looks for."""
 
+WINDOW_PER_ANSWER: Final = 4
+"""Times the longest wait for an answer that first results are kept for, so that work that comes again is known again."""
+
 
 def load_settings(
     environ: Mapping[str, str] | None = None, env_file: Path | str | None = DEFAULT_ENV_FILE, *, check: bool = True
@@ -210,6 +213,13 @@ def _parts(settings: Settings) -> Iterator[Problem]:
             "KIMERA_BUS__URL",
             "joins nodes that share a PostgreSQL database, and KIMERA_DATABASE__URL names none",
             "set KIMERA_DATABASE__URL=postgresql+asyncpg://USER@HOST/NAME, or leave the bus empty: one node",
+        )
+    least = WINDOW_PER_ANSWER * settings.bus.answer_within
+    if url and settings.performance.idempotency_window < least:
+        yield Problem(
+            "KIMERA_PERFORMANCE__IDEMPOTENCY_WINDOW",
+            f"{settings.performance.idempotency_window:g} s is too short for work that may come again over the bus",
+            f"set it to {least:g} at least ({WINDOW_PER_ANSWER} times KIMERA_BUS__ANSWER_WITHIN)",
         )
     if not url and settings.role != "all":
         yield Problem(

@@ -1,5 +1,6 @@
 """Work from the bus reaches the pipeline in order and once at a time; what is not decided here is left to the next owner."""
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -62,10 +63,10 @@ class Scene:
         self.broker = broker
         self.edge = edge
         self.pipeline = Pipeline()
-        self.desk = Desk(engine, self.pipeline, most=most)  # type: ignore[arg-type]
+        self.desk = Desk(engine, self.pipeline, most=most, forget_after=60.0)  # type: ignore[arg-type]
 
-    async def add(self, text: str, request: str | None = None) -> None:
-        asked = wire.PublishRequest(principal="ann", body=GeoidBody(text=text))
+    async def add(self, text: str, request: str | None = None, age: float = 0.0) -> None:
+        asked = wire.PublishRequest(at=int(1000 * (time.time() - age)), principal="ann", body=GeoidBody(text=text))
         await self.edge.add(PARTITION, request or f"r-{text}", wire.encode(asked))
 
     async def answers(self, follower: Any, count: int) -> list[wire.Answer]:
@@ -191,3 +192,13 @@ async def test_a_stop_finishes_what_was_taken_and_leaves_the_rest() -> None:
         (answer,) = await made.answers(follower, 1)
         assert answer.request == "r-a"
         assert await made.edge.depth(PARTITION) == 2, "the next owner does what was given up, and what came since"
+
+
+async def test_work_that_nobody_waits_for_any_more_is_not_begun() -> None:
+    async with scene() as made, made.edge.follow(replies("edge")) as follower:
+        await made.add("old", age=61.0)
+        (answer,) = await made.answers(follower, 1)
+        assert isinstance(answer, wire.Refused)
+        assert answer.error().temporary
+        assert made.pipeline.asked == []
+        await made.all_done()

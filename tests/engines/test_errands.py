@@ -64,7 +64,7 @@ async def errands(bus: LossyBus, **limits: int) -> AsyncIterator[Errands]:
 
 
 def deletion(geoid_id: str) -> DeleteRequest:
-    return DeleteRequest(principal="ann", geoid_id=geoid_id)
+    return DeleteRequest(at=0, principal="ann", geoid_id=geoid_id)
 
 
 async def ask(made: Errands, geoid_id: str, results: dict[str, Any]) -> None:

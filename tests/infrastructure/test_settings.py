@@ -384,6 +384,13 @@ def test_a_bus_between_nodes_needs_a_database_that_they_share() -> None:
     assert load(KIMERA_BUS__URL="redis://cache/0", KIMERA_DATABASE__URL=url, KIMERA_ROLE="edge").role == "edge"
 
 
+def test_first_results_outlive_the_wait_for_an_answer() -> None:
+    url = "postgresql+asyncpg://db/kimera"
+    with pytest.raises(SettingsError, match=r"KIMERA_PERFORMANCE__IDEMPOTENCY_WINDOW: .*60"):
+        load(KIMERA_BUS__URL="redis://cache/0", KIMERA_DATABASE__URL=url, KIMERA_PERFORMANCE__IDEMPOTENCY_WINDOW="59")
+    assert load(KIMERA_PERFORMANCE__IDEMPOTENCY_WINDOW="1").performance.idempotency_window == 1
+
+
 @pytest.mark.parametrize("role", ["edge", "engine"])
 def test_a_part_of_a_node_is_no_node_without_a_bus(role: str) -> None:
     with pytest.raises(SettingsError, match=r"KIMERA_ROLE: .*no bus"):

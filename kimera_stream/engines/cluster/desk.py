@@ -6,8 +6,9 @@ Work comes at least once. The pipeline commits it once, by its request id; here 
 lost lease or a stop leaves undone is not answered: the next owner of the partition takes it up.
 """
 
+import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import anyio
 import msgspec
@@ -19,7 +20,7 @@ from kimera_stream.engines.cluster import wire
 from kimera_stream.engines.pipeline import Pipeline
 from kimera_stream.engines.work import RequestId
 from kimera_stream.infrastructure.bus.interface import Bus, Work, Worker, replies
-from kimera_stream.protocol.errors import InternalError, OperationalError, UnavailableError
+from kimera_stream.protocol.errors import InternalError, OperationalError, OverloadedError, UnavailableError
 
 log = structlog.get_logger(__name__)
 
@@ -29,12 +30,25 @@ class Desk:
 
     Args:
         most: Pieces of work under way at once.
+        forget_after: Seconds after which work is not begun any more: nobody waits for it, and the record that would tell that it
+            was done before may be gone. The nodes' clocks may differ by as much.
+        clock: Unix seconds.
     """
 
-    def __init__(self, bus: Bus, pipeline: Pipeline, *, most: int) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        pipeline: Pipeline,
+        *,
+        most: int,
+        forget_after: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._bus = bus
         self._pipeline = pipeline
         self._most = most
+        self._forget_after = forget_after
+        self._clock = clock
         self._owned: set[int] = set()
         self._worker: Worker | None = None
         self._under_way: dict[str, list[Work]] = {}
@@ -133,6 +147,8 @@ class Desk:
         except msgspec.MsgspecError as error:
             log.exception("work on the bus cannot be read", partition=work.partition)
             raise OperationalError("the request could not be read by the engine") from error
+        if self._clock() - asked.at / 1000 > self._forget_after:
+            raise OverloadedError("the request has waited too long", retry_after=1.0)
         request = RequestId(work.request, work.partition)
         principal = Principal(asked.principal, frozenset())
         match asked:

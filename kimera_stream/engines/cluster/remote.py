@@ -60,6 +60,7 @@ class RemoteKnowledge:
 
     Args:
         admit: Called before anything is accepted; raises OverloadedError above the memory limit.
+        clock: Unix seconds.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class RemoteKnowledge:
         metrics: PipelineMetrics,
         *,
         admit: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._bus = bus
         self._vault = vault
@@ -84,6 +86,7 @@ class RemoteKnowledge:
         self._limits = limits
         self._metrics = metrics
         self._admit = admit
+        self._clock = clock
         self._turn = 0
 
     # -- commands ----------------------------------------------------------------------------------------------------
@@ -109,6 +112,7 @@ class RemoteKnowledge:
         if key is not None and not 1 <= len(key) <= 255:
             raise BadRequestError("key: expected 1-255 characters", field="key")
         request = wire.PublishRequest(
+            at=self._now(),
             principal=principal.id,
             session_id=session_id,
             body=body,
@@ -132,7 +136,7 @@ class RemoteKnowledge:
         """Delete a geoid; returns the offset of its ``geoid.deleted``."""
         if not is_id(geoid_id):
             raise BadRequestError("geoid_id: expected 1-128 URL-safe characters", field="geoid_id")
-        request = wire.DeleteRequest(principal=principal.id, session_id=session_id, geoid_id=geoid_id)
+        request = wire.DeleteRequest(at=self._now(), principal=principal.id, session_id=session_id, geoid_id=geoid_id)
         with self._deadline() as scope:
             answer = await self._send((principal.id, session_id or ""), request)
             assert isinstance(answer, wire.Removed)
@@ -154,6 +158,7 @@ class RemoteKnowledge:
         if reason is not None and len(reason) > REASON_CHARS:
             raise BadRequestError(f"reason: expected at most {REASON_CHARS} characters", field="reason")
         request = wire.ResolveRequest(
+            at=self._now(),
             principal=principal.id,
             session_id=session_id,
             contradiction_id=contradiction_id,
@@ -175,6 +180,9 @@ class RemoteKnowledge:
         except OperationalError as error:
             self._metrics.refused(error.code, 1)
             raise
+
+    def _now(self) -> int:
+        return int(self._clock() * 1000)
 
     def _deadline(self) -> anyio.CancelScope:
         return anyio.move_on_after(self._settings.answer_within)

@@ -16,12 +16,13 @@ from kimera_stream.protocol.objects import (
     WatchKind,
 )
 
-# -- work: from an edge to the engine that owns the partition ------------------------------------------------------------
+# -- work: from an edge to the engine that owns the partition. ``at``: unix ms by the edge's clock when it was taken in -----
 
 
 class PublishRequest(msgspec.Struct, frozen=True, kw_only=True, tag="publish", omit_defaults=True):
     """See ``KnowledgeService.publish``."""
 
+    at: int
     principal: str
     session_id: str | None = None
     body: GeoidBody
@@ -34,6 +35,7 @@ class PublishRequest(msgspec.Struct, frozen=True, kw_only=True, tag="publish", o
 class DeleteRequest(msgspec.Struct, frozen=True, kw_only=True, tag="delete", omit_defaults=True):
     """See ``KnowledgeService.delete``."""
 
+    at: int
     principal: str
     session_id: str | None = None
     geoid_id: str
@@ -42,6 +44,7 @@ class DeleteRequest(msgspec.Struct, frozen=True, kw_only=True, tag="delete", omi
 class ResolveRequest(msgspec.Struct, frozen=True, kw_only=True, tag="resolve", omit_defaults=True):
     """See ``KnowledgeService.resolve``."""
 
+    at: int
     principal: str
     session_id: str | None = None
     contradiction_id: str
