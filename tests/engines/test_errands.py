@@ -184,7 +184,7 @@ async def test_an_answer_waits_for_every_slice() -> None:
         return state[0]
 
     made = Scored(read, poll=60.0)
-    made.heard(Progress(scored={0: 9, 1: 9}))
+    made.heard(Progress(scored={0: 9, 1: 9}, head=40))
     assert made.upto == 0, "how many slices there are is not known yet"
     await made.look()
     assert made.upto == 9
@@ -199,15 +199,16 @@ async def test_an_answer_waits_for_every_slice() -> None:
             group.start_soon(wait, offset)
         await anyio.wait_all_tasks_blocked()
         assert reached == [9]
-        made.heard(Progress(scored={0: 25}))
+        made.heard(Progress(scored={0: 25}, head=40))
         await anyio.wait_all_tasks_blocked()
         assert reached == [9], "one slice is not all"
-        made.heard(Progress(scored={1: 20}))
-        made.heard(Progress(scored={1: 7}))  # told late: nothing goes back
+        made.heard(Progress(scored={1: 20}, head=40))
+        made.heard(Progress(scored={1: 7}, head=40))  # told late: nothing goes back
         await anyio.wait_all_tasks_blocked()
         assert sorted(reached) == [9, 10, 20]
-        made.heard(Progress(scored={0: 30, 1: 31}))
+        made.heard(Progress(scored={0: 30, 1: 31}, head=40))
     assert sorted(reached) == [9, 10, 20, 30]
+    assert made.head == 100, "as the database said"
 
 
 async def test_what_the_bus_does_not_say_the_database_does() -> None:

@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 
 from kimera_stream.core.interfaces import LogPage
 from kimera_stream.core.relay import pack_entries, unpack_entries
+from kimera_stream.infrastructure.settings import StreamSettings
 from kimera_stream.protocol.errors import UnavailableError
 from kimera_stream.protocol.log import LogEntry
 from kimera_stream.streaming.following import MOST_EARLY, Following
+from kimera_stream.streaming.hub import Hub
+from kimera_stream.streaming.recent import Recent
 
 pytestmark = pytest.mark.anyio
 
@@ -176,3 +179,20 @@ def test_entries_travel_as_they_are_and_in_messages_of_bounded_size() -> None:
     assert max(map(len, messages)) < 300_000
     with pytest.raises(msgspec.MsgspecError):
         unpack_entries(b"\xc1")
+
+
+async def test_what_was_said_lately_is_read_from_memory_and_the_rest_from_the_log() -> None:
+    log = Log()
+    hub = Hub(log, StreamSettings(tail_bytes=2_000))  # type: ignore[arg-type]
+    hub.deliver([entry(offset) for offset in range(1, 11)])
+    hub.flush()
+    log.committed = 12
+    recent = Recent(hub, log)  # type: ignore[arg-type]
+    page = await recent.read("geoid:9", after=8, limit=10, until=10)
+    assert ([each.offset for each in page.entries], page.more, log.reads) == ([9], False, 0)
+    assert not hub.tail.covers(2)
+    await recent.read("geoid:3", after=2, limit=10, until=10)
+    assert log.reads == 1, "the tail does not reach back so far"
+    page = await recent.read("geoids", after=8, limit=10, until=12)
+    assert log.reads == 2, "not everything was delivered here yet"
+    assert page.entries[-1].offset == 12

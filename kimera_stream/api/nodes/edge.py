@@ -34,6 +34,7 @@ from kimera_stream.protocol.messages import ServerInfo
 from kimera_stream.streaming.following import Following
 from kimera_stream.streaming.hub import Hub
 from kimera_stream.streaming.metrics import HubMetrics
+from kimera_stream.streaming.recent import Recent
 
 log = structlog.get_logger(__name__)
 
@@ -82,6 +83,7 @@ def add_edge(services: Services, settings: Settings) -> None:
     def knowledge(
         bus: Bus,
         vault: SqlVault,
+        hub: Hub,
         errands: Errands,
         scored: Scored,
         watches: WatchList,
@@ -90,7 +92,7 @@ def add_edge(services: Services, settings: Settings) -> None:
     ) -> RemoteKnowledge:
         return RemoteKnowledge(
             bus,
-            vault,
+            Recent(hub, vault),
             errands,
             scored,
             watches,

@@ -143,7 +143,7 @@ class Desk:
 
     async def _ask_pipeline(self, work: Work) -> wire.Answer:
         try:
-            asked = wire.decode_request(work.payload)
+            asked: wire.Request = wire.decode_request(work.payload)
         except msgspec.MsgspecError as error:
             log.exception("work on the bus cannot be read", partition=work.partition)
             raise OperationalError("the request could not be read by the engine") from error

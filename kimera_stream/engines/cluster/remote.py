@@ -7,13 +7,13 @@ Statements are validated here, so that a bad one never travels; reads of what is
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol
 
 import anyio
 import msgspec
 import structlog
 
-from kimera_stream.core.interfaces import ClusterVault, Coverage, Principal, PublishResult
+from kimera_stream.core.interfaces import Coverage, LogPage, Principal, PublishResult
 from kimera_stream.core.validation import BodyLimits, validate_body
 from kimera_stream.engines.cluster import wire
 from kimera_stream.engines.cluster.errands import Errands
@@ -38,7 +38,6 @@ from kimera_stream.protocol.objects import (
 )
 
 log = structlog.get_logger(__name__)
-T = TypeVar("T")
 
 REASON_CHARS = 2_000
 QUESTION_WITHIN = 5.0
@@ -48,11 +47,15 @@ SEARCH_AGAIN = 0.25
 READ = 500
 """Entries of a geoid's channel read at once."""
 
-_ALL = 2**62
-"""As far as the log goes, of which this node may not have heard."""
-
 _contradiction = msgspec.json.Decoder(Contradiction).decode
 _geoid = msgspec.json.Decoder(Geoid).decode
+
+
+class RecentLog(Protocol):
+    """What was committed lately, read with as little effort as can be."""
+
+    async def read(self, channel: str, *, after: int, limit: int, until: int) -> LogPage:
+        """As ``LogReader.read``."""
 
 
 class RemoteKnowledge:
@@ -66,7 +69,7 @@ class RemoteKnowledge:
     def __init__(
         self,
         bus: Bus,
-        vault: ClusterVault,
+        recent: RecentLog,
         errands: Errands,
         scored: Scored,
         watches: WatchList,
@@ -78,7 +81,7 @@ class RemoteKnowledge:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._bus = bus
-        self._vault = vault
+        self._recent = recent
         self._errands = errands
         self._scored = scored
         self._watches = watches
@@ -199,9 +202,9 @@ class RemoteKnowledge:
     async def _found(self, geoid: Geoid, offset: int) -> list[Contradiction]:
         """What the slices found out about a statement: told on its channel, after it and before it states something else."""
         found: dict[str, Contradiction] = {}
-        after = offset
+        after, until = offset, self._scored.head
         while True:
-            page = await self._vault.read(f"geoid:{geoid.id}", after=after, limit=READ, until=_ALL)
+            page = await self._recent.read(f"geoid:{geoid.id}", after=after, limit=READ, until=until)
             for entry in page.entries:
                 if entry.type == "contradiction.found":
                     contradiction = _contradiction(entry.data)

@@ -35,6 +35,8 @@ class Scored:
         self._waiting: list[tuple[int, int, anyio.Event]] = []
         self._numbers = itertools.count()
         self._wake = anyio.Event()
+        self.head = 0
+        """What was found about everything up to ``upto`` is told in entries at or below this offset."""
         self.newest: Coverage | None = None
         """As the database said last."""
 
@@ -45,10 +47,11 @@ class Scored:
 
     def heard(self, progress: Progress) -> None:
         """An engine says how far it is."""
-        self._take_in(progress.scored)
+        self._take_in(progress.scored, progress.head)
 
-    def _take_in(self, scored: Mapping[int, int]) -> None:
+    def _take_in(self, scored: Mapping[int, int], head: int) -> None:
         before = self.upto
+        self.head = max(self.head, head)
         for number, offset in scored.items():
             if offset > self._scored.get(number, -1):
                 self._scored[number] = offset
@@ -78,7 +81,7 @@ class Scored:
         """
         found = await self._ask()
         self.newest = found
-        self._take_in({each.number: each.scored for each in found.slices})
+        self._take_in({each.number: each.scored for each in found.slices}, found.head)
         return found
 
     async def run(self) -> None:

@@ -112,9 +112,11 @@ Answer: TypeAlias = Committed | Removed | Settled | Refused
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """How far slices are scored, by number: everything up to that offset, and committed."""
+    """How far slices are scored, by number: everything up to that offset, and committed. ``head``: an offset at or above the
+    newest entry in which something that was found is told."""
 
     scored: dict[int, int]
+    head: int
 
 
 # -- questions -------------------------------------------------------------------------------------------------------------------
