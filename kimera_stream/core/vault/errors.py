@@ -39,12 +39,15 @@ class VaultFormatError(KimeraError):
 class LeaseLostError(UnavailableError):
     """A slice is no longer this node's: another one may own it by now. Nothing was written, and the work is the new owner's.
 
-    Args:
-        numbers: The slices.
+    Attributes:
+        numbers: The slices; empty in the caller's copy.
     """
 
-    def __init__(self, numbers: Sequence[int]) -> None:
-        super().__init__(
-            "this engine has lost the slice that the work belongs to; another one takes it up", retry_after=1.0
-        )
-        self.numbers = tuple(numbers)
+    numbers: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, numbers: Sequence[int]) -> "LeaseLostError":
+        """The error for these slices."""
+        made = cls("this engine has lost the slice that the work belongs to; another one takes it up", retry_after=1.0)
+        made.numbers = tuple(numbers)
+        return made

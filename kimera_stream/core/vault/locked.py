@@ -52,7 +52,7 @@ def hold(tx: Transaction, node_id: str, leases: Mapping[int, int]) -> None:
     found = {row[0]: row[1] for row in tx.rows(_HELD, node_id=node_id)}
     lost = [number for number, generation in leases.items() if found.get(number) != generation]
     if lost:
-        raise LeaseLostError(sorted(lost))
+        raise LeaseLostError.of(sorted(lost))
 
 
 def advance(tx: Transaction, numbers: Sequence[int], scored: int) -> None:

@@ -26,13 +26,22 @@ _SET_TRIMMED = Query(
     .where(state.c.id == 1)
     .values(trimmed=bindparam("upto"), payload_bytes=state.c.payload_bytes - bindparam("freed"))
 )
+_SCORED = Query(
+    select(func.min(schema.geoid_slice.c.scored)).where(schema.geoid_slice.c.lease_until > bindparam("since"))
+)
+_WORKED_ON = 86_400_000
+"""Milliseconds after which slices that nobody has leased keep nothing: whoever works on this database is alone by now."""
 _TS = Query(select(entry.c.ts).where(entry.c.offset == bindparam("at")))
 
 
-def trim_step(tx: Transaction, upto: int) -> tuple[int, int]:
-    """Drop at most ``STEP`` of the oldest entries at or below ``upto``; returns (how many, where the log now begins after)."""
+def trim_step(tx: Transaction, upto: int, *, now: int) -> tuple[int, int]:
+    """Drop at most ``STEP`` of the oldest entries at or below ``upto``; returns (how many, where the log now begins after).
+
+    Where several nodes work, what has not been scored stays. ``now``: unix ms.
+    """
     trimmed: int = tx.value(_LOCK)
-    upto = min(upto, trimmed + STEP, read_state(tx).head)
+    scored: int | None = tx.value(_SCORED, since=now - _WORKED_ON)
+    upto = min(upto, trimmed + STEP, read_state(tx).head if scored is None else scored)
     if upto <= trimmed:
         return 0, trimmed
     oldest = tx.rows(_OLDEST, after=trimmed, upto=upto)

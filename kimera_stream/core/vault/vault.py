@@ -234,7 +234,7 @@ class SqlVault:
         dropped = 0
         upto = min(upto, self._head)
         while self._trimmed < upto:
-            count, trimmed = await self._database.write(partial(trimming.trim_step, upto=upto))
+            count, trimmed = await self._database.write(partial(trimming.trim_step, upto=upto, now=self._clock()))
             self._trimmed = max(self._trimmed, trimmed)
             dropped += count
             if count == 0:

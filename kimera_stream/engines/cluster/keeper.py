@@ -1,0 +1,184 @@
+"""Which slices this node owns: heartbeats, leases, and giving and taking as nodes come and go.
+
+    beat ──> coverage ──> share of this engine ──┬─ held and not mine: hand over, then release
+                                                 └─ mine and free or expired: take, then begin
+
+Every node works out the same shares by itself (rendezvous hashing over the engines that were heard of within the lease), so there is
+nobody to agree with. What an engine believes to hold is only a belief: each commit checks it in the database.
+"""
+
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+
+import anyio
+import structlog
+
+from kimera_stream.core.interfaces import ClusterStore, Coverage, Node, SliceState
+from kimera_stream.core.slices import shares
+from kimera_stream.protocol.errors import UnavailableError
+
+log = structlog.get_logger(__name__)
+
+BEATS_PER_LEASE = 4
+"""A lease outlives three beats that fail."""
+LONGEST_BEAT = 1.0
+"""Seconds between beats at most: within that a share that became free is taken."""
+LEAVING = 3.0
+"""Seconds that a stop may take to give everything back."""
+
+
+class CoverageKeeper:
+    """Belongs to the event loop. An edge's keeper only beats.
+
+    Args:
+        node: This run of this node.
+        slices: How many there are.
+        lease: Seconds for which a slice stays this node's without a beat.
+        gain: Awaited with slices that are this engine's from now on.
+        lose: Awaited with slices before they are released, and with slices that are found to be gone.
+        changed: Called whenever this node has taken or released slices: others may want to look at once.
+    """
+
+    def __init__(
+        self,
+        store: ClusterStore,
+        node: Node,
+        *,
+        slices: int,
+        lease: float,
+        gain: Callable[[Mapping[int, SliceState]], Awaitable[None]],
+        lose: Callable[[Sequence[int]], Awaitable[None]],
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._store = store
+        self._node = node
+        self._slices = slices
+        self._lease = lease
+        self._gain = gain
+        self._lose = lose
+        self._changed = changed
+        self._leases: dict[int, int] = {}
+        self._look = anyio.Event()
+        self._stopping = False
+        self.coverage: Coverage | None = None
+        """As the last beat found it."""
+
+    @property
+    def node(self) -> Node:
+        return self._node
+
+    @property
+    def leases(self) -> Mapping[int, int]:
+        """Slices that this node holds, as far as it knows (number -> generation)."""
+        return self._leases
+
+    @property
+    def owned(self) -> frozenset[int]:
+        return frozenset(self._leases)
+
+    def nudge(self) -> None:
+        """Something has changed: beat now."""
+        self._look.set()
+
+    def lost(self, numbers: Sequence[int]) -> None:
+        """A commit was refused because these slices are another engine's."""
+        self.nudge()
+
+    async def run(self) -> None:
+        """Beat until cancelled. What cannot be renewed goes to others; what is held goes on meanwhile."""
+        every = min(self._lease / BEATS_PER_LEASE, LONGEST_BEAT)
+        away = False
+        while True:
+            self._look = anyio.Event()
+            try:
+                await self.step()
+                if away:
+                    log.info("the database answers again")
+                away = False
+            except UnavailableError as error:
+                if not away:
+                    log.warning("leases are not renewed: the database refuses", reason=error.message)
+                away = True
+            with anyio.move_on_after(every):
+                await self._look.wait()
+
+    async def step(self) -> Coverage:
+        """One beat, and what follows from it.
+
+        Raises:
+            UnavailableError: the database cannot be asked; what was taken or given until then stands.
+        """
+        coverage = self.coverage = await self._store.beat(self._node, lease=self._lease)
+        if not self._node.is_engine or self._stopping:
+            return coverage
+        await self._drop_lost(coverage)
+        engines = [node.id for node in coverage.nodes if node.is_engine]
+        share = shares(engines, self._slices).get(self._node.id, frozenset())
+        await self._settle(coverage, share)
+        await self._hand_over(self._leases.keys() - share)
+        await self._take(
+            [each.number for each in coverage.slices if each.number in share and each.number not in self._leases]
+        )
+        return coverage
+
+    async def _settle(self, coverage: Coverage, share: Collection[int]) -> None:
+        """Slices that are this node's in the database alone: taken or released by a step whose end it did not hear."""
+        strays = {
+            each.number: each
+            for each in coverage.slices
+            if each.owner == self._node.id and each.number not in self._leases
+        }
+        await self._begin({number: state for number, state in strays.items() if number in share})
+        left = {number: state.generation for number, state in strays.items() if number not in share}
+        if left:
+            await self._store.release(self._node.id, left)
+            self._changed()
+
+    async def _drop_lost(self, coverage: Coverage) -> None:
+        states = {each.number: each for each in coverage.slices}
+        gone = [
+            number
+            for number, generation in self._leases.items()
+            if (state := states.get(number)) is None or state.owner != self._node.id or state.generation != generation
+        ]
+        if gone:
+            log.warning("slices lost", slices=sorted(gone))
+            await self._begin_to_lose(gone)
+
+    async def _begin_to_lose(self, numbers: Sequence[int]) -> dict[int, int]:
+        """Nothing is begun with these slices any more; returns their leases."""
+        leases = {number: self._leases.pop(number) for number in sorted(numbers)}
+        await self._lose(list(leases))
+        return leases
+
+    async def _hand_over(self, numbers: Collection[int]) -> None:
+        if not numbers:
+            return
+        leases = await self._begin_to_lose(sorted(numbers))
+        await self._store.release(self._node.id, leases)
+        log.info("slices handed over", slices=sorted(leases))
+        self._changed()
+
+    async def _take(self, numbers: Sequence[int]) -> None:
+        if not numbers:
+            return
+        await self._begin(await self._store.take(self._node.id, numbers, lease=self._lease))
+
+    async def _begin(self, taken: Mapping[int, SliceState]) -> None:
+        if not taken:
+            return
+        self._leases.update({number: state.generation for number, state in taken.items()})
+        log.info("slices taken", slices=sorted(taken))
+        await self._gain(taken)
+        self._changed()
+
+    async def leave(self) -> None:
+        """Give everything back, within a deadline: what cannot be expires."""
+        self._stopping = True
+        with anyio.move_on_after(LEAVING, shield=True):
+            if self._leases:
+                await self._begin_to_lose(list(self._leases))
+            try:
+                await self._store.leave(self._node.id)
+            except UnavailableError as error:
+                log.warning("leases expire by themselves: the database refuses", reason=error.message)
+            self._changed()

@@ -1,0 +1,164 @@
+"""What one engine does for all: it holds a lease in the database, and whoever has it does the duties.
+
+The log's table is the outbox of the bus: what is committed there has to be announced. Its committer does so; what died between its
+commit and its announcement is announced here. Whoever hears an entry twice knows it by its offset.
+"""
+
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+
+import anyio
+import structlog
+
+from kimera_stream.core.interfaces import ClusterStore, ClusterVault, EventSink
+from kimera_stream.protocol.errors import OperationalError, UnavailableError
+from kimera_stream.protocol.log import LogEntry
+
+log = structlog.get_logger(__name__)
+
+DUTY = "leader"
+BEATS_PER_LEASE = 3
+PAGE = 500
+LEAVING = 2.0
+"""Seconds that giving the duty back may take."""
+
+
+class Leader:
+    """Takes the lead where nobody has it, and keeps it. ``leads`` is a belief: what is done in it has to bear being done twice.
+
+    Args:
+        node_id: Of this run of this node.
+        lease: Seconds without a beat after which another node takes over.
+        duties: Run while this node leads; cancelled when it does not any more.
+    """
+
+    def __init__(
+        self, store: ClusterStore, node_id: str, *, lease: float, duties: Sequence[Callable[[], Awaitable[None]]]
+    ) -> None:
+        self._store = store
+        self._node_id = node_id
+        self._lease = lease
+        self._duties = duties
+        self._leads = False
+
+    @property
+    def leads(self) -> bool:
+        return self._leads
+
+    async def run(self) -> None:
+        """Lead whenever it is this node's turn, until cancelled; then give the duty back."""
+        try:
+            while True:
+                if await self._ask():
+                    await self._lead()
+                await anyio.sleep(self._lease / BEATS_PER_LEASE)
+        finally:
+            if self._leads:
+                self._leads = False
+                with anyio.move_on_after(LEAVING, shield=True):
+                    await self._resign()
+
+    async def _resign(self) -> None:
+        try:
+            await self._store.resign(DUTY, self._node_id)
+        except UnavailableError as error:
+            log.info("the lead expires by itself: the database refuses", reason=error.message)
+
+    async def _ask(self) -> bool:
+        try:
+            self._leads = await self._store.lead(DUTY, self._node_id, lease=self._lease)
+        except UnavailableError:
+            return False  # as before, until the lease is over
+        return self._leads
+
+    async def _lead(self) -> None:
+        log.info("this node leads")
+        async with anyio.create_task_group() as group:
+            for duty in self._duties:
+                group.start_soon(duty, name="leader:duty")
+            asked = time.monotonic()
+            while self._leads and time.monotonic() - asked < self._lease:
+                await anyio.sleep(self._lease / BEATS_PER_LEASE)
+                if await self._ask():
+                    asked = time.monotonic()
+            self._leads = False
+            group.cancel_scope.cancel()
+        log.info("another node may lead")
+
+
+class Relay:
+    """Announces what its committer did not: a duty of the leader.
+
+    ``heard`` is told of everything that is said on the bus about the log, on every engine; ``run`` on the leader looks what is
+    missing of it.
+
+    Args:
+        sink: Where entries are announced.
+        grace: Seconds that the committer of an entry has to announce it himself.
+        poll: Seconds between looks at the log.
+        monotonic: Seconds.
+    """
+
+    def __init__(
+        self,
+        vault: ClusterVault,
+        sink: EventSink,
+        *,
+        grace: float = 1.0,
+        poll: float = 0.5,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._vault = vault
+        self._sink = sink
+        self._grace = grace
+        self._poll = poll
+        self._monotonic = monotonic
+        self._upto = vault.head
+        """Everything up to here has been announced, or is too old for anybody to wait for it."""
+        self._beyond: set[int] = set()
+        self._heads: deque[tuple[int, float]] = deque()
+        self.relayed = 0
+
+    def heard(self, entries: Sequence[LogEntry]) -> None:
+        """These entries were announced, by whomever."""
+        self._beyond.update(entry.offset for entry in entries if entry.offset > self._upto)
+        while self._upto + 1 in self._beyond:
+            self._upto += 1
+            self._beyond.discard(self._upto)
+
+    async def run(self) -> None:
+        """Announce what is missing, until cancelled."""
+        while True:
+            try:
+                await self.step()
+            except OperationalError as error:
+                log.info("announcing is put off", error=error.code)
+            await anyio.sleep(self._poll)
+
+    async def step(self) -> int:
+        """Announce what was committed more than ``grace`` ago and is missing; returns how many entries.
+
+        Raises:
+            UnavailableError: the log cannot be read.
+        """
+        now, head = self._monotonic(), await self._vault.refresh()
+        if not self._heads or head > self._heads[-1][0]:
+            self._heads.append((head, now))
+        due = self._upto
+        while self._heads and self._heads[0][1] <= now - self._grace:
+            due = max(due, self._heads.popleft()[0])
+        told = 0
+        while self._upto < due:
+            page = await self._vault.read(None, after=self._upto, limit=PAGE, until=due)
+            missing = [entry for entry in page.entries if entry.offset not in self._beyond]
+            if missing:
+                self._sink.deliver(missing)
+                told += len(missing)
+            self._upto = max(self._upto + 1, page.scanned)
+            self._beyond = {offset for offset in self._beyond if offset > self._upto}
+            self.heard(())
+        if told:
+            self.relayed += told
+            log.info("announced for others", entries=told)
+        return told

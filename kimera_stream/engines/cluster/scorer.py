@@ -1,0 +1,436 @@
+"""Scoring by slices: every engine reads the whole log, and judges each new statement against the geoids of its own slices.
+
+    log ──page──> newest versions (cache) ──> look among own slices ──> findings ──> vault.transact ──> scored moves
+                        └──> observe: the field, and whatever else follows the log here
+
+Slices that are equally far in the log go on together. One that has just been taken is filled from the vault with what had been
+stated up to where it is scored, and then catches up; when it has, it is one of the others. A step commits what it found and how
+far it came in one transaction, and only with every lease it rests on; so a step may fail, or be done twice, at any point.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import anyio
+import anyio.lowlevel
+import msgspec
+import structlog
+
+from kimera_stream.core.geoid_cache import GeoidCache
+from kimera_stream.core.index import SlicedIndex
+from kimera_stream.core.interfaces import (
+    ClusterStore,
+    ClusterVault,
+    ContradictionEngine,
+    EventSink,
+    LockedLog,
+    SliceState,
+    StoredGeoid,
+    WriteBatch,
+)
+from kimera_stream.core.vault.errors import LeaseLostError
+from kimera_stream.engines.cluster.findings import Finding, Written, write_findings
+from kimera_stream.engines.planning import Planner
+from kimera_stream.protocol.errors import LimitExceededError, OperationalError
+from kimera_stream.protocol.log import LogEntry
+from kimera_stream.protocol.objects import Contradiction
+
+log = structlog.get_logger(__name__)
+
+PAGE = 128
+"""Entries of the log in one step."""
+FILLED_AT_ONCE = 2_000
+"""Geoids looked at in one read while a slice is filled."""
+TURN = 128
+"""Geoids put into the index before others have their turn."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
+"""Seconds before the next try where the database refuses."""
+_ALL = 2**62
+"""As far as the log goes, of which this node may not have heard."""
+
+
+class _Named(msgspec.Struct):
+    id: str
+    version: int
+
+
+_named = msgspec.json.Decoder(_Named).decode
+_contradiction = msgspec.json.Decoder(Contradiction).decode
+
+
+@dataclass(slots=True, eq=False)
+class _Slice:
+    """``position``: as ``scored``, as far as this engine has brought it."""
+
+    generation: int
+    position: int
+    filled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """Entries ``after`` to ``upto`` of the log, and what is stored now of the geoids they tell of.
+
+    Attributes:
+        touched: Newest entry in the page by geoid.
+        fresh: Statements that an entry of the page made and that still stand, in order.
+    """
+
+    after: int
+    upto: int
+    entries: Sequence[LogEntry]
+    touched: Mapping[str, int]
+    newest: Mapping[str, StoredGeoid]
+    fresh: Sequence[StoredGeoid]
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerNumbers:
+    """For ``stats``. Totals since the start.
+
+    Attributes:
+        slices: Owned; ``filled``: of these, those that take part.
+        position: The log has been read up to here.
+        behind: Entries between the least scored of the filled slices and ``position``.
+        judged: Statements compared, once per step.
+        outdated: Findings dropped because either side stated something else by then.
+        unindexed: Geoids that their slice had no room for: they are not compared with.
+    """
+
+    slices: int
+    filled: int
+    position: int
+    behind: int
+    judged: int
+    found: int
+    dissolved: int
+    outdated: int
+    unindexed: int
+
+
+@dataclass(slots=True)
+class _Totals:
+    judged: int = 0
+    unindexed: int = 0
+    written: Written = field(default_factory=Written)
+
+
+class SliceScorer:
+    """Belongs to the event loop. ``gain`` and ``lose`` say which slices are this engine's; ``nudge`` that the log may have grown.
+
+    Args:
+        sink: Hears of the entries committed here, and of no others.
+        node_id: Of this run of this engine.
+        position: Offset up to which ``observe`` has been told already.
+        observe: Told of everything in the log, in order: entries, newest geoids, deletions, contradictions.
+        progress: Called with how far slices are scored after each step that moved them.
+        lost: Called with slices that turn out to be another engine's.
+        sure: Score at which a clash counts as sure, for the advice.
+        poll: Seconds between looks at the log where nobody nudges.
+        clock: Unix seconds.
+    """
+
+    def __init__(
+        self,
+        vault: ClusterVault,
+        store: ClusterStore,
+        index: SlicedIndex,
+        cache: GeoidCache,
+        engine: ContradictionEngine,
+        sink: EventSink,
+        *,
+        node_id: str,
+        position: int,
+        observe: Callable[[WriteBatch], None],
+        progress: Callable[[Mapping[int, int]], None],
+        lost: Callable[[Sequence[int]], None],
+        sure: float,
+        poll: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._vault = vault
+        self._store = store
+        self._index = index
+        self._cache = cache
+        self._engine = engine
+        self._sink = sink
+        self._node_id = node_id
+        self._observed = position
+        self._observe = observe
+        self._progress = progress
+        self._lost = lost
+        self._sure = sure
+        self._poll = poll
+        self._clock = clock
+        self._slices: dict[int, _Slice] = {}
+        self._grown = anyio.Event()
+        self._unfilled = anyio.Event()
+        self._totals = _Totals()
+
+    # -- which slices ------------------------------------------------------------------------------------------------
+
+    async def gain(self, slices: Mapping[int, SliceState]) -> None:
+        """These slices are this engine's now."""
+        for number, state in slices.items():
+            self._slices[number] = _Slice(state.generation, state.scored)
+        self._unfilled.set()
+
+    async def lose(self, numbers: Sequence[int]) -> None:
+        """These slices are to go, or are gone."""
+        self._drop(numbers)
+
+    def _drop(self, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            self._slices.pop(number, None)
+        self._index.close(numbers)
+
+    def nudge(self) -> None:
+        """There may be something new in the log."""
+        self._grown.set()
+
+    @property
+    def filled(self) -> frozenset[int]:
+        """Slices whose geoids are all here: what a search in this engine covers."""
+        return frozenset(number for number, each in self._slices.items() if each.filled)
+
+    @property
+    def position(self) -> int:
+        """Up to here the log has been read and observed."""
+        return self._observed
+
+    @property
+    def numbers(self) -> ScorerNumbers:
+        filled = [each.position for each in self._slices.values() if each.filled]
+        totals, written = self._totals, self._totals.written
+        return ScorerNumbers(
+            slices=len(self._slices),
+            filled=len(filled),
+            position=self._observed,
+            behind=max(0, self._observed - min(filled, default=self._observed)),
+            judged=totals.judged,
+            found=written.found,
+            dissolved=written.dissolved,
+            outdated=written.outdated,
+            unindexed=totals.unindexed,
+        )
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Score until cancelled. May be called again after a crash: the slices are filled anew."""
+        for each in self._slices.values():
+            each.filled = False
+        self._unfilled.set()
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._fill_always, name="scorer:fill")
+            await self._score_always()
+
+    async def _fill_always(self) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            self._unfilled = anyio.Event()
+            wanted = {number: each for number, each in self._slices.items() if not each.filled}
+            if not wanted:
+                await self._unfilled.wait()
+                continue
+            try:
+                await self._fill(wanted)
+                pause = FIRST_PAUSE
+            except OperationalError as error:
+                log.warning("slices are filled later", error=error.code, seconds=pause)
+                await anyio.sleep(pause)
+                pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def _fill(self, wanted: Mapping[int, _Slice]) -> None:
+        """Put what had been stated up to where each slice is scored; what came later comes with its entry."""
+        began = time.monotonic()
+        numbers = sorted(wanted)
+        self._index.close(numbers)
+        self._index.open(numbers)
+        count = 0
+        async for page in self._vault.scan_slices(numbers, slices=self._index.slices, batch=FILLED_AT_ONCE):
+            for place, stored in enumerate(page):
+                if place % TURN == 0:
+                    await anyio.lowlevel.checkpoint()
+                number = self._index.slice_of(stored.geoid.id)
+                if self._slices.get(number) is wanted[number] and stored.stated <= wanted[number].position:
+                    self._put(stored)
+                    count += 1
+            for part in self._index.parts:
+                await part.reserve(FILLED_AT_ONCE // self._index.slices)
+        for number, each in wanted.items():
+            if self._slices.get(number) is each:
+                each.filled = True
+        self._grown.set()
+        log.info("slices filled", slices=numbers, geoids=count, seconds=round(time.monotonic() - began, 3))
+
+    async def _score_always(self) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            self._grown = anyio.Event()
+            try:
+                if await self._step():
+                    pause = FIRST_PAUSE
+                    continue
+            except LeaseLostError as error:
+                log.warning("slices lost", slices=error.numbers)
+                self._drop(error.numbers)
+                self._lost(error.numbers)
+                continue
+            except OperationalError as error:
+                log.warning("scoring is put off", error=error.code, reason=error.message, seconds=pause)
+                await anyio.sleep(pause)
+                pause = min(pause * 2, LONGEST_PAUSE)
+                continue
+            with anyio.move_on_after(self._poll):
+                await self._grown.wait()
+
+    # -- a step --------------------------------------------------------------------------------------------------------
+
+    async def _step(self) -> bool:
+        """Bring the slices that are furthest back one page further; whether there was one."""
+        positions = {each.position for each in self._slices.values() if each.filled} | {self._observed}
+        after = min(positions)
+        until = min((each for each in positions if each > after), default=_ALL)
+        group = {number: each for number, each in self._slices.items() if each.filled and each.position == after}
+        page = await self._read(after, until)
+        if page.upto == after:
+            return False
+        findings = await self._judge(group, page) if group and page.fresh else []
+        batch = await self._commit(group, page, findings)
+        self._take_in(group, page, batch)
+        return True
+
+    async def _read(self, after: int, until: int) -> _Page:
+        page = await self._vault.read(None, after=after, limit=PAGE, until=until)
+        upto = page.scanned
+        touched: dict[str, int] = {}
+        for entry in page.entries:
+            if entry.type.startswith("geoid."):
+                named = _named(entry.data)
+                touched[named.id] = entry.offset
+                if entry.type == "geoid.deleted":
+                    self._cache.remove(named.id)
+                else:
+                    self._cache.expect(named.id, named.version)
+        newest = await self._cache.get_many(list(touched)) if touched else {}
+        for stored in newest.values():
+            self._cache.put(stored)  # whoever was loading an older one meanwhile does not keep it
+        offsets = range(after + 1, upto + 1)
+        fresh = sorted((each for each in newest.values() if each.stated in offsets), key=lambda each: each.stated)
+        return _Page(after, upto, page.entries, touched, newest, fresh)
+
+    async def _judge(self, group: Mapping[int, _Slice], page: _Page) -> list[Finding]:
+        """What the new statements contradict in these slices; and which contradictions no longer hold."""
+        view = self._index.view(group)
+        detection = await self._engine.look(page.fresh, among=view)
+        self._totals.judged += len(page.fresh)
+        findings = [
+            Finding(older, newer, judgement)
+            for newer, hits in zip(page.fresh, detection.hits, strict=True)
+            for older, judgement in hits
+        ]
+        updated = [each.geoid.id for each in page.fresh if each.geoid.version > 1]
+        if updated:
+            findings += await self._look_again(updated, page, view.takes, {each.pair for each in findings})
+            findings.sort(key=lambda finding: finding.newer.stated)
+        return findings
+
+    async def _look_again(
+        self,
+        updated: Sequence[str],
+        page: _Page,
+        takes: Callable[[StoredGeoid, StoredGeoid], bool],
+        hit: set[frozenset[str]],
+    ) -> list[Finding]:
+        """The open contradictions of updated statements that the scan did not bring: judged, and over if they do not hold."""
+        fresh = {each.geoid.id: each for each in page.fresh}
+        known = await self._vault.contradictions_of(updated, state="open")
+        others = [party for each in known for party in (each.a, each.b) if party not in fresh]
+        stored = {**await self._cache.get_many(others), **fresh}
+        findings: list[Finding] = []
+        unseen: list[tuple[StoredGeoid, StoredGeoid]] = []
+        for each in known:
+            if each.a not in stored or each.b not in stored or frozenset((each.a, each.b)) in hit:
+                continue
+            older, newer = sorted((stored[each.a], stored[each.b]), key=lambda one: one.stated)
+            if newer.geoid.id not in fresh or not takes(older, newer):
+                continue
+            if older.geoid.id in fresh:
+                findings.append(Finding(older, newer, None))  # statements of one page are compared without a scan
+            else:
+                unseen.append((older, newer))
+        if unseen:
+            for (older, newer), judgement in zip(unseen, await self._engine.judge_pairs(unseen), strict=True):
+                holds = judgement.score >= self._engine.threshold
+                findings.append(Finding(older, newer, judgement if holds else None))
+        return findings
+
+    async def _commit(self, group: Mapping[int, _Slice], page: _Page, findings: Sequence[Finding]) -> WriteBatch:
+        """Write what was found and how far the slices are."""
+        leases = {number: each.generation for number, each in group.items()}
+        if not findings:
+            await self._store.advance(self._node_id, leases, page.upto)
+            return WriteBatch()
+        told = Written()
+
+        def write(locked: LockedLog) -> WriteBatch:
+            nonlocal told
+            locked.hold(self._node_id, leases)
+            planner = Planner(locked.head, max(int(self._clock() * 1000), locked.last_ts), self._sure)
+            told = write_findings(findings, locked, planner)
+            batch = planner.batch
+            # Entries that follow the page at once are the page's own: there is nothing to judge in them.
+            at_once = bool(batch.entries) and locked.head == page.upto
+            locked.advance(list(leases), batch.entries[-1].offset if at_once else page.upto)
+            return batch
+
+        batch = await self._vault.transact(write)
+        totals = self._totals.written
+        totals.found += told.found
+        totals.dissolved += told.dissolved
+        totals.outdated += told.outdated
+        if batch.entries:
+            self._sink.deliver(batch.entries)
+        return batch
+
+    def _take_in(self, group: Mapping[int, _Slice], page: _Page, batch: WriteBatch) -> None:
+        """The page is done: no await in here, so that a step is taken in as a whole."""
+        here = {number for number, each in group.items() if self._slices.get(number) is each}
+        for stored in page.fresh:
+            if self._index.slice_of(stored.geoid.id) in here:
+                self._put(stored)
+        gone = [geoid_id for geoid_id in page.touched if geoid_id not in page.newest]
+        for geoid_id in gone:
+            if self._index.slice_of(geoid_id) in here:
+                self._index.remove(geoid_id)
+        at_once = bool(batch.entries) and batch.entries[0].offset == page.upto + 1
+        upto = batch.entries[-1].offset if at_once else page.upto
+        for each in group.values():
+            each.position = upto
+        if self._observed == page.after:
+            self._observe(
+                WriteBatch(
+                    entries=list(page.entries),
+                    geoids=[page.newest[geoid_id] for geoid_id in page.touched if geoid_id in page.newest],
+                    deleted=[(geoid_id, page.touched[geoid_id]) for geoid_id in gone],
+                    contradictions=[
+                        _contradiction(entry.data) for entry in page.entries if entry.type.startswith("contradiction.")
+                    ],
+                )
+            )
+            self._observed = page.upto
+            if at_once:
+                self._observe(WriteBatch(entries=batch.entries, contradictions=batch.contradictions))
+                self._observed = upto
+        if here:
+            self._progress(dict.fromkeys(sorted(here), upto))
+
+    def _put(self, stored: StoredGeoid) -> None:
+        try:
+            self._index.put(stored)
+        except LimitExceededError as error:
+            if not self._totals.unindexed:
+                log.warning("a geoid is not compared with: its slice is full", reason=error.message)
+            self._totals.unindexed += 1
