@@ -6,7 +6,8 @@ commit and its announcement is announced here. Whoever hears an entry twice know
 
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 import anyio
 import structlog
@@ -34,7 +35,7 @@ class Leader:
     """
 
     def __init__(
-        self, store: ClusterStore, node_id: str, *, lease: float, duties: Sequence[Callable[[], Awaitable[None]]]
+        self, store: ClusterStore, node_id: str, *, lease: float, duties: Sequence[Callable[[], Coroutine[Any, Any, None]]]
     ) -> None:
         self._store = store
         self._node_id = node_id
@@ -88,13 +89,12 @@ class Leader:
 
 
 class Relay:
-    """Announces what its committer did not: a duty of the leader.
-
-    ``heard`` is told of everything that is said on the bus about the log, on every engine; ``run`` on the leader looks what is
-    missing of it.
+    """Announces what its committer did not, where this node leads; everywhere else it is ready to take that over.
 
     Args:
         sink: Where entries are announced.
+        leads: Whether this node leads.
+        lease: Seconds that the lead may be nobody's: for so long nodes that do not lead remember what is missing.
         grace: Seconds that the committer of an entry has to announce it himself.
         poll: Seconds between looks at the log.
         monotonic: Seconds.
@@ -105,12 +105,16 @@ class Relay:
         vault: ClusterVault,
         sink: EventSink,
         *,
+        leads: Callable[[], bool],
+        lease: float,
         grace: float = 1.0,
         poll: float = 0.5,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._vault = vault
         self._sink = sink
+        self._leads = leads
+        self._lease = lease
         self._grace = grace
         self._poll = poll
         self._monotonic = monotonic
@@ -137,7 +141,7 @@ class Relay:
             await anyio.sleep(self._poll)
 
     async def step(self) -> int:
-        """Announce what was committed more than ``grace`` ago and is missing; returns how many entries.
+        """Announce what was committed more than ``grace`` ago and has not been; returns how many entries.
 
         Raises:
             UnavailableError: the log cannot be read.
@@ -145,20 +149,28 @@ class Relay:
         now, head = self._monotonic(), await self._vault.refresh()
         if not self._heads or head > self._heads[-1][0]:
             self._heads.append((head, now))
-        due = self._upto
-        while self._heads and self._heads[0][1] <= now - self._grace:
+        due, leads = self._upto, self._leads()
+        before = now - self._grace - (0.0 if leads else 2 * self._lease)
+        while self._heads and self._heads[0][1] <= before:
             due = max(due, self._heads.popleft()[0])
         told = 0
+        if not leads:
+            self._pass(due)
         while self._upto < due:
             page = await self._vault.read(None, after=self._upto, limit=PAGE, until=due)
             missing = [entry for entry in page.entries if entry.offset not in self._beyond]
             if missing:
                 self._sink.deliver(missing)
                 told += len(missing)
-            self._upto = max(self._upto + 1, page.scanned)
-            self._beyond = {offset for offset in self._beyond if offset > self._upto}
-            self.heard(())
+            self._pass(max(self._upto + 1, page.scanned))
         if told:
             self.relayed += told
             log.info("announced for others", entries=told)
         return told
+
+    def _pass(self, upto: int) -> None:
+        """Nobody need look at entries up to here any more."""
+        if upto > self._upto:
+            self._upto = upto
+            self._beyond = {offset for offset in self._beyond if offset > upto}
+            self.heard(())
