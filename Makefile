@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 DEVSTAMP := $(VENV)/.installed-dev
 KERNEL_SOURCES := $(wildcard ext/*.pyx ext/*.c ext/*.h ext/*.pxi)
 
-.PHONY: setup setup-dev demo test lint bench chaos clean
+.PHONY: setup setup-dev demo cluster test lint bench chaos clean
 
 setup: $(STAMP)
 setup-dev: $(DEVSTAMP)
@@ -27,6 +27,11 @@ $(DEVSTAMP): $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/kimera-stream demo
+
+# Two edges, two engines, PostgreSQL and Redis (apt-get install postgresql redis-server), in the foreground; see docs/cluster.md.
+# make cluster CLUSTER="--light --port 0"
+cluster: $(STAMP)
+	$(BIN)/python -m deploy.local_cluster $(CLUSTER)
 
 test: $(DEVSTAMP)
 	$(BIN)/python -m pytest
