@@ -348,7 +348,7 @@ async def build_runtime(settings: Settings, services: Services | None = None) ->
     if has_bus(settings):
         from kimera_stream.api.nodes.composition import node_specs, start_ground  # a single node loads no Redis client
 
-        await start_ground(container)
+        await start_ground(container, settings)
         return Runtime(
             settings,
             container,

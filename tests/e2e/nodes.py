@@ -1,5 +1,6 @@
 """Several real nodes on a database and a bus of their own."""
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import asyncpg
 
 from tests.core.vault.conftest import POSTGRES, administer, run_apart
 from tests.e2e.harness import START_PATIENCE, Server, web
-from tests.infrastructure.redis_servers import REDIS
+
+REDIS = os.environ.get("KIMERA_TEST_REDIS_URL", "redis://127.0.0.1:6379/0")
 
 
 class Cluster:

@@ -143,7 +143,7 @@ async def test_a_refusal_is_an_answer() -> None:
         assert answer.code == "internal"
 
 
-@pytest.mark.parametrize("error", [LeaseLostError([PARTITION]), InternalError("crashed")])
+@pytest.mark.parametrize("error", [LeaseLostError.of([PARTITION]), InternalError("crashed")])
 async def test_what_is_not_decided_here_comes_again(error: OperationalError) -> None:
     async with scene() as made, made.edge.follow(replies("edge")) as follower:
         made.pipeline.go.set()

@@ -11,13 +11,15 @@ import anyio
 import structlog
 
 from kimera_stream.api.auth import TokenAuthenticator
-from kimera_stream.api.nodes.edge import add_edge, edge_drains, edge_specs
-from kimera_stream.api.nodes.engine import add_engine, engine_drains, engine_specs
+from kimera_stream.api.nodes.edge import add_edge, edge_services
+from kimera_stream.api.nodes.engine import add_engine, engine_services
 from kimera_stream.api.runtime import Drain
 from kimera_stream.api.services import PATIENT, START_BUDGET, Parts, access_service, vault_service
 from kimera_stream.core.interfaces import ClusterStore, Node
 from kimera_stream.core.vault.cluster import SqlCluster
+from kimera_stream.core.vault.retention import Retention
 from kimera_stream.core.vault.vault import SqlVault
+from kimera_stream.engines.contradiction import CascadeEngine
 from kimera_stream.infrastructure.bus.interface import Bus
 from kimera_stream.infrastructure.bus.redis import RedisBus
 from kimera_stream.infrastructure.container import Container, Services
@@ -57,9 +59,11 @@ def add_node(services: Services, settings: Settings) -> None:
         add_engine(services, settings)
 
 
-async def start_ground(container: Container) -> None:
+async def start_ground(container: Container, settings: Settings) -> None:
     """Build what waits for nothing."""
     await container.start(Metrics, Resources, TokenAuthenticator, Tracing, ServerInfo, SqlVault, SqlCluster, RedisBus)
+    if settings.role != "edge":
+        await container.start(CascadeEngine, Retention)
 
 
 def node_specs(parts: Parts) -> tuple[Parts, list[ServiceSpec], list[Drain]]:
@@ -90,9 +94,10 @@ def node_specs(parts: Parts) -> tuple[Parts, list[ServiceSpec], list[Drain]]:
     first: list[Drain] = []
     last: list[Drain] = []
     if settings.role != "engine":
-        specs += edge_specs(parts, assembled)
-        first, last = edge_drains(parts)
+        of_edge, first, last = edge_services(parts, assembled)
+        specs += of_edge
     if settings.role != "edge":
-        specs += engine_specs(parts, assembled)
-        first = [*first, *engine_drains(parts)]
+        of_engine, drains = engine_services(parts, assembled)
+        specs += of_engine
+        first += drains
     return parts, specs, [*first, *last]

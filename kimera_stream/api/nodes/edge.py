@@ -169,9 +169,10 @@ def _cluster(scored: Scored) -> Mapping[str, Any]:
     return {} if scored.newest is None else cluster_numbers(scored.newest)
 
 
-def edge_specs(parts: Parts, assembled: Assemble) -> list[ServiceSpec]:
-    """The services of an edge, besides those that every node has."""
-    container, settings = parts.container, parts.settings
+def edge_services(parts: Parts, assembled: Assemble) -> tuple[list[ServiceSpec], list[Drain], list[Drain]]:
+    """The services of an edge, besides those that every node has; and what a stop has to finish, before an engine's work is
+    drained and after it."""
+    container, settings, streams = parts.container, parts.settings, parts.door.streams
 
     async def hub(service: Service) -> None:
         await assembled(Hub)
@@ -241,12 +242,6 @@ def edge_specs(parts: Parts, assembled: Assemble) -> list[ServiceSpec]:
     ]
     if settings.role == "edge":
         specs.append(ServiceSpec("membership", membership, after=("store",), backoff=PATIENT))
-    return specs
-
-
-def edge_drains(parts: Parts) -> tuple[list[Drain], list[Drain]]:
-    """What a stop has to finish: before the engine's work is drained, and after it."""
-    container, streams = parts.container, parts.door.streams
 
     async def drain_errands(_seconds: float) -> None:
         if parts.door.services is not None:
@@ -256,7 +251,6 @@ def edge_drains(parts: Parts) -> tuple[list[Drain], list[Drain]]:
         if parts.stream is not None:
             await container.get(Hub).shutdown(seconds)
 
-    return (
-        [("lines", streams.drain_lines), ("errands", drain_errands)],
-        [("streams", streams.drain), ("hub", drain_hub)],
-    )
+    before: list[Drain] = [("lines", streams.drain_lines), ("errands", drain_errands)]
+    after: list[Drain] = [("streams", streams.drain), ("hub", drain_hub)]
+    return specs, before, after

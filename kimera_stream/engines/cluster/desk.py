@@ -8,7 +8,7 @@ lost lease or a stop leaves undone is not answered: the next owner of the partit
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection
 
 import anyio
 import msgspec
@@ -67,14 +67,14 @@ class Desk:
 
     # -- whose work it is
 
-    async def gain(self, numbers: Mapping[int, int] | Sequence[int] | frozenset[int]) -> None:
+    async def gain(self, numbers: Collection[int]) -> None:
         """These partitions are this engine's now."""
         self._owned |= set(numbers)
         if self._worker is not None and not self._closed:
             for number in numbers:
                 self._worker.take(number)
 
-    async def lose(self, numbers: Mapping[int, int] | Sequence[int] | frozenset[int]) -> None:
+    async def lose(self, numbers: Collection[int]) -> None:
         """These partitions are to go, or are gone: nothing more is read of them when this returns."""
         self._owned -= set(numbers)
         if self._worker is not None:
