@@ -72,6 +72,8 @@ class Errands:
         self._max_bytes = max_bytes
         self._clock = clock
         self._waiting: dict[str, Errand] = {}
+        self._held: dict[int, set[str]] = {}
+        """By partition, the requests that have not reached the bus."""
         self._bytes = 0
         self._added_again = 0
         self._lost = anyio.Event()
@@ -99,10 +101,14 @@ class Errands:
         if self._idle.is_set():
             self._idle = anyio.Event()
         try:
-            await self._add(errand)
+            if self._held.get(errand.partition):
+                self._hold(errand)  # behind what has not reached the bus: a lane keeps its order
+            else:
+                await self._add(errand)
             await errand.done.wait()
         finally:
             del self._waiting[errand.request]
+            self._unhold(errand)
             self._bytes -= len(payload)
             if not self._waiting:
                 self._idle.set()
@@ -125,8 +131,23 @@ class Errands:
         errand.added_at = self._clock()
         try:
             await self._bus.add(errand.partition, errand.request, errand.payload)
-        except UnavailableError:
-            errand.added_at = 0.0
+        except UnavailableError as error:
+            if not self._held:
+                log.warning("work waits for the bus", reason=error.message)
+            self._hold(errand)
+        else:
+            self._unhold(errand)
+
+    def _hold(self, errand: Errand) -> None:
+        errand.added_at = 0.0
+        self._held.setdefault(errand.partition, set()).add(errand.request)
+
+    def _unhold(self, errand: Errand) -> None:
+        held = self._held.get(errand.partition)
+        if held is not None:
+            held.discard(errand.request)
+            if not held:
+                del self._held[errand.partition]
 
     def heard(self, answers: list[Answer]) -> None:
         """What engines say has become of requests; those of callers who have gone are passed over."""
