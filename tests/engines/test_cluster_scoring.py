@@ -1,0 +1,160 @@
+"""Several engines find what one finds that is told everything one after the other; whatever becomes of them meanwhile."""
+
+import random
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import anyio
+import pytest
+
+from kimera_stream.protocol.errors import NotFoundError
+from kimera_stream.protocol.objects import GeoidBody
+from tests.engines.nodes import (
+    Callers,
+    Engine,
+    Heard,
+    Reference,
+    open_contradictions,
+    own_database,
+    scored,
+    statement,
+    until,
+    whole_log,
+)
+from tests.engines.world import ANNA
+
+pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    yield from own_database()
+
+
+async def compared(url: str, tmp_path: Path, engine: Engine) -> list[str]:
+    """Types of the log's entries, once the open contradictions are the reference's."""
+    await scored(engine.store, await engine.vault.refresh())
+    await scored(engine.store, await engine.vault.refresh())  # what was found last is in the log as well
+    entries = await whole_log(engine.vault)
+    found = await open_contradictions(engine.vault)
+    reference = Reference(tmp_path / "reference.sqlite3")
+    async with reference.running() as pipeline:
+        await reference.retell(pipeline, entries)
+        expected = await open_contradictions(reference.vault)
+    assert found == expected
+    return [entry.type for entry in entries]
+
+
+async def test_two_engines_find_what_one_finds(url, tmp_path):
+    heard = Heard()
+    async with Engine(url, "one", heard).running() as one, Engine(url, "two", heard).running() as two:
+        callers = Callers([one, two])
+        chance = random.Random(1)
+
+        async def client(number: int) -> None:
+            for turn in range(12):
+                await callers.publish(statement(chance, f"c{number}-{turn}"), lane=f"s{number}")
+
+        async with anyio.create_task_group() as group:
+            for number in range(6):
+                group.start_soon(client, number)
+        types = await compared(url, tmp_path, one)
+        assert types.count("geoid.created") == 72
+        assert types.count("contradiction.found") > 50
+        assert one.keeper.owned
+        assert two.keeper.owned
+        assert one.keeper.owned | two.keeper.owned == set(range(8))
+        head = one.vault.head
+        assert sorted(heard.by_offset) == list(range(1, head + 1))
+        await until(lambda: one.scorer.position == head)
+        assert one.observed == list(range(1, head + 1))
+
+
+async def mixed(callers: Callers, chance: random.Random, number: int, turns: int) -> None:
+    """Publishes, updates of everybody's statements, labels, deletions and resolutions."""
+    lane = f"s{number}"
+    for turn in range(turns):
+        target = f"g{chance.randrange(24)}"
+        match chance.randrange(10):
+            case 0:
+                await callers.delete(target, lane=lane)
+            case 1:
+                engine = callers.engines[0]
+                page = await engine.vault.list_contradictions(after=0, limit=50, state="open")
+                if page.items:
+                    await callers.resolve(chance.choice(page.items).id, lane=lane)
+            case 2:
+                with suppress(NotFoundError):
+                    await callers.publish(
+                        GeoidBody(id=target, metadata={"turn": turn}), lane=lane, merge=True, must_exist=True
+                    )
+            case _:
+                await callers.publish(statement(chance, target), lane=lane)
+
+
+@pytest.mark.parametrize("seed", [2, 3])
+async def test_updates_deletions_and_resolutions_end_where_a_serial_run_ends(url, tmp_path, seed):
+    heard = Heard()
+    async with Engine(url, "one", heard).running() as one, Engine(url, "two", heard).running() as two:
+        callers = Callers([one, two])
+        async with anyio.create_task_group() as group:
+            for number in range(6):
+                group.start_soon(mixed, callers, random.Random(100 * seed + number), number, 15)
+        types = await compared(url, tmp_path, one)
+        assert {"geoid.updated", "geoid.deleted", "contradiction.found", "contradiction.dissolved"} <= set(types)
+
+
+@pytest.mark.parametrize("seed", [4, 5])
+async def test_nothing_is_lost_when_engines_come_and_die(url, tmp_path, seed):
+    """Each acked statement is there once, and every contradiction is found, though engines vanish without a word."""
+    heard = Heard()
+    chance = random.Random(seed)
+    async with Engine(url, "steady", heard).running() as steady:
+        callers = Callers([steady])
+        done = anyio.Event()
+
+        async def come_and_die() -> None:
+            for life in range(3):
+                if done.is_set():
+                    return
+                engine = Engine(url, f"mortal{life}", heard)
+                async with engine.running():
+                    callers.engines.append(engine)
+                    await until(lambda mortal=engine: mortal.keeper.owned or done.is_set())
+                    with anyio.move_on_after(chance.uniform(0.05, 0.8)):
+                        await done.wait()
+                    callers.engines.remove(engine)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(come_and_die)
+            async with anyio.create_task_group() as clients:
+                for number in range(5):
+                    clients.start_soon(mixed, callers, random.Random(100 * seed + number), number, 25)
+            done.set()
+        await compared(url, tmp_path, steady)
+        offsets = [result.offset for result in callers.acked]
+        assert len(set(offsets)) == len(offsets)
+        by_offset = {entry.offset: entry.value() for entry in await whole_log(steady.vault)}
+        for result in callers.acked:
+            assert by_offset[result.offset]["id"] == result.geoid.id
+
+
+async def test_a_request_that_comes_twice_is_done_once(url):
+    heard = Heard()
+    async with Engine(url, "one", heard).running() as one:
+        callers = Callers([one])
+        results: list[object] = []
+
+        async def again(pipeline, request):
+            rain = GeoidBody(text="It rains.")
+            results.append(await pipeline.publish(rain, principal=ANNA, key="k", request=request))
+            results.append(await pipeline.publish(rain, principal=ANNA, key="k", request=request))
+            return results[-1]
+
+        await callers.call("", again)
+        first, second = results
+        assert (first.geoid.id, first.offset, first.duplicate) == (second.geoid.id, second.offset, second.duplicate)
+        third = await callers.publish(GeoidBody(text="It pours."), key="k")
+        assert (third.geoid.text, third.duplicate) == ("It rains.", True)
+        assert one.vault.head == 1
