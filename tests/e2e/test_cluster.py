@@ -86,13 +86,13 @@ async def test_a_subscriber_resumes_on_the_other_edge(edges: Edges) -> None:
             await listener.done("subscribe", channel="session:moving")
             await speaker.publish(**fact("moving", 0, session_id="moving"))
             (seen,) = await listener.wait_events("session:moving", 1)
-        said = [await speaker.publish(text=f"While nobody listens, {n}.", session_id="moving") for n in range(5)]
+        said = [await speaker.publish(**fact(f"missed-{n}", n, session_id="moving")) for n in range(5)]
         since = {"epoch": seen["epoch"], "offset": seen["offset"]}
         async with peer(south) as moved:
             reply = await moved.done("subscribe", channel="session:moving", since=since)
             assert (reply["was_recovering"], reply["recovered"], reply["offset"]) == (True, True, seen["offset"])
             # The newest position of one edge is a position for the other, told or not.
-            last = await speaker.publish(text="And the last one.", session_id="moving")
+            last = await speaker.publish(**fact("last", 0, session_id="moving"))
             fresh = {"epoch": seen["epoch"], "offset": last["offset"]}
             reply = await moved.done("subscribe", channel="geoids", since=fresh)
             assert reply["recovered"], reply
@@ -152,7 +152,7 @@ async def _no_watches(http: Any) -> bool:
 async def test_cursors_and_presence_are_everywhere(edges: Edges) -> None:
     north, south = edges
     async with peer(north) as one, peer(south) as other:
-        said = [await one.publish(text=f"cursor {n}", session_id="cursors") for n in range(3)]
+        said = [await one.publish(**fact(f"cursor-{n}", n, session_id="cursors")) for n in range(3)]
         await one.done("ack", channel="session:cursors", offset=said[0]["offset"], name="bookmark")
         reply = await other.done("subscribe", channel="session:cursors", since={"cursor": "bookmark"})
         assert (reply["recovered"], reply["offset"]) == (True, said[0]["offset"])
@@ -180,7 +180,7 @@ async def test_what_is_stored_can_be_asked_and_changed_on_any_edge(edges: Edges)
                 "/v1/search", json={"text": "The gauge of boiler seven reads high", "relation": "related", "k": 2}
             )
         ).json()
-        assert {hit["geoid"]["id"] for hit in found} == {"gauge-a", "gauge-b"}, found
+        assert {hit["geoid"]["id"] for hit in found["items"]} == {"gauge-a", "gauge-b"}, found
         scored = (await http.post("/v1/score", json={"a": fact("s", 1), "b": fact("s", 2)})).json()
         assert scored["score"] > 0.9
         settled = await one.done("resolve", contradiction_id=clash["id"], decision="collapse", reason="read again")
