@@ -21,6 +21,7 @@ from kimera_stream.api.services import (
     encoder_service,
     verifier_service,
 )
+from kimera_stream.core.embedding import BatchingEmbedder
 from kimera_stream.core.geoid_cache import GeoidCache
 from kimera_stream.core.index import SlicedIndex
 from kimera_stream.core.interfaces import (
@@ -283,7 +284,8 @@ def engine_services(parts: Parts, assembled: Assemble) -> tuple[list[ServiceSpec
         await check_encoder(container)
         await vault.refresh()
         await assembled(SliceScorer)
-        await fill_field(container.get(FieldDynamics), vault, service.progress)
+        dimension = container.get(BatchingEmbedder).dimension
+        await fill_field(container.get(FieldDynamics), vault, dimension, service.progress)
         service.ready()
         await container.get(FieldDynamics).run()
 
@@ -350,7 +352,7 @@ def engine_services(parts: Parts, assembled: Assemble) -> tuple[list[ServiceSpec
     return specs, [("work", drain_work), ("slices", leave)]
 
 
-async def fill_field(field: FieldDynamics, vault: SqlVault, progress: Callable[[str], None]) -> None:
+async def fill_field(field: FieldDynamics, vault: SqlVault, dimension: int, progress: Callable[[str], None]) -> None:
     """Take in every geoid and every open contradiction of the vault.
 
     Raises:
@@ -358,7 +360,7 @@ async def fill_field(field: FieldDynamics, vault: SqlVault, progress: Callable[[
     """
     field.clear()
     done = 0
-    async for batch in vault.scan_geoids(batch=FIELD_PAGE):
+    async for batch in vault.scan_columns(batch=FIELD_PAGE, dimension=dimension):
         field.restore(batch)
         done += len(batch)
         progress(f"{done:,} geoids in the field")

@@ -35,7 +35,12 @@ class Leader:
     """
 
     def __init__(
-        self, store: ClusterStore, node_id: str, *, lease: float, duties: Sequence[Callable[[], Coroutine[Any, Any, None]]]
+        self,
+        store: ClusterStore,
+        node_id: str,
+        *,
+        lease: float,
+        duties: Sequence[Callable[[], Coroutine[Any, Any, None]]],
     ) -> None:
         self._store = store
         self._node_id = node_id
