@@ -240,7 +240,12 @@ class KeptWork:
         Args:
             works: None of it may be carried out after this.
         """
-        keyed = [work for work in works if isinstance(work, PublishWork) and work.key and not work.ticket.finished]
+        keyed = [
+            work
+            for work in works
+            # What came from another node stays with the bus, for whichever engine has its partition next.
+            if isinstance(work, PublishWork) and work.key and work.request is None and not work.ticket.finished
+        ]
         kept = [work for work in keyed if work.kept is None]
         again = [work.kept.ref for work in keyed if work.kept is not None and work.kept.ref is not None]
         self._stopped = True

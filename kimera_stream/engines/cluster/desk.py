@@ -18,6 +18,7 @@ from kimera_stream.core.interfaces import Principal
 from kimera_stream.core.vault.errors import LeaseLostError
 from kimera_stream.engines.cluster import wire
 from kimera_stream.engines.pipeline import Pipeline
+from kimera_stream.engines.retrying import DefectError
 from kimera_stream.engines.work import RequestId
 from kimera_stream.infrastructure.bus.interface import Bus, Work, Worker, replies
 from kimera_stream.protocol.errors import InternalError, OperationalError, OverloadedError, UnavailableError
@@ -127,7 +128,8 @@ class Desk:
             answer = None if self._closed else wire.Refused.of(work.request, error)
         except InternalError as error:
             # The pipeline has failed while this was under way, perhaps because of it: once more, then no more.
-            answer = wire.Refused.of(work.request, error) if work.again else None
+            known = work.again or isinstance(error, DefectError)
+            answer = wire.Refused.of(work.request, error) if known else None
         except OperationalError as error:
             answer = wire.Refused.of(work.request, error)
         same = self._under_way.pop(work.request)

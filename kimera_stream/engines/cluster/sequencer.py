@@ -8,8 +8,10 @@ work, and what has to be done again (somebody else changed the same geoid, or a 
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -30,10 +32,11 @@ from kimera_stream.engines.metrics import PipelineMetrics
 from kimera_stream.engines.planning import Planner
 from kimera_stream.engines.publishing import Item, read_items
 from kimera_stream.engines.removals import parties, write_deletes, write_resolves
-from kimera_stream.engines.sequencer import segments
+from kimera_stream.engines.retrying import may_pass
+from kimera_stream.engines.sequencer import Stuck, segments
 from kimera_stream.engines.watches import WatchRegistry
 from kimera_stream.engines.work import DeleteWork, PublishWork, RequestId, RereadWork, ResolveWork, Work
-from kimera_stream.protocol.errors import OperationalError, UnavailableError
+from kimera_stream.protocol.errors import BadRequestError, OperationalError, UnavailableError
 from kimera_stream.protocol.messages import Published
 from kimera_stream.protocol.objects import Scar, WatchMatch
 
@@ -123,17 +126,30 @@ class ClusterSequencer:
         """Nothing to do: the entries of a commit whose end nobody heard are announced by the leader, and read by everyone."""
         return 0
 
-    async def process(self, group: Sequence[Work]) -> None:
-        """Carry out a group in order; every ticket is answered when this returns."""
-        for segment in segments(group):
+    async def process(self, group: Sequence[Work]) -> Stuck | None:
+        """Carry out a group in order; every ticket is answered when this returns None.
+
+        Else it ended at work that failed by a cause that may pass: that and what comes after it is not answered.
+        """
+        todo = deque(segments(group))
+        while todo:
+            segment = todo.popleft()
             try:
                 if any(isinstance(work, RereadWork) for work in segment):
-                    raise UnavailableError("the scorers read again, not the writer")
+                    raise BadRequestError("the scorers read again, not the writer")
                 await self._carry_out(segment)
             except OperationalError as error:
-                self._metrics.refused(error.code, len(segment))
-                for work in segment:
-                    work.ticket.refuse(error)
+                left = [work for work in segment if not work.ticket.finished]
+                if may_pass(error):
+                    return Stuck(error, left, list(chain.from_iterable(todo)))
+                self.refuse(left, error)
+        return None
+
+    def refuse(self, works: Sequence[Work], error: OperationalError) -> None:
+        """Answer work that was not done."""
+        self._metrics.refused(error.code, len(works))
+        for work in works:
+            work.ticket.refuse(error)
 
     async def _carry_out(self, segment: Sequence[Work]) -> None:
         works = list(segment)
@@ -347,6 +363,8 @@ class _Attempt:
         planner.batch.idempotency += [
             IdempotencyRecord(principal, name, encoded, planner.now) for principal, name in _names(work)
         ]
+        if isinstance(work, PublishWork) and work.kept is not None and work.kept.ref is not None:
+            planner.batch.settled.append(work.kept.ref)
 
 
 def _request(work: Work) -> RequestId | None:
