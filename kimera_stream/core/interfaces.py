@@ -638,6 +638,7 @@ class SliceState:
         covered: Whether the lease is in force.
         scored: Every statement in the log up to here has been judged against the geoids of this slice, and what was found
             is in the log.
+        unread: From this offset on there may be statements up to ``scored`` that the verifier has not read; None: there are none.
     """
 
     number: int
@@ -645,6 +646,7 @@ class SliceState:
     generation: int
     covered: bool
     scored: int
+    unread: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -703,6 +705,9 @@ class LockedLog(Protocol):
 
     def advance(self, numbers: Sequence[int], scored: int) -> None:
         """Move ``scored`` of slices that ``hold`` was asked for."""
+
+    def put_off(self, numbers: Sequence[int], since: int | None) -> None:
+        """Record from where on slices that ``hold`` was asked for wait for the verifier; None: they do not."""
 
     def marks(self, ids: Sequence[str]) -> Mapping[str, Mark]:
         """Of those geoids that exist."""

@@ -256,7 +256,7 @@ class Callers:
             return error
 
 
-async def until(holds: Callable[[], bool]) -> None:
+async def until(holds: Callable[[], object]) -> None:
     """Wait until it holds."""
     while not holds():  # noqa: ASYNC110 - of several tasks, none of which tells
         await anyio.sleep(0.01)

@@ -63,9 +63,9 @@ _MAKE = Query(
 _SLICES_INSERT = Insert(held, ("number", "generation", "lease_until", "scored"))
 _CLUSTER = Query(select(cluster.c.watch_generation))
 _SLICES = Query(
-    select(held.c.number, held.c.owner, held.c.generation, held.c.lease_until >= _Clock(), held.c.scored).order_by(
-        held.c.number
-    )
+    select(
+        held.c.number, held.c.owner, held.c.generation, held.c.lease_until >= _Clock(), held.c.scored, held.c.unread
+    ).order_by(held.c.number)
 )
 _NODES = Query(
     select(node.c.id, node.c.name, node.c.role, node.c.started_at, node.c.seen_at)
@@ -270,8 +270,8 @@ def _as_ms(seconds: float) -> int:
 
 def _slices(tx: Transaction) -> list[SliceState]:
     return [
-        SliceState(number, owner, generation, owner is not None and bool(in_force), scored)
-        for number, owner, generation, in_force, scored in tx.rows(_SLICES)
+        SliceState(number, owner, generation, owner is not None and bool(in_force), scored, unread)
+        for number, owner, generation, in_force, scored, unread in tx.rows(_SLICES)
     ]
 
 

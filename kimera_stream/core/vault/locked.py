@@ -33,6 +33,11 @@ _ADVANCE = QueryIn(
         .values(scored=bindparam("upto", type_=held.c.scored.type))
     )
 )
+_PUT_OFF = QueryIn(
+    lambda values: (
+        update(held).where(among(held.c.number, values)).values(unread=bindparam("since", type_=held.c.unread.type))
+    )
+)
 _MARKS = QueryIn(
     lambda values: select(geoid.c.id, geoid.c.version, geoid.c.offset, geoid.c.stated).where(among(geoid.c.id, values))
 )
@@ -86,6 +91,11 @@ class SqlLockedLog:
     def advance(self, numbers: Sequence[int], scored: int) -> None:
         """See ``advance``."""
         advance(self._tx, numbers, scored)
+
+    def put_off(self, numbers: Sequence[int], since: int | None) -> None:
+        """Record from where on slices wait for the verifier."""
+        if numbers:
+            self._tx.run_in(_PUT_OFF, sorted(numbers), since=since)
 
     def marks(self, ids: Sequence[str]) -> Mapping[str, Mark]:
         """Of those geoids that exist."""

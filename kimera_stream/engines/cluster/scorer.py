@@ -31,6 +31,8 @@ from kimera_stream.core.interfaces import (
 )
 from kimera_stream.core.vault.errors import LeaseLostError
 from kimera_stream.engines.cluster.findings import Finding, Written, write_findings
+from kimera_stream.engines.cluster.late import LateWord
+from kimera_stream.engines.cluster.owned import OwnedSlice
 from kimera_stream.engines.planning import Planner
 from kimera_stream.protocol.errors import LimitExceededError, OperationalError
 from kimera_stream.protocol.log import LogEntry
@@ -46,6 +48,8 @@ TURN = 128
 """Geoids put into the index before others have their turn."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
 """Seconds before the next try where the database refuses."""
+FIRST_LATE_PAUSE, LONGEST_LATE_PAUSE = 0.5, 15.0
+"""Seconds before the next try where the verifier is still away."""
 _ALL = 2**62
 """As far as the log goes, of which this node may not have heard."""
 
@@ -57,15 +61,6 @@ class _Named(msgspec.Struct):
 
 _named = msgspec.json.Decoder(_Named).decode
 _contradiction = msgspec.json.Decoder(Contradiction).decode
-
-
-@dataclass(slots=True, eq=False)
-class _Slice:
-    """``position``: as ``scored``, as far as this engine has brought it."""
-
-    generation: int
-    position: int
-    filled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +91,8 @@ class ScorerNumbers:
         judged: Statements compared, once per step.
         outdated: Findings dropped because either side stated something else by then.
         unindexed: Geoids that their slice had no room for: they are not compared with.
+        unread: Offsets still to be read by the verifier, at most; ``put_off`` statements in all, of which it has ``read`` some
+            since and ``confirmed`` so many contradictions.
     """
 
     slices: int
@@ -107,12 +104,18 @@ class ScorerNumbers:
     dissolved: int
     outdated: int
     unindexed: int
+    unread: int
+    put_off: int
+    read: int
+    confirmed: int
 
 
 @dataclass(slots=True)
 class _Totals:
     judged: int = 0
     unindexed: int = 0
+    put_off: int = 0
+    read: int = 0
     written: Written = field(default_factory=Written)
 
 
@@ -128,6 +131,8 @@ class SliceScorer:
         lost: Called with slices that turn out to be another engine's.
         sure: Score at which a clash counts as sure, for the advice.
         poll: Seconds between looks at the log where nobody nudges.
+        verify_within: Seconds that a statement may have been in the log and still be read by the verifier before it counts as
+            scored; by the clocks of two nodes, so roughly.
         clock: Unix seconds.
     """
 
@@ -147,6 +152,7 @@ class SliceScorer:
         lost: Callable[[Sequence[int]], None],
         sure: float,
         poll: float,
+        verify_within: float = float("inf"),
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._vault = vault
@@ -162,10 +168,17 @@ class SliceScorer:
         self._lost = lost
         self._sure = sure
         self._poll = poll
+        self._verify_within = verify_within
         self._clock = clock
-        self._slices: dict[int, _Slice] = {}
+        self._late = LateWord(vault, index, cache, engine)
+        self._writing = anyio.Lock()
+        """What is found at once and what is found late are written one after the other."""
+        self._at_rest = anyio.Event()
+        """Nothing in the log waits to be scored here."""
+        self._slices: dict[int, OwnedSlice] = {}
         self._grown = anyio.Event()
         self._unfilled = anyio.Event()
+        self._left_unread = anyio.Event()
         self._totals = _Totals()
 
     # -- which slices ------------------------------------------------------------------------------------------------
@@ -173,8 +186,9 @@ class SliceScorer:
     async def gain(self, slices: Mapping[int, SliceState]) -> None:
         """These slices are this engine's now."""
         for number, state in slices.items():
-            self._slices[number] = _Slice(state.generation, state.scored)
+            self._slices[number] = OwnedSlice.of(state)
         self._unfilled.set()
+        self._left_unread.set()
 
     async def lose(self, numbers: Sequence[int]) -> None:
         """These slices are to go, or are gone."""
@@ -213,6 +227,13 @@ class SliceScorer:
             dissolved=written.dissolved,
             outdated=written.outdated,
             unindexed=totals.unindexed,
+            unread=max(
+                (each.last_unread - each.unread + 1 for each in self._slices.values() if each.unread is not None),
+                default=0,
+            ),
+            put_off=totals.put_off,
+            read=totals.read,
+            confirmed=written.confirmed,
         )
 
     # -- life ----------------------------------------------------------------------------------------------------------
@@ -224,6 +245,7 @@ class SliceScorer:
         self._unfilled.set()
         async with anyio.create_task_group() as group:
             group.start_soon(self._fill_always, name="scorer:fill")
+            group.start_soon(self._read_late_always, name="scorer:late")
             await self._score_always()
 
     async def _fill_always(self) -> None:
@@ -242,7 +264,7 @@ class SliceScorer:
                 await anyio.sleep(pause)
                 pause = min(pause * 2, LONGEST_PAUSE)
 
-    async def _fill(self, wanted: Mapping[int, _Slice]) -> None:
+    async def _fill(self, wanted: Mapping[int, OwnedSlice]) -> None:
         """Put what had been stated up to where each slice is scored; what came later comes with its entry."""
         began = time.monotonic()
         numbers = sorted(wanted)
@@ -263,6 +285,7 @@ class SliceScorer:
             if self._slices.get(number) is each:
                 each.filled = True
         self._grown.set()
+        self._left_unread.set()
         log.info("slices filled", slices=numbers, geoids=count, seconds=round(time.monotonic() - began, 3))
 
     async def _score_always(self) -> None:
@@ -283,8 +306,56 @@ class SliceScorer:
                 await anyio.sleep(pause)
                 pause = min(pause * 2, LONGEST_PAUSE)
                 continue
+            self._at_rest.set()
             with anyio.move_on_after(self._poll):
                 await self._grown.wait()
+            self._at_rest = anyio.Event()
+
+    async def _read_late_always(self) -> None:
+        """Have the verifier read what was decided without it, whenever nothing else is to be done."""
+        pause = FIRST_LATE_PAUSE
+        while True:
+            await self._at_rest.wait()
+            try:
+                if await self._read_late():
+                    pause = FIRST_LATE_PAUSE
+                    continue
+            except LeaseLostError as error:
+                self._drop(error.numbers)
+                self._lost(error.numbers)
+                continue
+            except OperationalError as error:
+                log.info("reading again is put off", error=error.code, seconds=pause)
+                await anyio.sleep(pause)
+                pause = min(pause * 2, LONGEST_LATE_PAUSE)
+                continue
+            self._left_unread = anyio.Event()
+            await self._left_unread.wait()
+
+    async def _read_late(self) -> bool:
+        """Read a few statements again; whether there were any to read."""
+        step = await self._late.step(self._slices)
+        if step is None:
+            return False
+        leases = {number: each.generation for number, each in step.group.items()}
+        told = Written()
+
+        def write(locked: LockedLog) -> WriteBatch:
+            nonlocal told
+            locked.hold(self._node_id, leases)
+            planner = Planner(locked.head, max(int(self._clock() * 1000), locked.last_ts), self._sure)
+            told = write_findings(step.findings, locked, planner)
+            for number, each in step.group.items():
+                locked.put_off([number], each.after_reading(step.upto))
+            return planner.batch
+
+        async with self._writing:
+            batch = await self._vault.transact(write)
+            for each in step.group.values():
+                each.unread = each.after_reading(step.upto)
+        self._totals.read += step.read
+        self._told(told, batch)
+        return True
 
     # -- a step --------------------------------------------------------------------------------------------------------
 
@@ -297,8 +368,12 @@ class SliceScorer:
         page = await self._read(after, until)
         if page.upto == after:
             return False
-        findings = await self._judge(group, page) if group and page.fresh else []
-        batch = await self._commit(group, page, findings)
+        findings: list[Finding] = []
+        unread: list[int] = []
+        if group and page.fresh:
+            findings, unread = await self._judge(group, page)
+        async with self._writing:
+            batch = await self._commit(group, page, findings, unread)
         self._take_in(group, page, batch)
         return True
 
@@ -321,10 +396,11 @@ class SliceScorer:
         fresh = sorted((each for each in newest.values() if each.stated in offsets), key=lambda each: each.stated)
         return _Page(after, upto, page.entries, touched, newest, fresh)
 
-    async def _judge(self, group: Mapping[int, _Slice], page: _Page) -> list[Finding]:
-        """What the new statements contradict in these slices; and which contradictions no longer hold."""
+    async def _judge(self, group: Mapping[int, OwnedSlice], page: _Page) -> tuple[list[Finding], list[int]]:
+        """What the new statements contradict in these slices, and which contradictions no longer hold; and offsets of those
+        that the verifier has not read."""
         view = self._index.view(group)
-        detection = await self._engine.look(page.fresh, among=view)
+        detection = await self._engine.look(page.fresh, hurried=self._hurried(page), among=view)
         self._totals.judged += len(page.fresh)
         findings = [
             Finding(older, newer, judgement)
@@ -335,7 +411,12 @@ class SliceScorer:
         if updated:
             findings += await self._look_again(updated, page, view.takes, {each.pair for each in findings})
             findings.sort(key=lambda finding: finding.newer.stated)
-        return findings
+        return findings, [each.stated for each, unread in zip(page.fresh, detection.unread, strict=True) if unread]
+
+    def _hurried(self, page: _Page) -> bool:
+        """Whether what is new has been in the log so long that the verifier's word on it has to come later."""
+        made = next(entry.ts for entry in page.entries if entry.offset == page.fresh[0].stated)
+        return self._clock() - made / 1000 > self._verify_within
 
     async def _look_again(
         self,
@@ -367,10 +448,18 @@ class SliceScorer:
                 findings.append(Finding(older, newer, judgement if holds else None))
         return findings
 
-    async def _commit(self, group: Mapping[int, _Slice], page: _Page, findings: Sequence[Finding]) -> WriteBatch:
+    async def _commit(
+        self,
+        group: Mapping[int, OwnedSlice],
+        page: _Page,
+        findings: Sequence[Finding],
+        unread: Sequence[int],
+    ) -> WriteBatch:
         """Write what was found and how far the slices are."""
         leases = {number: each.generation for number, each in group.items()}
-        if not findings:
+        first_unread = [number for number, each in group.items() if unread and each.unread is None]
+        if not findings and not first_unread:
+            self._put_off(group, unread)
             await self._store.advance(self._node_id, leases, page.upto)
             return WriteBatch()
         told = Written()
@@ -384,18 +473,33 @@ class SliceScorer:
             # Entries that follow the page at once are the page's own: there is nothing to judge in them.
             at_once = bool(batch.entries) and locked.head == page.upto
             locked.advance(list(leases), batch.entries[-1].offset if at_once else page.upto)
+            locked.put_off(first_unread, unread[0] if unread else None)
             return batch
 
         batch = await self._vault.transact(write)
+        self._put_off(group, unread)
+        self._told(told, batch)
+        return batch
+
+    def _put_off(self, group: Mapping[int, OwnedSlice], unread: Sequence[int]) -> None:
+        if unread:
+            self._totals.put_off += len(unread)
+            for each in group.values():
+                each.put_off(unread[0], unread[-1])
+            self._left_unread.set()
+
+    def _told(self, told: Written, batch: WriteBatch) -> None:
+        """What was written: count it, and tell."""
         totals = self._totals.written
         totals.found += told.found
+        totals.confirmed += told.confirmed
         totals.dissolved += told.dissolved
         totals.outdated += told.outdated
         if batch.entries:
             self._sink.deliver(batch.entries)
-        return batch
+            self._grown.set()
 
-    def _take_in(self, group: Mapping[int, _Slice], page: _Page, batch: WriteBatch) -> None:
+    def _take_in(self, group: Mapping[int, OwnedSlice], page: _Page, batch: WriteBatch) -> None:
         """The page is done: no await in here, so that a step is taken in as a whole."""
         here = {number for number, each in group.items() if self._slices.get(number) is each}
         for stored in page.fresh:

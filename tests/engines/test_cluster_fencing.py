@@ -1,0 +1,150 @@
+"""Who has lost a slice commits nothing for it, whenever it wakes up; and judging again writes nothing twice."""
+
+from collections.abc import Iterator
+
+import anyio
+import pytest
+from sqlalchemy import text
+
+from kimera_stream.core.vault.errors import LeaseLostError
+from kimera_stream.engines.work import RequestId
+from kimera_stream.infrastructure.database import Database, Query
+from kimera_stream.protocol.objects import GeoidBody
+from tests.engines.nodes import (
+    LEASE,
+    SLICES,
+    Callers,
+    Engine,
+    Heard,
+    database_settings,
+    open_contradictions,
+    own_database,
+    scored,
+    until,
+    whole_log,
+)
+from tests.engines.world import ANNA, outcome
+
+pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
+
+OPEN = GeoidBody(id="open", text="The door of hall 3 is open.")
+CLOSED = GeoidBody(id="closed", text="The door of hall 3 is closed.")
+OTHER = GeoidBody(id="other", text="Lunch is at noon.")
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    yield from own_database()
+
+
+class Gate:
+    """Holds the next look of an engine until it is opened, as if the process had been stopped there."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.met, self.opened = anyio.Event(), anyio.Event()
+        self._look = engine.engine.look
+        engine.engine.look = self.look  # type: ignore[method-assign]
+
+    async def look(self, *args, **how):
+        detection = await self._look(*args, **how)
+        self.met.set()
+        await self.opened.wait()
+        return detection
+
+
+async def takes_over(engine: Engine) -> None:
+    """Until it owns everything."""
+    while len(engine.keeper.owned) < SLICES:
+        await engine.keeper.step()
+        await anyio.sleep(LEASE / 10)
+
+
+@pytest.mark.parametrize("said", [CLOSED, OTHER], ids=["something-found", "nothing-found"])
+async def test_an_engine_that_wakes_up_without_its_leases_commits_nothing(url, said):
+    heard = Heard()
+    async with (
+        Engine(url, "sleeper", heard).running(keep=False) as sleeper,
+        Engine(url, "heir", heard).running(keep=False) as heir,
+    ):
+        await takes_over(sleeper)
+        callers = Callers([sleeper])
+        await callers.publish(OPEN)
+        await scored(sleeper.store, 1)
+        gate = Gate(sleeper)
+        await callers.publish(said)
+        await gate.met.wait()  # it knows what it would write, and sleeps
+        progress = list(sleeper.moved)
+        await takes_over(heir)
+        await scored(heir.store, 2)
+        expected = ["geoid.created", "geoid.created", *(["contradiction.found"] if said is CLOSED else [])]
+        assert [entry.type for entry in await whole_log(heir.vault)] == expected
+        gate.opened.set()
+        await until(lambda: not sleeper.scorer.filled)
+        assert sleeper.moved == progress
+        assert [entry.type for entry in await whole_log(heir.vault)] == expected
+
+
+async def test_work_of_a_partition_that_is_gone_is_left_to_its_new_owner(url):
+    heard = Heard()
+    async with (
+        Engine(url, "sleeper", heard).running(keep=False) as sleeper,
+        Engine(url, "heir", heard).running(keep=False) as heir,
+    ):
+        await takes_over(sleeper)
+        await takes_over(heir)
+        assert sleeper.keeper.owned == set(range(SLICES))  # it has not heard of it
+        result = await outcome(sleeper.pipeline.publish(OPEN, principal=ANNA, request=RequestId("r", 3)))
+        assert isinstance(result, LeaseLostError)
+        deleted = await outcome(sleeper.pipeline.delete("open", principal=ANNA, request=RequestId("d", 3)))
+        assert isinstance(deleted, LeaseLostError)
+        assert await heir.vault.refresh() == 0
+        again = await heir.pipeline.publish(OPEN, principal=ANNA, request=RequestId("r", 3))
+        assert again.offset == 1
+        await sleeper.keeper.step()
+        assert sleeper.keeper.owned.isdisjoint(heir.keeper.owned)
+
+
+async def test_judging_everything_again_writes_nothing_twice(url):
+    heard = Heard()
+    async with Engine(url, "one", heard).running() as one:
+        callers = Callers([one])
+        for body in (OPEN, CLOSED, GeoidBody(id="third", text="The door of hall 3 is not open."), OTHER):
+            await callers.publish(body)
+        await callers.publish(GeoidBody(id="closed", text="The door of hall 3 is wide open."))
+        await scored(one.store, await one.vault.refresh())
+        await one.keeper.leave()
+        head = await one.vault.refresh()
+        before = await open_contradictions(one.vault)
+    assert before
+    database = Database(url, database_settings())
+    await database.write(lambda tx: tx.run(Query(text("UPDATE slice SET scored = 0"))))
+    await database.close()
+    async with Engine(url, "two", heard).running() as two:
+        await scored(two.store, head)
+        assert await two.vault.refresh() == head
+        assert await open_contradictions(two.vault) == before
+
+
+async def test_a_watch_of_another_node_holds_for_the_next_publish(url):
+    heard = Heard()
+    async with Engine(url, "one", heard).running() as one, Engine(url, "two", heard).running() as two:
+        callers = Callers([one, two])
+        await callers.publish(OTHER)
+        watch = await one.pipeline.watch(
+            "doors",
+            principal=ANNA,
+            text="The door of hall 3",
+            vector=None,
+            kinds=["related"],
+            min_score=0.3,
+            filter=None,
+        )
+        for lane in map(str, range(12)):  # through either engine
+            await callers.publish(GeoidBody(text=f"The door of hall 3 is open: {lane}"), lane=lane)
+        await two.pipeline.unwatch("doors", principal=ANNA) if two.watches.owner(watch.id) else None
+        entries = await whole_log(one.vault)
+        matched = [entry for entry in entries if entry.type == "watch.matched"]
+        assert len(matched) == 12
+        for entry in matched:
+            assert entry.channels == (f"watch:{watch.id}",)
+            assert entry.value()["geoid"]["offset"] < entry.offset

@@ -1,0 +1,226 @@
+"""Who owns which slice as nodes come, go and do not hear the end of what they did; and who leads."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+
+import anyio
+import msgspec
+import pytest
+
+from kimera_stream.core.interfaces import Node, SliceState, WriteBatch
+from kimera_stream.core.vault.cluster import SqlCluster
+from kimera_stream.core.vault.vault import SqlVault
+from kimera_stream.engines.cluster.keeper import CoverageKeeper
+from kimera_stream.engines.cluster.leader import Leader, Relay
+from kimera_stream.protocol.errors import UnavailableError
+from kimera_stream.protocol.log import LogEntry
+from tests.engines.nodes import Heard, database_settings, until
+
+pytestmark = pytest.mark.anyio
+SLICES = 8
+
+
+@pytest.fixture
+async def vault(tmp_path: Path) -> AsyncIterator[SqlVault]:
+    opened = SqlVault(f"sqlite+aiosqlite:///{tmp_path / 'vault.sqlite3'}", database_settings())
+    await opened.start()
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def store(vault: SqlVault, tmp_path: Path) -> AsyncIterator[SqlCluster]:
+    opened = SqlCluster(f"sqlite+aiosqlite:///{tmp_path / 'vault.sqlite3'}", database_settings())
+    await opened.open(SLICES)
+    yield opened
+    await opened.close()
+
+
+class Owner:
+    """A keeper, and what it says of its slices."""
+
+    def __init__(self, store: SqlCluster, name: str, role: str = "engine", lease: float = 60.0) -> None:
+        self.slices: dict[int, int] = {}
+        self.said: list[tuple[str, list[int]]] = []
+        self.keeper = CoverageKeeper(
+            store,
+            Node(f"{name}#1", name, role),  # type: ignore[arg-type]
+            slices=SLICES,
+            lease=lease,
+            gain=self.gain,
+            lose=self.lose,
+        )
+
+    async def gain(self, slices: Mapping[int, SliceState]) -> None:
+        self.said.append(("gain", sorted(slices)))
+        self.slices |= {number: state.generation for number, state in slices.items()}
+
+    async def lose(self, numbers: Sequence[int]) -> None:
+        self.said.append(("lose", sorted(numbers)))
+        for number in numbers:
+            del self.slices[number]
+
+
+async def settle(*owners: Owner) -> None:
+    for _ in range(3):
+        for owner in owners:
+            await owner.keeper.step()
+
+
+async def test_slices_are_shared_evenly_as_engines_come_and_go(store):
+    one, two, three = (Owner(store, name) for name in ("one", "two", "three"))
+    await settle(one)
+    assert len(one.slices) == SLICES
+    await settle(one, two)
+    assert [len(one.slices), len(two.slices)] == [4, 4]
+    await settle(one, two, three)
+    assert sorted(len(each.slices) for each in (one, two, three)) == [2, 3, 3]
+    await two.keeper.leave()
+    assert not two.slices
+    await settle(one, three)
+    assert [len(one.slices), len(three.slices)] == [4, 4]
+    for owner in (one, three):
+        assert owner.slices == dict(owner.keeper.leases)
+    coverage = await store.coverage(lease=60.0)
+    assert coverage.completeness == 1.0
+    assert {each.number: each.generation for each in coverage.slices} == one.slices | three.slices
+
+
+async def test_a_silent_engine_is_replaced_and_learns_of_it(store):
+    silent, heir = Owner(store, "silent", lease=0.2), Owner(store, "heir", lease=0.2)
+    await settle(silent)
+    await anyio.sleep(0.3)
+    await heir.keeper.step()
+    assert len(heir.slices) == SLICES
+    await silent.keeper.step()
+    assert silent.slices == {}
+    assert silent.said == [("gain", list(range(SLICES))), ("lose", list(range(SLICES)))]
+
+
+async def test_an_edge_beats_and_owns_nothing(store):
+    edge = Owner(store, "edge", role="edge")
+    coverage = await edge.keeper.step()
+    assert [node.name for node in (await edge.keeper.step()).nodes] == ["edge"]
+    assert coverage.completeness == 0.0
+    assert edge.said == []
+
+
+class Deaf:
+    """A store whose answers to some calls get lost after they were carried out."""
+
+    def __init__(self, store: SqlCluster) -> None:
+        self._store = store
+        self.deaf: set[str] = set()
+
+    def __getattr__(self, name: str):
+        call = getattr(self._store, name)
+
+        async def called(*args, **how):
+            result = await call(*args, **how)
+            if name in self.deaf:
+                self.deaf.discard(name)
+                raise UnavailableError("the connection was lost during a commit")
+            return result
+
+        return called
+
+
+async def test_what_was_taken_without_hearing_of_it_is_begun_at_the_next_beat(store):
+    deaf = Deaf(store)
+    owner = Owner(deaf, "one")
+    deaf.deaf = {"take"}
+    with pytest.raises(UnavailableError):
+        await owner.keeper.step()
+    assert owner.slices == {}
+    await owner.keeper.step()
+    assert len(owner.slices) == SLICES
+    assert owner.slices == dict(owner.keeper.leases)
+
+
+async def test_what_could_not_be_released_is_released_at_the_next_beat(store):
+    class Failing(Deaf):
+        async def release(self, *args):
+            if "release" in self.deaf:
+                self.deaf.discard("release")
+                raise UnavailableError("no connection")
+            await self._store.release(*args)
+
+    failing = Failing(store)
+    one, two = Owner(failing, "one"), Owner(store, "two")
+    await settle(one)
+    failing.deaf = {"release"}
+    await two.keeper.step()
+    with pytest.raises(UnavailableError):
+        await one.keeper.step()
+    await settle(one, two)
+    assert [len(one.slices), len(two.slices)] == [4, 4]
+    assert (await store.coverage(lease=60.0)).completeness == 1.0
+
+
+async def test_one_node_leads_and_another_follows_when_it_goes(store):
+    began: list[str] = []
+
+    def leader(name: str) -> Leader:
+        async def duty() -> None:
+            began.append(name)
+            await anyio.sleep_forever()
+
+        return Leader(store, name, lease=0.3, duties=[duty])
+
+    first, second = leader("first"), leader("second")
+    async with anyio.create_task_group() as group:
+        async with anyio.create_task_group() as firsts:
+            firsts.start_soon(first.run)
+            await until(lambda: first.leads and began == ["first"])
+            group.start_soon(second.run)
+            await anyio.sleep(0.2)
+            assert not second.leads
+            firsts.cancel_scope.cancel()
+        await until(lambda: second.leads and len(began) == 2)
+        group.cancel_scope.cancel()
+    assert began == ["first", "second"]
+
+
+def entry(offset: int) -> LogEntry:
+    return LogEntry(offset, "geoid.created", offset, ("geoids",), msgspec.Raw(b'{"id":"x"}'))
+
+
+async def commit(vault: SqlVault, *offsets: int) -> list[LogEntry]:
+    entries = [entry(offset) for offset in offsets]
+    await vault.commit(WriteBatch(entries=entries))
+    return entries
+
+
+async def test_what_its_committer_did_not_announce_is_announced_once(vault):
+    heard, now, leads = Heard(), [0.0], [True]
+    relay = Relay(vault, heard, leads=lambda: leads[0], lease=5.0, grace=1.0, monotonic=lambda: now[0])
+    entries = await commit(vault, 1, 2, 3, 4)
+    relay.heard(entries[1:3])  # the first and the last are missing
+    assert await relay.step() == 0
+    now[0] = 2.0
+    assert await relay.step() == 2
+    assert sorted(heard.by_offset) == [1, 4]
+    await commit(vault, 5)
+    now[0] = 2.5
+    assert await relay.step() == 0  # its committer still has time
+    relay.heard([entry(5)])
+    now[0] = 9.0
+    assert await relay.step() == 0
+
+
+async def test_a_follower_remembers_what_is_missing_until_it_leads(vault):
+    heard, now, leads = Heard(), [0.0], [False]
+    relay = Relay(vault, heard, leads=lambda: leads[0], lease=5.0, grace=1.0, monotonic=lambda: now[0])
+    await commit(vault, 1)
+    await relay.step()
+    now[0] = 4.0
+    assert await relay.step() == 0
+    leads[0] = True
+    assert await relay.step() == 1
+    leads[0] = False
+    await commit(vault, 2)
+    await relay.step()
+    now[0] = 30.0
+    assert await relay.step() == 0  # long gone: everybody has read the database by now
+    leads[0] = True
+    assert await relay.step() == 0

@@ -1,0 +1,64 @@
+"""What engines decide without the verifier is read again, by whoever owns the slice by then."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from kimera_stream.engines.cluster import scorer
+from kimera_stream.protocol.objects import Contradiction, GeoidBody
+from tests.engines.nodes import Callers, Engine, Heard, own_database, scored, until, whole_log
+from tests.engines.test_late import CLASH, Oracle
+
+pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    yield from own_database()
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scorer, "FIRST_LATE_PAUSE", 0.02)
+
+
+async def contradictions(engine: Engine) -> list[Contradiction]:
+    return (await engine.vault.list_contradictions(after=0, limit=99)).items
+
+
+async def read_all(engine: Engine) -> None:
+    await until(lambda: engine.scorer.numbers.filled == 8 and engine.scorer.numbers.unread == 0)
+
+
+@pytest.mark.parametrize(("probability", "state"), [(0.9, "open"), (0.01, "dissolved")])
+async def test_the_verifier_has_the_last_word_once_it_is_back(url, probability, state):
+    oracle = Oracle(None)
+    async with Engine(url, "one", Heard(), oracle).running() as one:
+        callers = Callers([one])
+        for text in CLASH:
+            await callers.publish(GeoidBody(text=text))
+        await scored(one.store, 2)
+        [told] = await contradictions(one)
+        assert told.provisional
+        assert one.scorer.numbers.put_off == 1
+        oracle.probability = probability
+        await read_all(one)
+        [word] = await contradictions(one)
+        assert (word.id, word.state, word.provisional) == (told.id, state, False)
+        assert all(each.unread is None for each in (await one.store.coverage(lease=1.0)).slices)
+        assert one.scorer.numbers.confirmed == (state == "open")
+
+
+async def test_an_heir_reads_what_the_former_owner_has_left(url):
+    async with Engine(url, "one", Heard(), Oracle(None)).running() as one:
+        callers = Callers([one])
+        for text in CLASH:
+            await callers.publish(GeoidBody(text=text))
+        await scored(one.store, 2)
+    heir = Engine(url, "two", Heard(), Oracle(0.9))
+    async with heir.running():
+        await read_all(heir)
+        [word] = await contradictions(heir)
+        assert (word.version, word.provisional, word.model) == (2, False, "oracle-1")
+        types = [entry.type for entry in await whole_log(heir.vault)]
+        assert types == ["geoid.created", "geoid.created", "contradiction.found", "contradiction.found"]
