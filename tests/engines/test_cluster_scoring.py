@@ -1,11 +1,13 @@
 """Several engines find what one finds that is told everything one after the other; whatever becomes of them meanwhile."""
 
 import random
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import anyio
+import msgspec
 import pytest
 
 from kimera_stream.protocol.errors import NotFoundError
@@ -43,6 +45,17 @@ async def compared(url: str, tmp_path: Path, engine: Engine) -> list[str]:
         await reference.retell(pipeline, entries)
         expected = await open_contradictions(reference.vault)
     assert found == expected
+    versions: dict[str, int] = {}
+    for entry in entries:
+        if entry.type.startswith("geoid."):
+            value = entry.value()
+            if entry.type == "geoid.deleted":
+                assert value["version"] == versions.pop(value["id"])
+            else:
+                assert value["version"] == versions.get(value["id"], 0) + 1, (
+                    "an update was based on what had been replaced"
+                )
+                versions[value["id"]] = value["version"]
     return [entry.type for entry in entries]
 
 
@@ -90,7 +103,8 @@ async def mixed(callers: Callers, chance: random.Random, number: int, turns: int
                         GeoidBody(id=target, metadata={"turn": turn}), lane=lane, merge=True, must_exist=True
                     )
             case _:
-                await callers.publish(statement(chance, target), lane=lane)
+                said = msgspec.structs.replace(statement(chance, target), metadata={"token": f"{number}:{turn}"})
+                await callers.publish(said, lane=lane)
 
 
 @pytest.mark.parametrize("seed", [2, 3])
@@ -138,6 +152,12 @@ async def test_nothing_is_lost_when_engines_come_and_die(url, tmp_path, seed):
         by_offset = {entry.offset: entry.value() for entry in await whole_log(steady.vault)}
         for result in callers.acked:
             assert by_offset[result.offset]["id"] == result.geoid.id
+        assert callers.tried_again
+        entries = await steady.vault.read("geoids", after=0, limit=10_000)
+        made = Counter(
+            entry.value()["metadata"].get("token") for entry in entries.entries if entry.type != "geoid.deleted"
+        )
+        assert all(count == 1 for token, count in made.items() if token), "a request was done twice"
 
 
 async def test_a_request_that_comes_twice_is_done_once(url):
