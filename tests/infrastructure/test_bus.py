@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import random
 import uuid
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from urllib.parse import urlsplit
 
 import anyio
@@ -173,6 +175,53 @@ async def test_a_given_partition_is_not_read_any_more(start: Start) -> None:
             assert [(work.request, work.again) for work in works] == [(f"b{number}", False)]
             await second.done(works)
             await second.give(0)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+async def test_partitions_that_change_hands_under_load_lose_and_reorder_nothing(start: Start, seed: int) -> None:
+    """Nothing is claimed later here: what is dropped on the way does not come at all."""
+    dice = random.Random(seed)
+    partitions, pieces = 8, 800
+    owner: dict[int, str] = {}
+    seen: dict[int, list[int]] = {partition: [] for partition in range(partitions)}
+    async with (
+        start("edge") as edge,
+        start("one", claim_after=10_000) as one,
+        start("two", claim_after=10_000) as two,
+        one.worker() as first,
+        two.worker() as second,
+        anyio.create_task_group() as group,
+    ):
+        workers = {"one": first, "two": second}
+
+        async def consume(name: str) -> None:
+            while True:
+                for work in await workers[name].receive():
+                    if owner.get(work.partition) == name:  # else its next owner does it
+                        if int(work.request) not in seen[work.partition]:
+                            seen[work.partition].append(int(work.request))
+                        await workers[name].done([work])
+
+        async def change_hands() -> None:
+            while True:
+                for partition in dice.sample(range(partitions), dice.randint(1, 4)):
+                    before = owner.pop(partition, None)
+                    if before is not None:
+                        await workers[before].give(partition)
+                    owner[partition] = "two" if before == "one" else "one"
+                    workers[owner[partition]].take(partition)
+                await anyio.sleep(dice.random() * 0.03)
+
+        for run in (partial(consume, "one"), partial(consume, "two"), change_hands):
+            group.start_soon(run)
+        for number in range(pieces):
+            await edge.add(number % partitions, str(number), b"x")
+            if number % 20 == 0:
+                await anyio.sleep(dice.random() * 0.01)
+        with anyio.fail_after(20):
+            await until(lambda: sum(map(len, seen.values())) == pieces)
+        group.cancel_scope.cancel()
+    assert seen == {partition: list(range(partition, pieces, partitions)) for partition in range(partitions)}
 
 
 async def test_work_left_by_a_worker_that_is_gone_is_claimed(start: Start) -> None:

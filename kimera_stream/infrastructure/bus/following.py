@@ -21,7 +21,7 @@ log = structlog.get_logger(__name__)
 
 BLOCK = 0.5
 """Seconds that one read waits in Redis for something to come."""
-READ_ITEMS = 64
+READ_ITEMS = 256
 """Messages of one topic taken by one read."""
 HELD_ITEMS = 512
 """Messages read and not yet received, above which nothing more is read."""

@@ -119,7 +119,7 @@ class Worker(Protocol):
     async def give(self, partition: int) -> None:
         """Stop reading a partition; returns when nothing of it can be read here any more (at most ``bus.timeout`` seconds).
 
-        What was handed out and is not done stays for the next owner; ``done`` still works. Give before you let the next owner in: it
+        What was handed out and is not done is for the next owner, which may be this worker again; ``done`` still works. Give before you let the next owner in: it
         then finds all that is left, in order. Otherwise it finds what was taken in between after ``bus.claim_after``.
         """
         ...

@@ -113,6 +113,9 @@ class MemoryWorker:
 
     async def give(self, partition: int) -> None:
         self._taken.discard(partition)
+        for piece in self._broker.pieces.get(partition, {}).values():
+            if piece.owner is self:
+                piece.owner, piece.since = None, 0.0
 
     async def receive(self) -> list[Work]:
         while True:

@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 import structlog
-from coredis.exceptions import ResponseError, StreamConsumerGroupError
+from coredis.exceptions import StreamConsumerGroupError, StreamDuplicateConsumerGroupError
 
 from kimera_stream.infrastructure.bus.interface import Work
 from kimera_stream.infrastructure.bus.link import TROUBLE, Argument, Connection, Contact, Link, Waits
@@ -90,9 +90,9 @@ class RedisWorker:
 
     async def give(self, partition: int) -> None:
         self._holds.pop(partition, None)
-        kept = deque(work for work in self._ready if work.partition != partition)
-        self.release([work for work in self._ready if work.partition == partition])
-        self._ready = kept
+        # Whoever takes it next, this worker included, is handed all that is not done.
+        self._ready = deque(work for work in self._ready if work.partition != partition)
+        self._under_way = {key for key in self._under_way if key[0] != partition}
         self._taken.set()
         self._wake()
         with anyio.move_on_after(self._contact.timeout):
@@ -221,11 +221,8 @@ class RedisWorker:
     async def _make_groups(self, connection: Connection) -> None:
         """Make the groups that are not there: a new partition, or Redis lost its data. From the beginning, so that nothing added meanwhile is missed."""
         for partition in sorted(self._holds):
-            try:
+            with contextlib.suppress(StreamDuplicateConsumerGroupError):  # this one is there
                 await self._ask(connection, b"XGROUP", b"CREATE", self._keys.work(partition), GROUP, b"0", b"MKSTREAM")
-            except ResponseError as error:
-                if "BUSYGROUP" not in str(error):
-                    raise
 
     async def _ask(self, connection: Connection, command: bytes, *arguments: Argument) -> Any:
         with anyio.fail_after(self._contact.timeout + BLOCK):
