@@ -180,6 +180,7 @@ def add_engine(services: Services, settings: Settings) -> None:
             lost=keeper.lost,
             sure=THRESHOLDS["precise"],
             poll=bus_settings.poll,
+            verify_within=settings.scoring.verify_within,
         )
         Gauge("kimera_slices_owned", "Slices that this engine owns", registry=registry).set_function(
             lambda: made.numbers.slices
