@@ -57,8 +57,11 @@ def add_edge(services: Services, settings: Settings) -> None:
     def elsewhere(bus: Bus) -> ConnectionsElsewhere:
         return ConnectionsElsewhere(bus)
 
-    def hub(vault: SqlVault, registry: CollectorRegistry, elsewhere: ConnectionsElsewhere) -> Hub:
-        return Hub(vault, settings.stream, metrics=HubMetrics(registry), refresh=vault.refresh, elsewhere=elsewhere)
+    def hub(vault: SqlVault, registry: CollectorRegistry, elsewhere: ConnectionsElsewhere, resources: Resources) -> Hub:
+        made = Hub(vault, settings.stream, metrics=HubMetrics(registry), refresh=vault.refresh, elsewhere=elsewhere)
+        resources.memory.watch_cache("tail", lambda: made.tail.bytes)
+        resources.memory.watch_cache("catch_up", lambda: made.source.cached_bytes, made.source.clear)
+        return made
 
     def following(vault: SqlVault, hub: Hub) -> Following:
         return Following(vault, hub.deliver, position=hub.delivered, poll=bus_settings.poll)
@@ -99,7 +102,7 @@ def add_edge(services: Services, settings: Settings) -> None:
             bus_settings,
             BodyLimits.from_settings(settings.api, settings.embedding.dimension),
             metrics,
-            admit=resources.admit,
+            admit=resources.memory.admit,
         )
 
     def hearing(

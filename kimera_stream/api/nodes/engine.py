@@ -240,7 +240,7 @@ def add_engine(services: Services, settings: Settings) -> None:
         metrics: PipelineMetrics,
         resources: Resources,
     ) -> Pipeline:
-        made = Pipeline(vault, embedder, sequencer, queries, settings, metrics, admit=resources.admit)
+        made = Pipeline(vault, embedder, sequencer, queries, settings, metrics, admit=resources.memory.admit)
         resources.watch_queue("intake", lambda: made.waiting)
         return made
 

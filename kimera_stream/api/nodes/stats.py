@@ -107,7 +107,12 @@ class NodeStats:
             "connections": stream["connections"],
             "subscribers": stream["subscriptions"],
             "stream": stream,
-            "memory": self._resources.memory,
+            "memory": self._resources.sample.memory,
+            "memory_limit": self._resources.memory.limit,
+            "memory_pressure": self._resources.memory.state,
+            "caches": self._resources.memory.caches,
+            "alerts": [trouble for trouble in (self._resources.memory.trouble,) if trouble],
+            "process": {name: getattr(self._resources.sample, name) for name in ("descriptors", "threads", "tasks")},
             "loop_lag": _ms(self._resources.loop_lag),
             "cluster": self._cluster(),
         }
