@@ -184,7 +184,7 @@ def _meaning(services: Services, settings: Settings) -> None:
 
     services.add(GeoidCache, factory=cache)
     services.add(ConversationMemory, factory=conversation)
-    if settings.scoring.verifier == "auto":
+    if settings.scoring.verifier == "auto" and "verify" in settings.scoring.stages:
         if (resources.files("kimera_stream.engines") / "weights" / "verifier.safetensors").is_file():
             services.add(CrossEncoderVerifier, factory=verifier)
         else:

@@ -15,6 +15,7 @@ from kimera_stream.api.websocket import StreamEndpoint
 from kimera_stream.core.conversation import ConversationMemory, recall
 from kimera_stream.core.embedding import BatchingEmbedder
 from kimera_stream.core.index import FlatIndex, SnapshotKeeper
+from kimera_stream.core.index.restore import regroup
 from kimera_stream.core.vault.errors import VaultSchemaError
 from kimera_stream.core.vault.retention import Retention
 from kimera_stream.core.vault.vault import SqlVault, unix_ms
@@ -284,3 +285,7 @@ async def load_index(parts: Parts, service: Service) -> None:
         await container.get(SnapshotKeeper).restore(service.progress)
     except LimitExceededError as error:
         raise StoreTooLargeError(f"the stored geoids do not fit into the index: {error.message}") from error
+    within = parts.settings.scoring.compare_within
+    if within != "all":
+        service.progress(f"finding out the {within} of each geoid")
+        await regroup(container.get(FlatIndex), vault.scan_groups(within))

@@ -193,10 +193,11 @@ class HttpClient:
             return msgspec.convert(loose, list[ScoredGeoid])
         return _decode(answer, _SearchHits).items
 
-    def score(self, a: GeoidBody | str, b: GeoidBody | str) -> ScoreResult:
-        """How two statements stand to each other; nothing is stored."""
+    def score(self, a: GeoidBody | str, b: GeoidBody | str, *, explain: bool = False) -> ScoreResult:
+        """How two statements stand to each other; nothing is stored. ``explain``: with what each stage said of them."""
         pair = [GeoidBody(text=item) if isinstance(item, str) else item for item in (a, b)]
-        return _decode(self.request("POST", "/v1/score", body={"a": pair[0], "b": pair[1]}), ScoreResult)
+        path = "/v1/score?explain=1" if explain else "/v1/score"
+        return _decode(self.request("POST", path, body={"a": pair[0], "b": pair[1]}), ScoreResult)
 
     def position(self) -> Position:
         """The log's newest position."""

@@ -2,12 +2,13 @@
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from kimera_stream.core.columns import GeoidColumns
+from kimera_stream.core.kept import CheckpointRequest, DeadLetter, RequestRef, UsageRecord
 from kimera_stream.protocol.errors import LimitExceededError, UnavailableError
 from kimera_stream.protocol.log import LogEntry
 from kimera_stream.protocol.objects import (
@@ -99,61 +100,6 @@ class IdempotencyRecord:
     key: str
     result: bytes
     created_at: int
-
-
-RequestRef: TypeAlias = tuple[str, int]
-"""Which row keeps a request: its checkpoint and its place in it."""
-
-
-@dataclass(frozen=True, slots=True)
-class CheckpointRequest:
-    """A publish that was accepted and not done when the process stopped, or that is to be tried again.
-
-    Attributes:
-        body: JSON of its ``GeoidBody``.
-        accepted_at: Unix ms.
-        attempts: How often it has been taken up.
-        ref: The row that keeps it; None before it is kept.
-    """
-
-    principal: str
-    body: bytes
-    session_id: str | None = None
-    key: str | None = None
-    priority: int = 5
-    merge: bool = False
-    must_exist: bool = False
-    accepted_at: int = 0
-    attempts: int = 0
-    ref: RequestRef | None = field(default=None, compare=False)
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """Accepted work that could not be done, set aside for a person.
-
-    Attributes:
-        failed_at: Unix ms.
-        code: Of the error (``protocol.errors``), with its ``message``.
-        id: Given by the vault; ascending, the oldest first.
-    """
-
-    request: CheckpointRequest
-    failed_at: int
-    code: str
-    message: str
-    id: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class UsageRecord:
-    """What a principal published on one day (days since 1970, UTC)."""
-
-    principal: str
-    day: int
-    statements: int
-    text_bytes: int
-    tokens: int
 
 
 @dataclass(slots=True)
@@ -372,9 +318,18 @@ class IndexService(Protocol):
         """What is left for geoids that are put later: a geoid that it does not refuse can be put."""
 
     async def scan(
-        self, queries: Sequence[StoredGeoid], *, k: int, min_relatedness: float, exclude_self: bool = True
+        self,
+        queries: Sequence[StoredGeoid],
+        *,
+        k: int,
+        min_relatedness: float,
+        exclude_self: bool = True,
+        everywhere: bool = False,
     ) -> list[list[Candidate]]:
-        """Top-k candidates for a contradiction per query: by fused score, symbolic oppositions always included."""
+        """Top-k candidates for a contradiction per query: by fused score, symbolic oppositions always included.
+
+        ``everywhere``: also among statements that by setting are not compared with each other.
+        """
 
     async def related(self, vectors: Matrix, *, k: int) -> list[list[Candidate]]:
         """Top-k by relatedness alone, per row."""
@@ -426,8 +381,19 @@ class ContradictionEngine(Protocol):
     async def judge_pairs(self, pairs: Sequence[tuple[StoredGeoid, StoredGeoid]]) -> list[Judgement]:
         """(older, newer) pairs judged, batched; no threshold applied."""
 
-    async def detect(self, fresh: Sequence[StoredGeoid]) -> list[list[tuple[StoredGeoid, Judgement]]]:
-        """For each new geoid, the stored ones and the earlier ones of ``fresh`` that it contradicts (threshold applied)."""
+    async def explain(self, older: StoredGeoid, newer: StoredGeoid) -> Judgement:
+        """As ``judge_pairs`` for one pair, with what each stage said of it and how long it took in ``result.stages``."""
+
+    def comparable(self, one: StoredGeoid, other: StoredGeoid) -> bool:
+        """Whether the two are compared at all, by setting (``scoring.compare_within``)."""
+
+    async def detect(
+        self, fresh: Sequence[StoredGeoid], *, everywhere: bool = False
+    ) -> list[list[tuple[StoredGeoid, Judgement]]]:
+        """For each new geoid, the stored ones and the earlier ones of ``fresh`` that it contradicts (threshold applied).
+
+        ``everywhere``: also those that by setting it is not compared with.
+        """
 
     async def look(
         self, fresh: Sequence[StoredGeoid], *, hurried: bool = False, among: Among | None = None
@@ -486,7 +452,8 @@ class KnowledgeService(Protocol):
         session_id: str | None = None,
     ) -> tuple[Scar, int]: ...
 
-    async def score(self, a: GeoidBody, b: GeoidBody) -> ScoreResult: ...
+    async def score(self, a: GeoidBody, b: GeoidBody, *, explain: bool = False) -> ScoreResult:
+        """``explain``: with what each stage of the cascade said."""
 
     async def search(
         self,

@@ -22,14 +22,8 @@ import msgspec
 import structlog
 
 from kimera_stream.core.geoid import unit
-from kimera_stream.core.interfaces import (
-    CheckpointRequest,
-    DeadLetter,
-    Principal,
-    PublishResult,
-    RequestRef,
-    VaultService,
-)
+from kimera_stream.core.interfaces import Principal, PublishResult, VaultService
+from kimera_stream.core.kept import CheckpointRequest, DeadLetter, RequestRef
 from kimera_stream.core.validation import BodyLimits, validate_body
 from kimera_stream.engines.intake import Ticket
 from kimera_stream.engines.metrics import PipelineMetrics

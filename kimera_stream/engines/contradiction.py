@@ -6,21 +6,25 @@ Each stage makes the set smaller and the judgement dearer. The symbolic layer go
 verifier the rules of ``evidence`` decide; with one they rank what it reads and explain what it finds.
 """
 
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
+from itertools import chain, pairwise
 from typing import Literal, Protocol, runtime_checkable
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
+from kimera_stream.core.groups import group_of
 from kimera_stream.core.interfaces import Among, Candidate, Detection, IndexService, Judgement, StoredGeoid, Threads
 from kimera_stream.engines.composite import components, cosine, relatedness
 from kimera_stream.engines.differences import differences
 from kimera_stream.engines.evidence import Evidence, Rules, packaged_rules
+from kimera_stream.engines.explaining import Heard, reports
 from kimera_stream.engines.retrying import Faults
 from kimera_stream.engines.scope import OTHER_DAY, other_day, supersedes
 from kimera_stream.engines.symbolic import SymbolicVerdict, compare_states
@@ -69,11 +73,16 @@ class Calibrated(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """Which stages run; for measurements and tests. The scan and the symbolic layer always do."""
+    """Which stages run. The scan, the rules and the symbolic layer always do."""
 
     prefilter: bool = True
     verify: bool = True
     scope: bool = True
+
+    @classmethod
+    def of(cls, settings: ScoringSettings) -> "Stages":
+        """Those that the settings name."""
+        return cls(*(name in settings.stages for name in ("prefilter", "verify", "scope")))
 
 
 @dataclass(slots=True)
@@ -90,10 +99,21 @@ class _Pair:
     fallen_back: bool = False
     unreadable: bool = False
     """The verifier met a defect over it: the rules decide, for good."""
+    textual: float | None = None
+    """Probability of contradiction by the texts; None before it was asked for, which is after the stages have run."""
+    _day: str | None = None
 
     @property
     def has_texts(self) -> bool:
         return self.older.geoid.text is not None and self.newer.geoid.text is not None
+
+    @property
+    def day(self) -> str:
+        """The word by which both name their day, said on different days; empty where there is none. Looked for once."""
+        if self._day is None:
+            older, newer = self.older.geoid, self.newer.geoid
+            self._day = other_day(older.text or "", older.updated_at, newer.text or "", newer.updated_at)
+        return self._day
 
 
 class CascadeEngine:
@@ -107,7 +127,7 @@ class CascadeEngine:
         threads: The rules read in its ``score`` threads.
         registry: Where its metrics go.
         rules: Other rules than the packaged ones.
-        stages: Stages to leave out.
+        stages: Other stages than the settings name; for measurements.
     """
 
     def __init__(
@@ -131,7 +151,7 @@ class CascadeEngine:
         self._settings = settings
         self._threads = threads
         self._rules = rules if rules is not None else packaged_rules()
-        self._stages = stages if stages is not None else Stages()
+        self._stages = stages if stages is not None else Stages.of(settings)
         self._seconds = Histogram(
             "kimera_cascade_seconds", "Duration of a stage for one batch", ["stage"], registry=registry
         )
@@ -161,7 +181,7 @@ class CascadeEngine:
         """What decides about texts at present."""
         return self._rules.name if self._verifier is None else self._verifier.name
 
-    # -- the two questions -----------------------------------------------------------------------------------------
+    # -- the questions -----------------------------------------------------------------------------------------
 
     async def judge_pairs(self, pairs: Sequence[tuple[StoredGeoid, StoredGeoid]]) -> list[Judgement]:
         """(older, newer) pairs judged, batched; no threshold applied."""
@@ -169,16 +189,82 @@ class CascadeEngine:
         await self._judge(made, select=False)
         return [self._judgement(pair) for pair in made]
 
-    async def detect(self, fresh: Sequence[StoredGeoid]) -> list[list[tuple[StoredGeoid, Judgement]]]:
+    async def explain(self, older: StoredGeoid, newer: StoredGeoid) -> Judgement:
+        """One pair judged, stage by stage. The verifier reads it also where the prefilter would not have handed it on."""
+        spent = [time.perf_counter()]
+
+        def lap() -> None:
+            spent.append(time.perf_counter())
+
+        pair = _pair(older, newer, cosine(older, newer))
+        worthy = self._worth_a_look(pair)
+        lap()
+        await self._compare([pair] if pair.has_texts else [])
+        lap()
+        chosen = bool(self._prefilter([pair], [0]))
+        lap()
+        verifier = self._verifier if self._stages.verify else None
+        if verifier is not None and pair.has_texts:
+            await self._verify(verifier, [pair])
+        lap()
+        judgement = self._judgement(pair)
+        lap()
+        took = [round((after - before) * 1000, 3) for before, after in pairwise(spent)]
+        heard = Heard(
+            worthy=worthy,
+            cosine=pair.cosine,
+            least=self._settings.min_relatedness,
+            conflicts=len(pair.verdict.conflicts),
+            apart=pair.verdict.apart,
+            texts=pair.has_texts,
+            rules=None if pair.evidence is None else pair.evidence.probability,
+            prefilter=self._stages.prefilter,
+            chosen=chosen,
+            silent=self._silent(pair),
+            verified=pair.verified,
+            model=self.model,
+            scope=self._stages.scope,
+            textual=self._textual(pair),
+            out_of_scope=self._out_of_scope(pair),
+            score=judgement.score,
+            bar=self._bar(pair, self.threshold),
+        )
+        return replace(judgement, result=msgspec.structs.replace(judgement.result, stages=reports(heard, took)))
+
+    def _silent(self, pair: _Pair) -> str:
+        """Why the verifier has no word on a pair; empty where it has."""
+        if pair.verified is not None:
+            return ""
+        if self._verifier is None:
+            return "switched off, or this build carries no weights: the rules decide"
+        if not self._stages.verify:
+            return "switched off by scoring.stages: the rules decide"
+        if not pair.has_texts:
+            return "there are not two texts to read"
+        return "it met a defect over this pair" if pair.unreadable else "unavailable: the rules decide provisionally"
+
+    def comparable(self, one: StoredGeoid, other: StoredGeoid) -> bool:
+        """Whether the two are compared at all, by setting."""
+        within = self._settings.compare_within
+        return within == "all" or group_of(one, within) == group_of(other, within)
+
+    async def detect(
+        self, fresh: Sequence[StoredGeoid], *, everywhere: bool = False
+    ) -> list[list[tuple[StoredGeoid, Judgement]]]:
         """For each new geoid, the stored ones and the earlier ones of ``fresh`` that it contradicts, the surest first.
 
         The order of ``fresh`` is the order of commit: a stored geoid that an earlier one of ``fresh`` replaces is compared
-        in its new version only.
+        in its new version only. ``everywhere``: also among statements that by setting are not compared with each other.
         """
-        return (await self.look(fresh)).hits
+        return (await self.look(fresh, everywhere=everywhere)).hits
 
     async def look(
-        self, fresh: Sequence[StoredGeoid], *, hurried: bool = False, among: Among | None = None
+        self,
+        fresh: Sequence[StoredGeoid],
+        *,
+        hurried: bool = False,
+        among: Among | None = None,
+        everywhere: bool = False,
     ) -> Detection:
         """As ``detect``, and whose texts the verifier has not read: it was away, or left out (``hurried``).
 
@@ -186,12 +272,14 @@ class CascadeEngine:
         """
         if not fresh:
             return Detection([], [])
+        k, least = self._settings.candidates, self._settings.min_relatedness
         with self._seconds.labels("scan").time():
-            scanned = await (among or self._index).scan(
-                fresh, k=self._settings.candidates, min_relatedness=self._settings.min_relatedness
-            )
+            if among is None:
+                scanned = await self._index.scan(fresh, k=k, min_relatedness=least, everywhere=everywhere)
+            else:
+                scanned = await among.scan(fresh, k=k, min_relatedness=least)
             loaded = await self._geoids.get_many([each.geoid_id for found in scanned for each in found])
-        pairs, owner = self._worthy(fresh, scanned, loaded, among)
+        pairs, owner = self._worthy(fresh, scanned, loaded, among, everywhere)
         self._pairs.labels("scan").inc(len(pairs))
         await self._judge(pairs, select=True, owner=owner, hurried=hurried)
         results: list[list[tuple[StoredGeoid, Judgement]]] = [[] for _ in fresh]
@@ -222,6 +310,7 @@ class CascadeEngine:
         scanned: Sequence[Sequence[Candidate]],
         loaded: Mapping[str, StoredGeoid],
         among: Among | None,
+        everywhere: bool,
     ) -> tuple[list[_Pair], list[int]]:
         """The pairs that are worth a look, and the number of the new statement of each."""
         pairs: list[_Pair] = []
@@ -237,11 +326,15 @@ class CascadeEngine:
                     continue
                 if among is not None and not among.takes(older, newer):
                     continue
+                if not everywhere and not self.comparable(older, newer):
+                    continue  # it went elsewhere since the scan
                 known = None if older.vector is None or newer.vector is None else candidate.relatedness
                 self._consider(older, newer, known, number, pairs, owner)
             close = near[:number, number] | (symbolic[:number] & symbolic[number])
             for earlier in np.flatnonzero(close).tolist():
                 if among is not None and not among.takes(fresh[earlier], newer):
+                    continue
+                if not everywhere and not self.comparable(fresh[earlier], newer):
                     continue
                 apart = fresh[earlier].vector is None or newer.vector is None
                 known = None if apart else float(cosines[earlier, number])
@@ -392,7 +485,7 @@ class CascadeEngine:
             why += [f"symbolic: {key}: {one!r} vs {other!r}" for key, one, other in pair.verdict.conflicts[:4]]
         words = pair.evidence.why if pair.evidence is not None else ()
         why += words
-        if self._stages.scope and pair.has_texts and (day := _other_day(pair)):
+        if self._stages.scope and pair.has_texts and (day := pair.day):
             why.append(f"scope: '{day}' was said on different days")
         if textual >= self.threshold and supersedes(pair.newer.geoid.text or ""):
             why.append("supersession: the newer statement says that it replaces the older one")
@@ -407,6 +500,11 @@ class CascadeEngine:
 
     def _textual(self, pair: _Pair) -> float:
         """Probability of contradiction by the texts alone."""
+        if pair.textual is None:
+            pair.textual = self._by_texts(pair)
+        return pair.textual
+
+    def _by_texts(self, pair: _Pair) -> float:
         evidence = pair.evidence
         if evidence is None:
             return 0.0
@@ -416,18 +514,24 @@ class CascadeEngine:
         if by_verifier and pair.verified is None:
             return 0.0  # the prefilter left it out
         probability = evidence.probability if pair.verified is None else pair.verified
-        return self._scoped(pair, evidence, probability) if self._stages.scope else probability
+        return self._scoped(pair, probability) if self._stages.scope else probability
 
-    def _scoped(self, pair: _Pair, evidence: Evidence, probability: float) -> float:
-        """Less where the two need not agree: unrelated by the vectors, one of them a question, or of different days."""
-        value = pair.cosine
-        if value is not None and value < self._settings.min_relatedness:
-            return min(probability, max(0.0, value))
-        if any("question" in each for each in evidence.apart):
-            return min(probability, ASKS)
-        if _other_day(pair):
-            return min(probability, OTHER_DAY)
-        return probability
+    def _scoped(self, pair: _Pair, probability: float) -> float:
+        """Less where the two need not agree."""
+        reason = self._out_of_scope(pair)
+        return probability if reason is None else min(probability, reason[0])
+
+    def _out_of_scope(self, pair: _Pair) -> tuple[float, str] | None:
+        """Most that a pair can score by its texts, and why: unrelated by the vectors, one a question, of different days."""
+        if pair.evidence is None:
+            return None
+        if pair.cosine is not None and pair.cosine < self._settings.min_relatedness:
+            return max(0.0, pair.cosine), "the two are about different things"
+        if any("question" in each for each in pair.evidence.apart):
+            return ASKS, "a question asserts nothing"
+        if pair.day:
+            return OTHER_DAY, f"'{pair.day}' was said on different days"
+        return None
 
 
 def fair_share(sizes: Sequence[int], *, least: int, most: int, total: int) -> int:
@@ -441,11 +545,6 @@ def fair_share(sizes: Sequence[int], *, least: int, most: int, total: int) -> in
 def _pair(older: StoredGeoid, newer: StoredGeoid, known: float | None) -> _Pair:
     verdict = compare_states(older.geoid.symbolic_state, newer.geoid.symbolic_state)
     return _Pair(older, newer, verdict, known, relatedness(known, verdict))
-
-
-def _other_day(pair: _Pair) -> str:
-    older, newer = pair.older.geoid, pair.newer.geoid
-    return other_day(older.text or "", older.updated_at, newer.text or "", newer.updated_at)
 
 
 def _cosines(fresh: Sequence[StoredGeoid]) -> npt.NDArray[np.float32]:

@@ -99,8 +99,8 @@ class LateWord:
     async def _judged(self, before: Contradiction, newer: StoredGeoid) -> _Change:
         """The word on a provisional pair that the scan did not bring, or the verifier did not flag."""
         older = await self._cache.get(before.a)
-        if older is None:
-            return _Change(None, newer, before, None)
+        if older is None or not self._engine.comparable(older, newer):
+            return _Change(older, newer, before, None)
         (judgement,) = await self._engine.judge_pairs([(older, newer)])
         if judgement.provisional:
             raise UnavailableError("verifier: it cannot read yet", retry_after=FIRST_PAUSE)

@@ -190,11 +190,11 @@ class Pipeline:
 
     # -- questions -----------------------------------------------------------------------------------------------------
 
-    async def score(self, a: GeoidBody, b: GeoidBody) -> ScoreResult:
+    async def score(self, a: GeoidBody, b: GeoidBody, *, explain: bool = False) -> ScoreResult:
         """How ``a`` (older) and ``b`` stand to each other; nothing is stored."""
         validate_body(a, self._limits, where="a")
         validate_body(b, self._limits, where="b")
-        return await self._queries.score(a, b)
+        return await self._queries.score(a, b, explain=explain)
 
     async def search(
         self,

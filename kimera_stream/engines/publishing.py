@@ -146,8 +146,10 @@ class Publishing:
             # Statements of the same batch are compared with each other without a scan.
             missing = [other for other in others if other not in seen and other not in fresh]
             loaded = await self._cache.get_many(missing) if missing else {}
-            pairs += [(loaded[other], item.stored) for other in missing if other in loaded]
-            owners += [item for other in missing if other in loaded]
+            known_ones = [loaded[other] for other in missing if other in loaded]
+            again = [other for other in known_ones if self._engine.comparable(other, item.stored)]
+            pairs += [(other, item.stored) for other in again]
+            owners += [item] * len(again)
         if not pairs:
             return
         for item, (older, _), judgement in zip(owners, pairs, await self._engine.judge_pairs(pairs), strict=True):

@@ -51,9 +51,11 @@ class Queries:
         self._filter_depth = filter_depth
         self._clock = clock
 
-    async def score(self, a: GeoidBody, b: GeoidBody) -> ScoreResult:
-        """Both bodies must have been validated."""
+    async def score(self, a: GeoidBody, b: GeoidBody, *, explain: bool = False) -> ScoreResult:
+        """Both bodies must have been validated. They are compared whatever session, agent or principal they are of."""
         pair = (await self._passing(a, "a"), await self._passing(b, "b"))
+        if explain:
+            return (await self._engine.explain(*pair)).result
         (judgement,) = await self._engine.judge_pairs([pair])
         return judgement.result
 
@@ -91,7 +93,7 @@ class Queries:
         ]
 
     async def _contradicting(self, query: StoredGeoid) -> list[ScoredGeoid]:
-        (hits,) = await self._engine.detect([query])
+        (hits,) = await self._engine.detect([query], everywhere=True)
         ordered = sorted(hits, key=lambda hit: -hit[1].score)
         return [ScoredGeoid(geoid=stored.geoid, score=judgement.score) for stored, judgement in ordered]
 

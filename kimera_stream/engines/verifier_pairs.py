@@ -6,6 +6,7 @@ statement. A small model sees in one step which name, number or verb differs, wh
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from importlib import resources
 from pathlib import Path
 
@@ -38,10 +39,14 @@ def encoder_directory() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """A tokenized statement: token ids, and per token the key of the whole word that it belongs to."""
+    """A tokenized statement: token ids, and per token the key of the whole word that it belongs to.
+
+    ``plain``: a digest of its normal form without capitals and punctuation at its ends: equal where the same is said in the same words.
+    """
 
     tokens: tuple[int, ...]
     words: tuple[tuple[int, ...], ...]
+    plain: bytes
 
 
 def _cost(text: str, _statement: Statement) -> int:
@@ -84,16 +89,18 @@ class PairTokenizer:
         return [known[text] for text in texts]
 
     def _tokenized(self, texts: Sequence[str]) -> list[Statement]:
-        encodings = self._tokenizer.encode_batch([normal_form(text) for text in texts], add_special_tokens=False)
+        normal = [normal_form(text) for text in texts]
+        encodings = self._tokenizer.encode_batch(normal, add_special_tokens=False)
         statements = []
-        for encoding in encodings:
+        for encoding, form in zip(encodings, normal, strict=True):
             members: dict[int, list[int]] = {}
             words = [-1 if word is None else word for word in encoding.word_ids]
             for token, word in zip(encoding.ids, words, strict=True):
                 members.setdefault(word, []).append(token)
             keys = {word: tuple(tokens) for word, tokens in members.items()}
             most = self.max_length  # no pair holds more of one statement, however long it is
-            statements.append(Statement(tuple(encoding.ids[:most]), tuple(keys[word] for word in words[:most])))
+            ids, of_words = tuple(encoding.ids[:most]), tuple(keys[word] for word in words[:most])
+            statements.append(Statement(ids, of_words, plain_digest(form)))
         return statements
 
     def pair(self, first: Statement, second: Statement) -> EncodedPair:
@@ -117,6 +124,16 @@ class PairTokenizer:
 
     def pairs(self, texts: Sequence[tuple[str, str]]) -> list[EncodedPair]:
         """Tokenize pairs, each distinct text once."""
+        return [self.pair(a, b) for a, b in self.statement_pairs(texts)]
+
+    def statement_pairs(self, texts: Sequence[tuple[str, str]]) -> list[tuple[Statement, Statement]]:
+        """The statements of pairs, each distinct text tokenized once."""
         distinct = list(dict.fromkeys(text for pair in texts for text in pair))
         known = dict(zip(distinct, self.statements(distinct), strict=True))
-        return [self.pair(known[a], known[b]) for a, b in texts]
+        return [(known[a], known[b]) for a, b in texts]
+
+
+def plain_digest(normal: str) -> bytes:
+    """16 bytes of a normal form without capitals, spaces that say nothing, and punctuation at its ends."""
+    plain = " ".join(normal.casefold().split()).strip(".!,;: ")
+    return blake2b(plain.encode(), digest_size=16).digest()

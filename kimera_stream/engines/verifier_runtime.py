@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kimera_stream.engines.verifier_integer import IntegerNetwork
-from kimera_stream.engines.verifier_pairs import EncodedPair, PairTokenizer
+from kimera_stream.engines.verifier_pairs import EncodedPair, PairTokenizer, Statement, plain_digest
 from kimera_stream.engines.verifier_text import normal_form
 from kimera_stream.infrastructure.compute import (
     DeviceChoice,
@@ -126,25 +126,25 @@ class VerifierRuntime:
         Raises:
             UnavailableError: the device has no memory even for a single pair.
         """
-        scores = self.calibration(self.logits(pairs))
+        read = self._tokenizer.statement_pairs(pairs)
+        scores = self.calibration(self._logits(read))
         if self._both:
-            turned = self.calibration(self.logits([(second, first) for first, second in pairs]))
+            turned = self.calibration(self._logits([(second, first) for first, second in read]))
             scores = (scores + turned) / np.float32(2)
-        scores[[same_words(first, second) for first, second in pairs]] = 0
+        scores[[first.plain == second.plain for first, second in read]] = 0
         return scores
 
     def logits(self, pairs: Sequence[tuple[str, str]]) -> npt.NDArray[np.float32]:
         """Raw logits over the classes contradiction, entailment, neutral; shape (len(pairs), 3)."""
-        return self._network.logits(self._tokenizer.pairs(pairs))
+        return self._logits(self._tokenizer.statement_pairs(pairs))
+
+    def _logits(self, pairs: Sequence[tuple[Statement, Statement]]) -> npt.NDArray[np.float32]:
+        return self._network.logits([self._tokenizer.pair(first, second) for first, second in pairs])
 
 
 def same_words(one: str, other: str) -> bool:
     """Whether two statements differ in capitals, punctuation at their ends and spelled-out values at most."""
-    return _plain(one) == _plain(other)
-
-
-def _plain(text: str) -> str:
-    return " ".join(normal_form(text).casefold().split()).strip(".!,;: ")
+    return plain_digest(normal_form(one)) == plain_digest(normal_form(other))
 
 
 def shipped_weights() -> Path:

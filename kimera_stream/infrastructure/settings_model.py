@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+Stage = Literal["prefilter", "verify", "scope"]
 Environment = Literal["development", "staging", "production"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -201,6 +202,16 @@ class ScoringSettings(Group):
         10.0,
         description="Seconds a statement may have waited when its turn comes; beyond, the rules decide at once, marked "
         "provisional, and the verifier's word follows when it has caught up.",
+    )
+    stages: list[Stage] = Field(
+        default_factory=lambda: list[Stage](("prefilter", "verify", "scope")),
+        description="Stages of the cascade that run besides the scan and the rules (JSON list). Without prefilter the verifier reads "
+        "every related pair; without verify the rules decide; without scope questions and other days count as said.",
+    )
+    compare_within: Literal["all", "session", "agent", "principal"] = Field(
+        "all",
+        description="Which statements are compared: all with all, or only those of one session, agent or principal; those that name "
+        "none are compared among themselves.",
     )
     min_relatedness: Fraction = Field(0.3, description="Cosine below which two statements are about different things.")
     verifier: Literal["auto", "off"] = Field(

@@ -343,9 +343,13 @@ class Queries:
         """The first ``count`` queries."""
         return self._some(slice(count))
 
-    def _some(self, at: slice) -> "Queries":
+    def chosen(self, at: I64) -> "Queries":
+        """The queries at these places."""
+        return self._some(at)
+
+    def _some(self, at: slice | I64) -> "Queries":
         return Queries(
-            self.vectors[at], self.has_vector[at], self.text[at], self.keys[at], self.subjects[at], self.layers[at],
+            self.vectors[at] if isinstance(at, slice) else on_lines(self.vectors[at]), self.has_vector[at], self.text[at], self.keys[at], self.subjects[at], self.layers[at],
             self.record[at], self.pool, self.exclude[at],
         )  # fmt: skip
 

@@ -61,6 +61,10 @@ class Geoid(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Only on request; never in events."""
 
 
+StageName = Literal["scan", "rules", "prefilter", "verify", "scope", "threshold"]
+"""The stages of the cascade, in their order."""
+
+
 class Components(msgspec.Struct, frozen=True, kw_only=True):
     """The parts of a contradiction's score, each in [0, 1]."""
 
@@ -124,12 +128,28 @@ class ScoredGeoid(msgspec.Struct, frozen=True, kw_only=True):
     score: float
 
 
-class ScoreResult(msgspec.Struct, frozen=True, kw_only=True):
-    """How two statements stand to each other; nothing is stored."""
+class StageReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one stage of the cascade said of a pair.
+
+    ``ran``: it is switched on and had something to look at. ``passed``: a published pair would go on to the next stage (of the last
+    one: would be reported). ``value``: its number: the cosine, a probability, the threshold. ``ms``: how long it took.
+    """
+
+    stage: StageName
+    ran: bool
+    passed: bool | None = None
+    value: float | None = None
+    ms: float | None = None
+    note: str = ""
+
+
+class ScoreResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How two statements stand to each other; nothing is stored. ``stages``: in their order, if they were asked for."""
 
     score: float
     components: Components
     why: list[str]
+    stages: list[StageReport] = []
 
 
 class WatchMatch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -13,12 +14,13 @@ from prometheus_client import CollectorRegistry
 from kimera_stream.core.embedding import HashingProvider
 from kimera_stream.core.geoid import built
 from kimera_stream.core.index import FlatIndex
-from kimera_stream.core.interfaces import StoredGeoid
+from kimera_stream.core.interfaces import Judgement, StoredGeoid
+from kimera_stream.engines import contradiction
 from kimera_stream.engines.contradiction import EXACT, CascadeEngine, Stages, fair_share
 from kimera_stream.engines.verifier import Verifier
 from kimera_stream.infrastructure.settings import PerformanceSettings, ScoringSettings
 from kimera_stream.protocol.errors import UnavailableError
-from kimera_stream.protocol.objects import GeoidBody
+from kimera_stream.protocol.objects import GeoidBody, StageReport
 
 pytestmark = pytest.mark.anyio
 T = TypeVar("T")
@@ -173,6 +175,118 @@ def test_the_share_is_as_large_as_the_total_allows(sizes: list[int], most: int, 
     assert share <= most
     assert share == min(4, most) or read <= total
     assert share == most or sum(min(size, share + 1) for size in sizes) > total
+
+
+async def asked_and_found(**scoring: Any) -> tuple[int, list[str]]:
+    """How many pairs the verifier, which is sure of nothing, was asked about; and what was found."""
+    verifier = Oracle(0.01)
+    settings = ScoringSettings(**{"min_relatedness": 0.1, "verify_candidates": 1, **scoring})
+    shelf, index = (
+        Shelf(),
+        FlatIndex(DIMENSION, threads=SameThread(), performance=PerformanceSettings(), scoring=settings),
+    )
+    for each in (geoid("a", "The door is open."), geoid("b", "The red door is open."), geoid("c", "Is the door open?")):
+        shelf.geoids[each.geoid.id] = each
+        index.put(each)
+    engine = CascadeEngine(index, shelf, verifier, settings, SameThread(), CollectorRegistry())
+    [hits] = await engine.detect([geoid("new", "The door is closed.")])
+    return len(verifier.asked), sorted(older.geoid.id for older, _ in hits)
+
+
+async def test_stages_are_switched_by_setting() -> None:
+    assert await asked_and_found() == (1, [])
+    assert await asked_and_found(stages=["verify", "scope"]) == (3, [])
+    assert await asked_and_found(stages=["prefilter", "scope"]) == (0, ["a", "b"])
+    assert await asked_and_found(stages=["prefilter"], threshold=0.3) == (0, ["a", "b", "c"])
+    assert await asked_and_found(stages=["scope"], threshold=0.3) == (0, ["a", "b"])
+
+
+def by_stage(judgement: Judgement) -> dict[str, StageReport]:
+    stages = {report.stage: report for report in judgement.result.stages}
+    assert list(stages) == ["scan", "rules", "prefilter", "verify", "scope", "threshold"]
+    assert all(report.ms is None or report.ms >= 0 for report in stages.values())
+    return stages
+
+
+async def test_a_pair_is_explained_stage_by_stage() -> None:
+    world = World(Oracle(0.9))
+    pair = geoid("a", "The door is open."), geoid("b", "The door is closed.")
+    judgement = await world.engine.explain(*pair)
+    [plain] = await world.engine.judge_pairs([pair])
+    assert (judgement.score, judgement.result.why) == (plain.score, plain.result.why)
+    assert plain.result.stages == []
+    stages = by_stage(judgement)
+    assert all(report.ran for report in stages.values())
+    assert stages["scan"].value == pytest.approx(plain.result.components.relatedness, abs=1e-3)
+    assert (stages["scan"].passed, stages["prefilter"].passed, stages["threshold"].passed) == (True, True, True)
+    assert (stages["verify"].value, stages["verify"].note, stages["scope"].value) == (0.9, "oracle-1", 0.9)
+    assert stages["threshold"].value == world.engine.threshold
+
+
+async def test_what_did_not_run_says_why() -> None:
+    pair = geoid("a", "Is the door open?"), geoid("b", "The door is closed.")
+    without = by_stage(await World().engine.explain(*pair))
+    assert not without["verify"].ran
+    assert "the rules decide" in without["verify"].note
+    assert without["scope"].note == "a question asserts nothing"
+    assert without["threshold"].passed is False
+    off = by_stage(
+        await World(Oracle(0.9), stages=Stages(prefilter=False, verify=False, scope=False)).engine.explain(*pair)
+    )
+    assert [stage for stage, report in off.items() if not report.ran] == ["prefilter", "verify", "scope"]
+    assert {off[each].note.split(":")[0] for each in ("prefilter", "verify", "scope")} == {
+        "switched off by scoring.stages"
+    }
+    away = by_stage(await World(Oracle(None)).engine.explain(*pair))
+    assert away["verify"].note.startswith("unavailable")
+    unrelated = by_stage(await World().engine.explain(geoid("a", "Paris is in France."), geoid("b", "It rains.")))
+    assert unrelated["scan"].passed is False
+    assert unrelated["scan"].note == "not related: the cosine is below 0.3"
+    states = geoid("a", subject="x", up=1), geoid("b", subject="x", up=2)
+    symbolic = by_stage(await World(Oracle(0.9)).engine.explain(*states))
+    assert (symbolic["scan"].note, symbolic["rules"].ran) == ("symbolic states differ", False)
+    assert symbolic["verify"].note == "there are not two texts to read"
+    assert symbolic["threshold"].passed is True
+    apart = by_stage(await World().engine.explain(geoid("a", subject="x", up=1), geoid("b", subject="y", up=2)))
+    assert apart["scan"].note.startswith("not compared")
+
+
+async def test_days_are_looked_for_once_per_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def counted(older: str, older_at: int, newer: str, newer_at: int) -> str:
+        calls.append(newer)
+        return ""
+
+    monkeypatch.setattr(contradiction, "other_day", counted)
+    world = World(Oracle(0.9))
+    world.put(geoid("a", "The door is open."))
+    assert await world.hits(geoid("b", "The door is closed.")) == [["a"]]
+    assert calls == ["The door is closed."]
+
+
+def said(geoid_id: str, text: str, session: str | None, who: str = "tester") -> StoredGeoid:
+    stored = geoid(geoid_id, text)
+    return StoredGeoid(msgspec.structs.replace(stored.geoid, session_id=session), stored.vector, who)
+
+
+async def test_statements_are_compared_within_their_group_in_a_batch_too() -> None:
+    world = World(compare_within="session", candidates=2, verify_candidates=2)
+    world.put(
+        *[said(f"other-{n}", "The door is open.", "s2") for n in range(9)], said("mine", "The door is open.", "s1")
+    )
+    fresh = [
+        said("b", "The door is closed.", "s1"),
+        said("c", "The door is open.", "s1"),
+        said("d", "The door is open.", None),
+    ]
+    assert await world.hits(*fresh) == [["mine"], ["b"], []]
+    assert not world.engine.comparable(fresh[0], fresh[2])
+    [everywhere] = await world.engine.detect([said("q", "The door is closed.", None)], everywhere=True)
+    assert len(everywhere) == 2
+    by_principal = World(compare_within="principal")
+    by_principal.put(said("a", "The door is open.", None, "ann"), said("b", "The door is open.", None, "bob"))
+    assert await by_principal.hits(said("c", "The door is closed.", None, "bob")) == [["b"]]
 
 
 class Choking(Oracle):

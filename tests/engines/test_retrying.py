@@ -7,7 +7,8 @@ import anyio
 import msgspec
 import pytest
 
-from kimera_stream.core.interfaces import CheckpointRequest, DeadLetter, Matrix, OutcomeUnknownError, PublishResult
+from kimera_stream.core.interfaces import Matrix, OutcomeUnknownError, PublishResult
+from kimera_stream.core.kept import CheckpointRequest, DeadLetter
 from kimera_stream.engines.retrying import IN_A_ROW, DefectError
 from kimera_stream.engines.work import PublishWork
 from kimera_stream.protocol.errors import InternalError, NotFoundError, UnavailableError

@@ -16,18 +16,16 @@ from kimera_stream.core.geoid_cache import GeoidCache
 from kimera_stream.core.index.limits import Limits, Room
 from kimera_stream.core.interfaces import (
     Candidate,
-    CheckpointRequest,
-    DeadLetter,
     IdempotencyRecord,
     LogPage,
     Matrix,
     Page,
     Principal,
-    RequestRef,
     StoredGeoid,
     Vector,
     WriteBatch,
 )
+from kimera_stream.core.kept import CheckpointRequest, DeadLetter, RequestRef
 from kimera_stream.engines.backlog import Backlog
 from kimera_stream.engines.contradiction import THRESHOLDS, CascadeEngine
 from kimera_stream.engines.field import FieldDynamics
@@ -302,7 +300,13 @@ class PlainIndex:
         self.held.pop(geoid_id, None)
 
     async def scan(
-        self, queries: Sequence[StoredGeoid], *, k: int, min_relatedness: float, exclude_self: bool = True
+        self,
+        queries: Sequence[StoredGeoid],
+        *,
+        k: int,
+        min_relatedness: float,
+        exclude_self: bool = True,
+        everywhere: bool = False,
     ) -> list[list[Candidate]]:
         await anyio.lowlevel.checkpoint()
         return [

@@ -9,7 +9,7 @@ from kimera_stream.api.cli.db import DatabaseUrl, open_database, run_job
 from kimera_stream.api.cli.options import EnvFile, Json
 
 if TYPE_CHECKING:
-    from kimera_stream.core.interfaces import DeadLetter
+    from kimera_stream.core.kept import DeadLetter
     from kimera_stream.infrastructure.settings import DatabaseSettings
 
 app = typer.Typer(

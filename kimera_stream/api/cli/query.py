@@ -42,6 +42,7 @@ def search(
 def score(
     a: Annotated[str, typer.Argument(help="One statement.")],
     b: Annotated[str, typer.Argument(help="Another statement.")],
+    explain: Annotated[bool, typer.Option("--explain", help="Also say what each stage of the cascade found.")] = False,
     json: Json = False,
     url: Url = DEFAULT_URL,
     token: Token = None,
@@ -52,7 +53,7 @@ def score(
     if not a.strip() or not b.strip():
         raise usage_error("give two statements")
     with HttpClient(url, token=token) as client:
-        result = client.score(a, b)
+        result = client.score(a, b, explain=explain)
     if json:
         print_json(result)
         return
@@ -61,3 +62,11 @@ def score(
     parts = result.components
     for name in type(parts).__struct_fields__:
         console.print(f"  {name:<24}{getattr(parts, name):.3f}", style="dim")
+    for stage in result.stages:
+        value = "" if stage.value is None else f"{stage.value:.3f}"
+        passed = {True: "passes", False: "ends here", None: ""}[stage.passed]
+        console.print(
+            f"  {stage.stage:<12}{'' if stage.ran else 'not run':<10}{value:<8}{passed:<11}"
+            f"{'' if stage.ms is None else f'{stage.ms:.1f} ms':<11}{clean(stage.note)}".rstrip(),
+            style="dim",
+        )

@@ -20,6 +20,12 @@ class ScoreBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     b: GeoidBody
 
 
+class ScoreQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    explain: Annotated[
+        bool, Meta(description="1: with `stages`: what each stage of the cascade said, and how long it took.")
+    ] = False
+
+
 class SearchBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Exactly one of text and vector."""
 
@@ -82,7 +88,8 @@ class UnwatchedAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 async def score(call: Call) -> ASGIApp:
     body = await call.body(ScoreBody)
-    return call.answer(await call.open_services.knowledge.score(body.a, body.b))
+    explain = call.query(ScoreQuery).explain
+    return call.answer(await call.open_services.knowledge.score(body.a, body.b, explain=explain))
 
 
 async def search(call: Call) -> ASGIApp:
@@ -162,6 +169,7 @@ OPERATIONS: Final = (
         handler=score,
         tag="meaning",
         role="subscribe",
+        query=ScoreQuery,
         body=(Content(ScoreBody), Content(ScoreBody, MSGPACK)),
         answers={200: Answer("The score and its parts", (Content(ScoreResult), Content(ScoreResult, MSGPACK)))},
         fails=(408, 413, 415),

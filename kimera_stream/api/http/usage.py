@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 
 from kimera_stream.api.http.content import MSGPACK
 from kimera_stream.api.http.operations import Answer, Call, Content, Operation
-from kimera_stream.core.interfaces import UsageRecord
+from kimera_stream.core.kept import UsageRecord
 
 _DAY: Final = 86_400
 _FIRST: Final = date(1970, 1, 1)

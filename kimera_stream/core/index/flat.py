@@ -15,13 +15,16 @@ import structlog
 
 from kimera_stream import kernels
 from kimera_stream.core.columns import GeoidColumns
+from kimera_stream.core.groups import Within
 from kimera_stream.core.index.device import DeviceScan
+from kimera_stream.core.index.groups import Groups
 from kimera_stream.core.index.limits import ID_BYTES, Limits, Room, most_state_bytes
-from kimera_stream.core.index.probe import Scope, scan_rows
+from kimera_stream.core.index.probe import Scope
 from kimera_stream.core.index.records import build_state_record
-from kimera_stream.core.index.rows import checked, checked_rows, stored_of
+from kimera_stream.core.index.rows import checked, checked_rows, query_block, stored_of
+from kimera_stream.core.index.scanning import Ways, scan_block
 from kimera_stream.core.index.sieve_making import sieve_of
-from kimera_stream.core.index.sifting import Sifted, sift_and_check
+from kimera_stream.core.index.sifting import Sifted, sieve_numbers
 from kimera_stream.core.index.slots import BARE, HOLE, LOOSE, Age, Slots
 from kimera_stream.core.index.snapshot import (
     Extras,
@@ -98,11 +101,13 @@ class FlatIndex:
             self._device = DeviceScan(scoring.scan_device, dimension, most_bytes=scoring.device_bytes)
         self._sieve_from = performance.sieve_from if self._device is None else 0
         self._min_related = scoring.min_relatedness
+        self._within: Within = scoring.compare_within
         self._wanted = anyio.Event()
         self._reset()
 
     def _reset(self) -> None:
         self._slots = Slots()
+        self._groups = Groups(self._within)
         self._age = Age() if self._limits.policy == "evict_oldest" else None
         self._chunks: list[Chunk] = []
         self._sifted: Sifted | None = None
@@ -138,7 +143,7 @@ class FlatIndex:
         """Memory of what is held: rows in use, signatures, ids. Mapped float32 rows are not counted."""
         total = self._slots.bytes + self._codes.bytes + (self._age.bytes if self._age else 0)
         total += len(self._by_id) * ID_BYTES + self._id_chars
-        total += self._sifted.sieve.bytes if self._sifted else 0
+        total += self._groups.bytes + (self._sifted.sieve.bytes if self._sifted else 0)
         for chunk, rows in zip(self._chunks, self._used(), strict=True):
             row = Chunk.SMALL_BYTES + (0 if chunk.codes is None else chunk.codes.shape[1] + 1)
             if chunk.exact is not None and not chunk.mapped:
@@ -176,11 +181,7 @@ class FlatIndex:
             device="kernel" if device is None else device.kind,
             device_bytes=0 if device is None else device.bytes,
             device_trouble=None if device is None else device.trouble,
-            sieved=0 if sifted is None or not sifted.is_trusted else sifted.rows,
-            sieve_bytes=0 if sifted is None else sifted.sieve.bytes,
-            cells=0 if sifted is None else sifted.sieve.cells,
-            recall=None if sifted is None or sifted.recall is None else round(sifted.recall, 5),
-            read=round(sifted.read / sifted.queries / max(1, sifted.rows), 5) if sifted and sifted.queries else None,
+            **sieve_numbers(sifted),
         )
 
     # -- writing ---------------------------------------------------------------------------------------------------
@@ -205,6 +206,7 @@ class FlatIndex:
         self._margin = max(self._margin, lost)
         if replaced:
             self._view = None
+        self._groups.put(slot, stored)
         self._ids[slot] = geoid.id
         self._by_id[geoid.id] = slot
         self._id_chars += len(geoid.id) if old is None else 0
@@ -527,10 +529,23 @@ class FlatIndex:
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
+    def set_group(self, geoid_id: str, group: str | None) -> None:
+        """The group of a geoid that was not put by ``put``: snapshots and columns do not tell it."""
+        slot = self._by_id.get(geoid_id)
+        if slot is not None:
+            self._groups.note(slot, group)
+
     async def scan(
-        self, queries: Sequence[StoredGeoid], *, k: int, min_relatedness: float, exclude_self: bool = True
+        self,
+        queries: Sequence[StoredGeoid],
+        *,
+        k: int,
+        min_relatedness: float,
+        exclude_self: bool = True,
+        everywhere: bool = False,
     ) -> list[list[Candidate]]:
-        """Top-k candidates for a contradiction per query: by fused score, symbolic oppositions first.
+        """Top-k candidates for a contradiction per query: by fused score, symbolic oppositions first. By setting they are of
+        the query's own group (``core.groups``), unless they are asked for ``everywhere``; such a scan is always exact.
 
         An opposition about the same subject needs no relatedness. Where it cannot be told whether two states are about
         the same thing (no subject on one side, no vector on one side), an opposition comes last, scored below 0.
@@ -541,21 +556,9 @@ class FlatIndex:
         if not queries:
             return []
         await self.reserve()  # before codes are looked up: from there to the pin nothing may be put
-        vectors = np.zeros((len(queries), self.dimension), np.float32)
-        for i, query in enumerate(queries):
-            if query.vector is not None:
-                vectors[i] = checked(query.vector, self.dimension)
-        block = kernels.Queries.build(
-            vectors,
-            has_vector=[query.vector is not None for query in queries],
-            text=kernels.text_signatures([query.geoid.text for query in queries]).tolist(),
-            records=[
-                build_state_record(each.geoid.symbolic_state, each.geoid.semantic_state, self._codes, store=False)
-                for each in queries
-            ],
-            exclude=[self._by_id.get(query.geoid.id, -1) if exclude_self else -1 for query in queries],
-        )
-        return await self._run(block, kernels.Weights(min_related=min_relatedness, flag=FLAG_WEIGHT), k)
+        block = query_block(queries, self.dimension, self._codes, self._by_id if exclude_self else {})
+        groups = None if everywhere else self._groups.wanted(queries)
+        return await self._run(block, kernels.Weights(min_related=min_relatedness, flag=FLAG_WEIGHT), k, groups)
 
     async def related(self, vectors: Matrix, *, k: int) -> list[list[Candidate]]:
         """Top-k by relatedness alone, per row.
@@ -575,22 +578,13 @@ class FlatIndex:
                 self._view = self._kernel.view([chunk.segment() for chunk in self._chunks])
             yield Scope(self._kernel, self._view, live, np.array(self._slots.kinds, np.int64), self._margin)
 
-    async def _run(self, block: kernels.Queries, weights: kernels.Weights, k: int) -> list[list[Candidate]]:
-        sifted, written = self._sifted, self._written
+    async def _run(
+        self, block: kernels.Queries, weights: kernels.Weights, k: int, groups: Sequence[int] | None = None
+    ) -> list[list[Candidate]]:
+        """``groups``: of each query; None: all rows are looked at."""
+        ways = Ways(self._device, self._sifted, self._written, self._groups.numbers)
         with self._pinned() as scope:
-            if self._device is not None:
-                hits = await self._threads.run("score", self._device.scan_rows, scope, block, weights, k)
-            elif sifted is None or written is None or not sifted.answers(len(block), k):
-                hits = await self._threads.run("score", scan_rows, scope, block, weights, k)
-            else:
-                fresh, due = written.copy(len(scope.live)), sifted.due(len(block))
-                hits, read, recalls = await self._threads.run(
-                    "score", sift_and_check, scope, sifted, fresh, block, weights, k, due
-                )
-                sifted.read += read
-                for recall in recalls:
-                    if sifted.measured(recall):
-                        log.warning("recall fell short: the sieve lets more through", slack=round(sifted.row_slack, 3))
+            hits = await scan_block(self._threads, scope, ways, groups, block, weights, k)
             return [self._candidates(hits, i) for i in range(len(block))]
 
     def _candidates(self, hits: kernels.Hits, query: int) -> list[Candidate]:

@@ -80,6 +80,14 @@ async def replay(index: FlatIndex, follower: LogFollower, vault: VaultService, a
         progress(f"{done:,} entries of the log")
 
 
+async def regroup(index: FlatIndex, pages: AsyncIterator[Sequence[tuple[str, str | None]]]) -> None:
+    """Tell the index the group of each geoid (id, group): neither snapshots nor columns hold it."""
+    async for page in pages:
+        for geoid_id, group in page:
+            index.set_group(geoid_id, group)
+        await anyio.lowlevel.checkpoint()
+
+
 def _touched(entries: Sequence[LogEntry]) -> tuple[list[str], list[Contradiction]]:
     """The geoids and, in their newest state, the contradictions that entries tell of."""
     geoids: dict[str, None] = {}

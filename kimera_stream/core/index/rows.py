@@ -1,10 +1,13 @@
 """From geoids to what rows of the index hold, and back: vectors checked, columns gathered."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from kimera_stream import kernels
 from kimera_stream.core.columns import GeoidColumns
+from kimera_stream.core.index.records import build_state_record
+from kimera_stream.core.index.values import ValueCodes
 from kimera_stream.core.interfaces import Matrix, StoredGeoid, Vector
 from kimera_stream.protocol.errors import BadRequestError
 from kimera_stream.protocol.objects import Geoid
@@ -88,3 +91,27 @@ def stored_of(columns: GeoidColumns, place: int) -> StoredGeoid:
         offset=0,
     )
     return StoredGeoid(geoid, vector, "")
+
+
+def query_block(
+    queries: Sequence[StoredGeoid], dimension: int, codes: ValueCodes, exclude: Mapping[str, int]
+) -> kernels.Queries:
+    """Statements as a kernel asks with them. ``exclude``: slots by id; a statement that has one does not find itself.
+
+    Raises:
+        BadRequestError: a vector has another dimension or is not finite.
+    """
+    vectors = np.zeros((len(queries), dimension), np.float32)
+    for i, query in enumerate(queries):
+        if query.vector is not None:
+            vectors[i] = checked(query.vector, dimension)
+    return kernels.Queries.build(
+        vectors,
+        has_vector=[query.vector is not None for query in queries],
+        text=kernels.text_signatures([query.geoid.text for query in queries]).tolist(),
+        records=[
+            build_state_record(each.geoid.symbolic_state, each.geoid.semantic_state, codes, store=False)
+            for each in queries
+        ],
+        exclude=[exclude.get(query.geoid.id, -1) for query in queries],
+    )

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -229,3 +230,16 @@ def _needs(sieve: Sieve, block: Queries, weights: Weights, exact: Hits, k: int) 
         rows.append((bar - own) / scale / np.maximum(rests[i] * sieve.rest[at] / 255, 1e-6))
         cells.append((bar - centre) / scale / np.maximum(sieve.spread[cell], 1e-6))
     return np.concatenate(rows).astype(np.float32), np.concatenate(cells).astype(np.float32)
+
+
+def sieve_numbers(sifted: Sifted | None) -> dict[str, Any]:
+    """What the statistics of an index say of its sieve."""
+    if sifted is None:
+        return {}
+    return {
+        "sieved": sifted.rows if sifted.is_trusted else 0,
+        "sieve_bytes": sifted.sieve.bytes,
+        "cells": sifted.sieve.cells,
+        "recall": None if sifted.recall is None else round(sifted.recall, 5),
+        "read": round(sifted.read / sifted.queries / max(1, sifted.rows), 5) if sifted.queries else None,
+    }

@@ -34,6 +34,19 @@ _SYMBOLIC = QueryIn(
         .order_by(symbolic.c.geoid_id, symbolic.c.position)
     )
 )
+_GROUPS = {
+    within: Query(
+        select(geoid.c.id, column, geoid.c.offset)
+        .where(geoid.c.offset > bindparam("after"))
+        .order_by(geoid.c.offset)
+        .limit(bindparam("limit"))
+    )
+    for within, column in (
+        ("session", geoid.c.session_id),
+        ("agent", geoid.c.agent_id),
+        ("principal", geoid.c.principal),
+    )
+}
 _COUNT_GEOIDS = Query(select(func.count()).select_from(geoid))
 _CONTRADICTION = Query(select(*rows.CONTRADICTION_COLUMNS).where(contradiction.c.id == bindparam("contradiction_id")))
 _COUNT_CONTRADICTIONS = Query(
@@ -70,6 +83,12 @@ def stored_geoids(tx: Transaction, ids: Sequence[str]) -> dict[str, StoredGeoid]
     found = {row[0]: row for row in tx.rows_in(_GEOIDS, ids)}
     semantic_states, symbolic_states = _features(tx, list(found.values()))
     return {id_: rows.stored_geoid_of(row, semantic_states, symbolic_states) for id_, row in found.items()}
+
+
+def groups_after(tx: Transaction, within: str, after: int, limit: int) -> tuple[list[tuple[str, str | None]], int]:
+    """The next geoids in offset order, each with its group (see ``core.groups``), and the offset of the last one."""
+    found = tx.rows(_GROUPS[within], after=after, limit=limit)
+    return [(row[0], row[1]) for row in found], found[-1][2] if found else after
 
 
 def count_geoids(tx: Transaction) -> int:

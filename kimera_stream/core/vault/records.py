@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from sqlalchemy import bindparam, delete, select, update
 
-from kimera_stream.core.interfaces import IdempotencyRecord, UsageRecord, Vector
+from kimera_stream.core.interfaces import IdempotencyRecord, Vector
+from kimera_stream.core.kept import UsageRecord
 from kimera_stream.core.vault import rows, schema
 from kimera_stream.infrastructure.database import Insert, Query, QueryIn, Transaction
 from kimera_stream.infrastructure.database.statements import among

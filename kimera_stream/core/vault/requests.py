@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import and_, bindparam, delete, exists, func, select, update
 
-from kimera_stream.core.interfaces import CheckpointRequest, DeadLetter, RequestRef
+from kimera_stream.core.kept import CheckpointRequest, DeadLetter, RequestRef
 from kimera_stream.core.vault import schema
 from kimera_stream.infrastructure.database import Insert, Query, QueryIn, Transaction
 from kimera_stream.infrastructure.database.statements import among

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import anyio
 
-from kimera_stream.core.interfaces import DeadLetter, UsageRecord
+from kimera_stream.core.kept import DeadLetter, UsageRecord
 from kimera_stream.core.vault import records, requests
 from kimera_stream.core.vault.checking import CheckReport, Progress, check_database
 from kimera_stream.core.vault.errors import VaultFormatError, VaultSchemaError

@@ -10,20 +10,18 @@ import structlog
 from sqlalchemy import bindparam, update
 
 from kimera_stream.core.columns import GeoidColumns
+from kimera_stream.core.groups import Within
 from kimera_stream.core.interfaces import (
-    CheckpointRequest,
-    DeadLetter,
     IdempotencyRecord,
     LockedLog,
     LogPage,
     OutcomeUnknownError,
     Page,
-    RequestRef,
     StoredGeoid,
-    UsageRecord,
     Vector,
     WriteBatch,
 )
+from kimera_stream.core.kept import CheckpointRequest, DeadLetter, RequestRef, UsageRecord
 from kimera_stream.core.vault import reading, records, requests, schema, trimming, writing
 from kimera_stream.core.vault.columns import columns_after
 from kimera_stream.core.vault.entries import LogState, read_page, read_state
@@ -303,6 +301,18 @@ class SqlVault:
             found, after, looked_at = await self._database.read(scan)
             if found:
                 yield found
+
+    async def scan_groups(self, within: Within, *, batch: int = 5_000) -> AsyncIterator[list[tuple[str, str | None]]]:
+        """Id and group of every live geoid."""
+        after = 0
+        while True:
+            found, after = await self._database.read(
+                partial(reading.groups_after, within=within, after=after, limit=batch)
+            )
+            if found:
+                yield found
+            if len(found) < batch:
+                return
 
     async def count_geoids(self) -> int:
         return await self._database.read(reading.count_geoids)

@@ -19,7 +19,8 @@ from kimera_stream.api.http.protocol import KimeraHttpProtocol
 from kimera_stream.api.http.routes import http_routes
 from kimera_stream.api.middleware import http_middleware
 from kimera_stream.api.problems import EXCEPTION_HANDLERS
-from kimera_stream.core.interfaces import ALL_ROLES, LogPage, Page, Principal, PublishResult, StoredGeoid, UsageRecord
+from kimera_stream.core.interfaces import ALL_ROLES, LogPage, Page, Principal, PublishResult, StoredGeoid
+from kimera_stream.core.kept import UsageRecord
 from kimera_stream.infrastructure.settings import Settings
 from kimera_stream.infrastructure.telemetry import Metrics, Tracing
 from kimera_stream.protocol.errors import (
@@ -39,6 +40,7 @@ from kimera_stream.protocol.objects import (
     Scar,
     ScoredGeoid,
     ScoreResult,
+    StageReport,
     Watch,
 )
 from kimera_stream.streaming.commands import Commands
@@ -240,8 +242,9 @@ class MemoryKnowledge:
         self.vault.contradictions[contradiction_id] = msgspec.structs.replace(found, state="resolved")
         return scar, offset
 
-    async def score(self, a: GeoidBody, b: GeoidBody) -> ScoreResult:
-        return ScoreResult(score=0.8, components=COMPONENTS, why=[f"{a.text} / {b.text}"])
+    async def score(self, a: GeoidBody, b: GeoidBody, *, explain: bool = False) -> ScoreResult:
+        stages = [StageReport(stage="scan", ran=True, passed=True, value=0.9)] if explain else []
+        return ScoreResult(score=0.8, components=COMPONENTS, why=[f"{a.text} / {b.text}"], stages=stages)
 
     async def search(self, **asked: Any) -> list[ScoredGeoid]:
         self.asked.append(("search", asked))

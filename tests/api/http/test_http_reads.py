@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 
-from kimera_stream.core.interfaces import UsageRecord
+from kimera_stream.core.kept import UsageRecord
 
 pytestmark = pytest.mark.anyio
 
@@ -60,8 +60,15 @@ async def test_resolving_leaves_a_scar(world, make_contradiction):
 async def test_score(world):
     async with world.client() as http:
         scored = await http.post("/v1/score", json={"a": {"text": "up"}, "b": {"text": "down"}})
+        explained = await http.post("/v1/score?explain=1", json={"a": {"text": "up"}, "b": {"text": "down"}})
+        neither = await http.post("/v1/score?explain=maybe", json={"a": {"text": "up"}, "b": {"text": "down"}})
         wrong = await http.post("/v1/score", json={"a": {"text": "up"}, "b": {"text": 1}})
         half = await http.post("/v1/score", json={"a": {"text": "up"}})
+    assert "stages" not in scored.json()
+    assert explained.json() == scored.json() | {
+        "stages": [{"stage": "scan", "ran": True, "passed": True, "value": 0.9}]
+    }
+    assert (neither.status_code, neither.json()["field"]) == (400, "explain")
     assert scored.json()["why"] == ["up / down"]
     assert scored.json()["components"]["relatedness"] == 0.9
     assert wrong.json()["field"] == "b.text"

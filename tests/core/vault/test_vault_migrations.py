@@ -12,7 +12,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from kimera_stream.core.interfaces import CheckpointRequest, DeadLetter, UsageRecord
+from kimera_stream.core.kept import CheckpointRequest, DeadLetter, UsageRecord
 from kimera_stream.core.vault import migrate as migration
 from kimera_stream.core.vault.errors import VaultSchemaError
 from kimera_stream.core.vault.migrate import HEAD, current_revision, migrate

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from kimera_stream.core.interfaces import IdempotencyRecord, UsageRecord, WriteBatch
+from kimera_stream.core.interfaces import IdempotencyRecord, WriteBatch
+from kimera_stream.core.kept import UsageRecord
 from kimera_stream.core.vault.records import SessionRecord
 from kimera_stream.core.vault.retention import Retention
 from kimera_stream.core.vault.tools import export, import_

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from kimera_stream.core.interfaces import CheckpointRequest, DeadLetter
+from kimera_stream.core.kept import CheckpointRequest, DeadLetter
 from kimera_stream.core.vault import tools
 from kimera_stream.core.vault.vault import SqlVault
 

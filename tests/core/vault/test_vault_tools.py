@@ -9,7 +9,8 @@ import msgspec
 import pytest
 from sqlalchemy import text
 
-from kimera_stream.core.interfaces import CheckpointRequest, DeadLetter, IdempotencyRecord, StoredGeoid, WriteBatch
+from kimera_stream.core.interfaces import IdempotencyRecord, StoredGeoid, WriteBatch
+from kimera_stream.core.kept import CheckpointRequest, DeadLetter
 from kimera_stream.core.vault import requests, tools
 from kimera_stream.core.vault.errors import VaultFormatError, VaultSchemaError
 from kimera_stream.core.vault.vault import SqlVault

@@ -1,0 +1,58 @@
+"""What the vault keeps beside the log and the geoids, as it is handed around: accepted requests, dead letters, usage."""
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+RequestRef: TypeAlias = tuple[str, int]
+"""Which row keeps a request: its checkpoint and its place in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRequest:
+    """A publish that was accepted and not done when the process stopped, or that is to be tried again.
+
+    Attributes:
+        body: JSON of its ``GeoidBody``.
+        accepted_at: Unix ms.
+        attempts: How often it has been taken up.
+        ref: The row that keeps it; None before it is kept.
+    """
+
+    principal: str
+    body: bytes
+    session_id: str | None = None
+    key: str | None = None
+    priority: int = 5
+    merge: bool = False
+    must_exist: bool = False
+    accepted_at: int = 0
+    attempts: int = 0
+    ref: RequestRef | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """Accepted work that could not be done, set aside for a person.
+
+    Attributes:
+        failed_at: Unix ms.
+        code: Of the error (``protocol.errors``), with its ``message``.
+        id: Given by the vault; ascending, the oldest first.
+    """
+
+    request: CheckpointRequest
+    failed_at: int
+    code: str
+    message: str
+    id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRecord:
+    """What a principal published on one day (days since 1970, UTC)."""
+
+    principal: str
+    day: int
+    statements: int
+    text_bytes: int
+    tokens: int
