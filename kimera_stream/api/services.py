@@ -288,4 +288,4 @@ async def load_index(parts: Parts, service: Service) -> None:
     within = parts.settings.scoring.compare_within
     if within != "all":
         service.progress(f"finding out the {within} of each geoid")
-        await regroup(container.get(FlatIndex), vault.scan_groups(within))
+        await regroup(container.get(FlatIndex), container.get(SqlVault).scan_groups(within))

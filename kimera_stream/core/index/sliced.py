@@ -126,11 +126,17 @@ class SlicedIndex:
         return _Rooms(self)
 
     async def scan(
-        self, queries: Sequence[StoredGeoid], *, k: int, min_relatedness: float, exclude_self: bool = True
+        self,
+        queries: Sequence[StoredGeoid],
+        *,
+        k: int,
+        min_relatedness: float,
+        exclude_self: bool = True,
+        everywhere: bool = False,
     ) -> list[list[Candidate]]:
         """Top-k candidates per query of all open slices: by fused score, symbolic oppositions first."""
         return await self.view(self._parts).scan(
-            queries, k=k, min_relatedness=min_relatedness, exclude_self=exclude_self
+            queries, k=k, min_relatedness=min_relatedness, exclude_self=exclude_self, everywhere=everywhere
         )
 
     async def related(self, vectors: Matrix, *, k: int) -> list[list[Candidate]]:
@@ -150,14 +156,23 @@ class SliceView:
         self._numbers = numbers
 
     async def scan(
-        self, queries: Sequence[StoredGeoid], *, k: int, min_relatedness: float, exclude_self: bool = True
+        self,
+        queries: Sequence[StoredGeoid],
+        *,
+        k: int,
+        min_relatedness: float,
+        exclude_self: bool = True,
+        everywhere: bool = False,
     ) -> list[list[Candidate]]:
         """As ``IndexService.scan``; ranked over all of its slices as one index would rank them."""
         parts = [
             part for number in sorted(self._numbers) if (part := self._index.part(number)) is not None and part.size
         ]
         found = [
-            await part.scan(queries, k=k, min_relatedness=min_relatedness, exclude_self=exclude_self) for part in parts
+            await part.scan(
+                queries, k=k, min_relatedness=min_relatedness, exclude_self=exclude_self, everywhere=everywhere
+            )
+            for part in parts
         ]
         if len(found) == 1:
             return found[0]

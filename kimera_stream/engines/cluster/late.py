@@ -88,6 +88,9 @@ class LateWord:
             for each in doubtful
             if each.a in others and view.takes(others[each.a], newest[each.b])
         ]
+        apart = [pair for pair in pairs if not self._engine.comparable(*pair)]
+        findings += [Finding(older, newer, None, final=True) for older, newer in apart]
+        pairs = [pair for pair in pairs if self._engine.comparable(*pair)]
         if pairs:
             for (older, newer), judgement in zip(pairs, await self._engine.judge_pairs(pairs), strict=True):
                 if judgement.provisional:

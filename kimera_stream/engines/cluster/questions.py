@@ -36,7 +36,7 @@ class Answering:
 
     async def _score(self, question: bytes) -> bytes:
         asked = wire.decode_score(question)
-        return wire.encode(await self._queries.score(asked.a, asked.b))
+        return wire.encode(await self._queries.score(asked.a, asked.b, explain=asked.explain))
 
     async def _search(self, question: bytes) -> bytes:
         asked = wire.decode_search(question)

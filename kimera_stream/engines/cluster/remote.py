@@ -220,11 +220,11 @@ class RemoteKnowledge:
 
     # -- questions -----------------------------------------------------------------------------------------------------
 
-    async def score(self, a: GeoidBody, b: GeoidBody) -> ScoreResult:
+    async def score(self, a: GeoidBody, b: GeoidBody, *, explain: bool = False) -> ScoreResult:
         """How ``a`` (older) and ``b`` stand to each other; nothing is stored."""
         validate_body(a, self._limits, where="a")
         validate_body(b, self._limits, where="b")
-        answer = await self._ask_one(wire.SCORE, wire.encode(wire.ScoreQuestion(a=a, b=b)))
+        answer = await self._ask_one(wire.SCORE, wire.encode(wire.ScoreQuestion(a=a, b=b, explain=explain)))
         return wire.decode_score_result(answer)
 
     async def search(

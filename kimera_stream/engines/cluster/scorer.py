@@ -438,7 +438,7 @@ class SliceScorer:
             older, newer = sorted((stored[each.a], stored[each.b]), key=lambda one: one.stated)
             if newer.geoid.id not in fresh or not takes(older, newer):
                 continue
-            if older.geoid.id in fresh:
+            if older.geoid.id in fresh or not self._engine.comparable(older, newer):
                 findings.append(Finding(older, newer, None))  # statements of one page are compared without a scan
             else:
                 unseen.append((older, newer))

@@ -127,9 +127,10 @@ WATCH = "watch"
 UNWATCH = "unwatch"
 
 
-class ScoreQuestion(msgspec.Struct, frozen=True, kw_only=True):
+class ScoreQuestion(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     a: GeoidBody
     b: GeoidBody
+    explain: bool = False
 
 
 class SearchQuestion(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
