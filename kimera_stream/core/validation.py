@@ -15,6 +15,8 @@ from kimera_stream.protocol.objects import GeoidBody, Scalar
 MAX_KEY_CHARS = 256
 MAX_VALUE_CHARS = 4096
 MAX_PURPOSE_CHARS = 1024
+MAX_IDEMPOTENCY_KEY_CHARS = 255
+MAX_REASON_CHARS = 2_000
 MAX_METADATA_DEPTH = 16
 INT_MIN, INT_MAX = -(2**63), 2**63 - 1
 WEIGHT_MAX = 1e12
@@ -78,6 +80,28 @@ def check_text(text: str, max_chars: int, field: str) -> None:
     _check_text(text, max_chars, field)
 
 
+def check_key(key: str) -> None:
+    """Check an idempotency key.
+
+    Raises:
+        BadRequestError: empty, too long, or not to be stored.
+    """
+    if not 1 <= len(key) <= MAX_IDEMPOTENCY_KEY_CHARS:
+        raise BadRequestError(f"key: expected 1-{MAX_IDEMPOTENCY_KEY_CHARS} characters", field="key")
+    check_encodable(key, "key")
+
+
+def check_reason(reason: str) -> None:
+    """Check why somebody resolves a contradiction.
+
+    Raises:
+        BadRequestError: too long, or not to be stored.
+    """
+    if len(reason) > MAX_REASON_CHARS:
+        raise BadRequestError(f"reason: expected at most {MAX_REASON_CHARS} characters", field="reason")
+    check_encodable(reason, "reason")
+
+
 def check_vector(vector: list[float], dimension: int, field: str) -> None:
     """Check length, finiteness and that a direction can be made of it.
 
@@ -107,16 +131,21 @@ def _check_text(text: str, max_chars: int, field: str) -> None:
         raise TooLargeError(f"{field}: expected at most {max_chars} characters, got {len(text)}", field=field)
     if not text.strip():
         raise BadRequestError(f"{field}: expected some text, got only white space", field=field)
-    _check_encodable(text, field)
+    check_encodable(text, field)
 
 
 def _check_string(value: str, max_chars: int, field: str) -> None:
     if len(value) > max_chars:
         raise TooLargeError(f"{field}: expected at most {max_chars} characters, got {len(value)}", field=field)
-    _check_encodable(value, field)
+    check_encodable(value, field)
 
 
-def _check_encodable(value: str, field: str) -> None:
+def check_encodable(value: str, field: str) -> None:
+    """Check that a text can be stored.
+
+    Raises:
+        BadRequestError: NUL characters or lone surrogates.
+    """
     if "\0" in value:  # PostgreSQL's text cannot hold it
         raise BadRequestError(f"{field}: expected text without NUL characters", field=field)
     if not value.isascii():
@@ -134,7 +163,7 @@ def _check_keys(state: Mapping[str, Any], max_keys: int, field: str) -> None:
             raise BadRequestError(
                 f"{field}: expected keys of 1-{MAX_KEY_CHARS} characters, got {len(key)}", field=field
             )
-        _check_encodable(key, field)
+        check_encodable(key, field)
 
 
 def _check_semantic(state: dict[str, float], max_keys: int, field: str) -> None:
@@ -193,10 +222,10 @@ def _check_json(value: object, field: str, depth: int) -> None:
         for key, item in value.items():
             if not isinstance(key, str):
                 raise BadRequestError(f"{field}: expected text keys only", field=field)
-            _check_encodable(key, field)
+            check_encodable(key, field)
             _check_json(item, field, depth - 1)
     elif isinstance(value, str):
-        _check_encodable(value, field)
+        check_encodable(value, field)
     elif value is None or isinstance(value, int | float):
         _check_scalar(value, field)
     else:  # MessagePack can carry bytes, timestamps and extensions, JSON cannot

@@ -17,7 +17,7 @@ import structlog
 
 from kimera_stream.core.geoid import unit
 from kimera_stream.core.interfaces import EmbeddingService, Principal, PublishResult, VaultService
-from kimera_stream.core.validation import BodyLimits, validate_body
+from kimera_stream.core.validation import BodyLimits, check_key, check_reason, validate_body
 from kimera_stream.engines.checkpoint import KeptWork
 from kimera_stream.engines.intake import Intake, Ticket
 from kimera_stream.engines.metrics import PipelineMetrics
@@ -49,7 +49,6 @@ KEY_LOOKUPS = 8
 """Idempotency keys looked up at once."""
 BODY_OVERHEAD = 512
 """Bytes counted for a statement besides its text and vector."""
-REASON_CHARS = 2_000
 KEEP_DEADLINE = 2.0
 """Seconds that a stop whose time is over may still take to keep what was accepted."""
 REREADER = ("~verifier", "")
@@ -93,7 +92,7 @@ class Pipeline:
         self._group = settings.database.group_commit_max
         self._encoded = settings.embedding.batch_size * ENCODED_PER_GROUP
         self._patience = Patience(settings.performance.retry_within)
-        self._faults = Faults("encode", metrics.fault)
+        self._faults = Faults("prepare", metrics.fault)
         self._kept = KeptWork(
             vault,
             self._limits,
@@ -126,8 +125,7 @@ class Pipeline:
         """See ``KnowledgeService.publish``. ``request``: where it came from another node."""
         validate_body(body, self._limits, merge=merge)
         if key is not None:
-            if not 1 <= len(key) <= 255:
-                raise BadRequestError("key: expected 1-255 characters", field="key")
+            check_key(key)
             waiting = self._keyed.get((principal.id, key))
             if waiting is not None:
                 return _again(await waiting.outcome())
@@ -172,8 +170,8 @@ class Pipeline:
         """Resolve a contradiction; returns its scar and the offset of ``scar.formed``."""
         if decision not in ("collapse", "surge", "buffer"):
             raise BadRequestError("decision: expected collapse, surge or buffer", field="decision")
-        if reason is not None and len(reason) > REASON_CHARS:
-            raise BadRequestError(f"reason: expected at most {REASON_CHARS} characters", field="reason")
+        if reason is not None:
+            check_reason(reason)
         ticket: Ticket[tuple[Scar, int]] = self._ticket(principal, session_id)
         self._accept(ResolveWork(ticket, contradiction_id, decision, reason, principal, request))
         return await ticket.outcome()
@@ -363,6 +361,11 @@ class Pipeline:
                     record = await self._vault.idempotent(work.principal.id, work.key, not_before=not_before)
                 except OperationalError as error:
                     failed.append((work, error))
+                    return
+                except Exception as error:  # noqa: BLE001 - one key must not take the others along; Faults logs, and raises it in the end
+                    self._faults.blame(work.ticket, error)
+                    work.at_fault = True
+                    failed.append((work, defect()))
                     return
             if record is not None:
                 work.ticket.answer(_again(_first_result(record.result)))

@@ -107,7 +107,8 @@ class Commands:
         channel_kind(channel, max_bytes=self._hub.settings.max_channel_bytes)
         await require_watch(self._knowledge, channel)
         if isinstance(since, CursorRef):
-            offset = await self._vault.cursor(principal.id, since.cursor, channel)
+            named = is_id(since.cursor)  # nothing else can have been saved
+            offset = await self._vault.cursor(principal.id, since.cursor, channel) if named else None
             if offset is None:
                 raise NotFoundError(
                     f"since.cursor: no cursor {since.cursor!r} on {channel}; make one with ack", field="since.cursor"

@@ -3,12 +3,15 @@
 import json
 import math
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import msgspec
 import pytest
 
-from tests.e2e.harness import Peer, Server, handshake, peer
+from tests.core.vault.conftest import POSTGRES, administer
+from tests.e2e.conftest import StartServer
+from tests.e2e.harness import Peer, Server, handshake, peer, web
 
 pytestmark = pytest.mark.anyio
 
@@ -85,6 +88,7 @@ async def test_bad_commands(server: Server, encoding: str) -> None:
             ("publish", {}, "bad_request"),
             ("publish", {"geoid": {"text": "a"}, "priority": 10}, "bad_request"),
             ("publish", {"geoid": {"text": "a"}, "key": ""}, "bad_request"),
+            ("publish", {"geoid": {"text": "a"}, "key": "a\0b"}, "bad_request"),
             ("publish", {"geoid": {"text": "a"}, "extra": 1}, "bad_request"),
             ("subscribe", {"channel": "rumours"}, "bad_channel"),
             ("subscribe", {"channel": "geoid:"}, "bad_channel"),
@@ -93,6 +97,7 @@ async def test_bad_commands(server: Server, encoding: str) -> None:
             ("subscribe", {"channel": "geoids", "since": ahead}, "bad_position"),
             ("subscribe", {"channel": "geoids", "since": {"offset": 1}}, "bad_request"),
             ("subscribe", {"channel": "geoids", "since": {"cursor": "never-made"}}, "not_found"),
+            ("subscribe", {"channel": "geoids", "since": {"cursor": "a\0b"}}, "not_found"),
             ("subscribe", {"channel": "geoids", "filter": {"field": "data.score"}}, "bad_filter"),
             ("subscribe", {"channel": "geoids", "filter": {"field": "a", "op": "like", "value": 1}}, "bad_filter"),
             ("subscribe", {"channel": "geoids", "filter": {"all": "x"}}, "bad_filter"),
@@ -106,6 +111,7 @@ async def test_bad_commands(server: Server, encoding: str) -> None:
             ("delete", {"geoid_id": "bad-input-nobody"}, "not_found"),
             ("resolve", {"contradiction_id": "bad-input-none", "decision": "collapse"}, "not_found"),
             ("resolve", {"contradiction_id": "x", "decision": "ignore"}, "bad_request"),
+            ("resolve", {"contradiction_id": "x", "decision": "surge", "reason": "a\0b"}, "bad_request"),
             ("history", {"channel": "geoids", "limit": 1001}, "bad_request"),
             ("history", {"channel": "geoids", "limit": 0}, "bad_request"),
             ("history", {"channel": "geoids", "limit": 1, "since": ahead}, "bad_position"),
@@ -326,6 +332,27 @@ async def test_bad_requests_over_http(server: Server, http: httpx.AsyncClient) -
         response = await http.request(method, path, **request)
         assert (response.status_code, response.json()["code"]) == (status, code), (method, path, response.text)
     assert (await http.get("/readyz")).status_code == 200
+
+
+@pytest.mark.postgres
+async def test_postgresql_is_not_harmed_by_what_it_cannot_hold(start_server: StartServer) -> None:
+    name = f"kimera_{uuid4().hex}"
+    await administer(f"CREATE DATABASE {name}")
+    try:
+        server = start_server(KIMERA_DATABASE__URL=f"{POSTGRES.rpartition('/')[0]}/{name}")
+        async with peer(server) as client:
+            for _ in range(8):  # the service used to restart each time, and after five of them the process ended
+                reply = await client.ask("publish", geoid={"text": "a"}, key="a\0b")
+                assert (reply["code"], reply["field"]) == ("bad_request", "key")
+                reply = await client.ask("subscribe", channel="geoids", since={"cursor": "a\0b"})
+                assert reply["code"] == "not_found"
+            await works(client)
+        async with web(server) as http:
+            assert (await http.get("/v1/usage", params={"principal": "a\0b"})).status_code == 400
+        assert server.errors() == []
+        server.stop()
+    finally:
+        await administer(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 async def test_only_unknown_subprotocols_are_refused(server: Server) -> None:

@@ -287,14 +287,15 @@ async def test_bad_bodies_never_get_in() -> None:
     async with world.running() as pipeline:
         for body in (GeoidBody(), GeoidBody(text=" "), GeoidBody(vector=[1.0]), GeoidBody(text="a", id="a b")):
             assert isinstance(await outcome(pipeline.publish(body, principal=ANNA)), BadRequestError)
-        for key in ("", "k" * 256):
+        for key in ("", "k" * 256, "a\0b", "\ud800"):
             refused = await outcome(pipeline.publish(GeoidBody(text="a"), principal=ANNA, key=key))
             assert isinstance(refused, BadRequestError)
         assert isinstance(await outcome(pipeline.delete("a b", principal=ANNA)), BadRequestError)
         refused = await outcome(pipeline.resolve("c", "maybe", None, principal=ANNA))  # type: ignore[arg-type]
         assert isinstance(refused, BadRequestError)
-        refused = await outcome(pipeline.resolve("c", "surge", "r" * 2_001, principal=ANNA))
-        assert isinstance(refused, BadRequestError)
+        for reason in ("r" * 2_001, "a\0b"):
+            refused = await outcome(pipeline.resolve("c", "surge", reason, principal=ANNA))
+            assert isinstance(refused, BadRequestError)
     assert world.vault.head == 0
 
 

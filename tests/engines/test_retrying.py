@@ -187,6 +187,24 @@ async def test_a_statement_that_breaks_the_encoder_goes_alone() -> None:
     assert world.crashes == []
 
 
+async def test_a_key_that_breaks_the_look_up_goes_alone() -> None:
+    world = World(performance=PATIENT)
+    idempotent = world.vault.idempotent
+
+    async def broken(principal: str, key: str, **named: Any) -> Any:
+        if key == "poison":
+            raise TypeError("no such type of column")
+        return await idempotent(principal, key, **named)
+
+    world.vault.idempotent = broken  # type: ignore[method-assign]
+    async with world.running() as pipeline:
+        keys = ["a", "poison", "b", None]
+        results = await together(*[pipeline.publish(state(n), principal=ANNA, key=key) for n, key in enumerate(keys)])
+        await until(lambda: world.vault.letters)
+    assert [getattr(each, "code", "") for each in results] == ["", "internal", "", ""]
+    assert world.crashes == []
+
+
 async def test_a_statement_that_breaks_the_commit_goes_alone() -> None:
     world = World(performance=PATIENT)
     commit = world.vault.commit

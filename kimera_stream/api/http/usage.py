@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 from kimera_stream.api.http.content import MSGPACK
 from kimera_stream.api.http.operations import Answer, Call, Content, Operation
 from kimera_stream.core.kept import UsageRecord
+from kimera_stream.core.validation import check_encodable
 
 _DAY: Final = 86_400
 _FIRST: Final = date(1970, 1, 1)
@@ -41,6 +42,8 @@ class UsageReport(msgspec.Struct, frozen=True, kw_only=True):
 
 async def usage(call: Call) -> ASGIApp:
     query = call.query(UsageQuery)
+    if query.principal is not None:
+        check_encodable(query.principal, "principal")
     first = int(time.time() // _DAY) - query.days + 1
     rows = await call.open_services.vault.usage(since_day=first, principal=query.principal, limit=query.limit + 1)
     return call.answer(UsageReport(items=[_day(row) for row in rows[: query.limit]], more=len(rows) > query.limit))

@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from kimera_stream.core.interfaces import Coverage, LogPage, Principal, PublishResult
-from kimera_stream.core.validation import BodyLimits, validate_body
+from kimera_stream.core.validation import BodyLimits, check_key, check_reason, validate_body
 from kimera_stream.engines.cluster import wire
 from kimera_stream.engines.cluster.errands import Errands
 from kimera_stream.engines.cluster.scored import Scored
@@ -39,7 +39,6 @@ from kimera_stream.protocol.objects import (
 
 log = structlog.get_logger(__name__)
 
-REASON_CHARS = 2_000
 QUESTION_WITHIN = 5.0
 """Seconds one engine may take over a question before another one is asked."""
 SEARCH_AGAIN = 0.25
@@ -112,8 +111,8 @@ class RemoteKnowledge:
                 with its key it is not said twice.
         """
         validate_body(body, self._limits, merge=merge)
-        if key is not None and not 1 <= len(key) <= 255:
-            raise BadRequestError("key: expected 1-255 characters", field="key")
+        if key is not None:
+            check_key(key)
         request = wire.PublishRequest(
             at=self._now(),
             principal=principal.id,
@@ -158,8 +157,8 @@ class RemoteKnowledge:
         """Resolve a contradiction; returns its scar and the offset of ``scar.formed``."""
         if decision not in ("collapse", "surge", "buffer"):
             raise BadRequestError("decision: expected collapse, surge or buffer", field="decision")
-        if reason is not None and len(reason) > REASON_CHARS:
-            raise BadRequestError(f"reason: expected at most {REASON_CHARS} characters", field="reason")
+        if reason is not None:
+            check_reason(reason)
         request = wire.ResolveRequest(
             at=self._now(),
             principal=principal.id,
