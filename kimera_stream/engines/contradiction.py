@@ -165,6 +165,7 @@ class CascadeEngine:
             "kimera_cascade_faults_total", "Pairs over which a stage met a defect", ["stage"], registry=registry
         )
         self._faults = Faults("verify", lambda stage: faults.labels(stage).inc())
+        self._rules_faults = Faults("rules", lambda stage: faults.labels(stage).inc())
 
     @property
     def threshold(self) -> float:
@@ -385,16 +386,26 @@ class CascadeEngine:
                 await self._verify(self._verifier, chosen)
 
     async def _compare(self, pairs: list[_Pair]) -> None:
-        if not pairs:
-            return
-        triples = [(pair.older.geoid.text or "", pair.newer.geoid.text or "", pair.cosine or 0.0) for pair in pairs]
-        with self._seconds.labels("rules").time():
-            if len(triples) <= INLINE_PAIRS:
-                found = self._rules.judge(triples)
-            else:
-                found = await self._threads.run("score", self._rules.judge, triples)
-        for pair, evidence in zip(pairs, found, strict=True):
-            pair.evidence = evidence
+        """Have the rules look at pairs. A pair over which they meet a defect is left without their word."""
+        todo = deque([pairs] if pairs else [])
+        while todo:
+            part = todo.popleft()
+            triples = [(pair.older.geoid.text or "", pair.newer.geoid.text or "", pair.cosine or 0.0) for pair in part]
+            try:
+                with self._seconds.labels("rules").time():
+                    if len(triples) <= INLINE_PAIRS:
+                        found = self._rules.judge(triples)
+                    else:
+                        found = await self._threads.run("score", self._rules.judge, triples)
+            except Exception as error:  # noqa: BLE001 - logged by Faults, or raised by it
+                if len(part) > 1:
+                    todo.extendleft((part[len(part) // 2 :], part[: len(part) // 2]))
+                else:
+                    self._rules_faults.blame((part[0].older.geoid.id, part[0].newer.geoid.id), error)
+                continue
+            self._rules_faults.passed()
+            for pair, evidence in zip(part, found, strict=True):
+                pair.evidence = evidence
 
     def _prefilter(self, pairs: list[_Pair], owner: Sequence[int]) -> list[_Pair]:
         """The most promising pairs of each new statement, by cosine and the rules' suspicion; of a large batch fewer each."""

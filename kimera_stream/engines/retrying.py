@@ -40,6 +40,14 @@ def defect() -> DefectError:
     )
 
 
+class Fault(Exception):  # noqa: N818 - carries a defect from where it is met to where it is dealt with
+    """A defect met over work before anything of it was committed."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(repr(error))
+        self.error = error
+
+
 class Patience:
     """For how long accepted work is tried again, and in which rhythm.
 

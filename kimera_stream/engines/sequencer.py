@@ -26,7 +26,7 @@ from kimera_stream.engines.metrics import PipelineMetrics
 from kimera_stream.engines.planning import Planner
 from kimera_stream.engines.publishing import Publishing
 from kimera_stream.engines.removals import Removals
-from kimera_stream.engines.retrying import Faults, defect, may_pass
+from kimera_stream.engines.retrying import Fault, Faults, defect, may_pass
 from kimera_stream.engines.work import DeleteWork, PublishWork, RereadWork, ResolveWork, Work
 from kimera_stream.protocol.errors import ConflictError, OperationalError, UnavailableError
 from kimera_stream.protocol.log import LogEntry
@@ -65,14 +65,6 @@ class Sequencing(Protocol):
 
     def refuse(self, works: Sequence[Work], error: OperationalError) -> None:
         """Answer work that was not done."""
-
-
-class _Fault(Exception):  # noqa: N818 - carries one within this module
-    """A defect met before anything was committed."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(repr(error))
-        self.error = error
 
 
 class Sequencer:
@@ -154,7 +146,7 @@ class Sequencer:
                 if may_pass(error) and not isinstance(segment[0], RereadWork):
                     return Stuck(error, segment, list(chain.from_iterable(todo)))
                 self.refuse(segment, error)
-            except _Fault as fault:
+            except Fault as fault:
                 if len(segment) > 1:
                     half = len(segment) // 2
                     todo.extendleft((segment[half:], segment[:half]))
@@ -204,7 +196,7 @@ class Sequencer:
                         raise
                     if planner.unread:
                         self._backlog.withdraw(batch.entries[0].offset)
-                    raise _Fault(error) from error
+                    raise Fault(error) from error
                 self._metrics.committed(batch, time.perf_counter() - began)
                 self._apply(batch)
                 if planner.unread:
@@ -227,7 +219,7 @@ class Sequencer:
         except OperationalError:
             raise
         except Exception as error:
-            raise _Fault(error) from error
+            raise Fault(error) from error
 
     async def _is_there(self, offset: int) -> bool:
         """Whether the log has this entry, which nobody knows to be committed."""

@@ -312,6 +312,25 @@ async def test_a_pair_over_which_the_verifier_meets_a_defect_is_left_to_the_rule
     assert world.registry.get_sample_value("kimera_cascade_faults_total", {"stage": "verify"}) == 1
 
 
+@pytest.mark.parametrize("count", [2, 9])
+async def test_a_pair_over_which_the_rules_meet_a_defect_is_left_out_alone(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World()
+    judge = contradiction.packaged_rules().judge
+
+    def choking(triples: Sequence[tuple[str, str, float]]) -> Any:
+        if any("poison" in older for older, _, _ in triples):
+            raise ZeroDivisionError("a defect")
+        return judge(triples)
+
+    monkeypatch.setattr(world.engine._rules, "judge", choking)
+    world.put(*[geoid(f"g{n}", "The poison door is open." if n == 1 else "The door is open.") for n in range(count)])
+    [hits] = await world.hits(geoid("new", "The door is closed."))
+    assert sorted(hits) == sorted(f"g{n}" for n in range(count) if n != 1)
+    assert world.registry.get_sample_value("kimera_cascade_faults_total", {"stage": "rules"}) == 1
+
+
 async def test_a_verifier_that_reads_nothing_any_more_is_a_defect_for_the_supervisor() -> None:
     world = World(Choking(0.9), min_relatedness=0.0, verify_candidates=16)
     for batch in range(2):

@@ -32,7 +32,7 @@ from kimera_stream.engines.metrics import PipelineMetrics
 from kimera_stream.engines.planning import Planner
 from kimera_stream.engines.publishing import Item, read_items
 from kimera_stream.engines.removals import parties, write_deletes, write_resolves
-from kimera_stream.engines.retrying import may_pass
+from kimera_stream.engines.retrying import Fault, Faults, defect, may_pass
 from kimera_stream.engines.sequencer import Stuck, segments
 from kimera_stream.engines.watches import WatchRegistry
 from kimera_stream.engines.work import DeleteWork, PublishWork, RequestId, RereadWork, ResolveWork, Work
@@ -121,6 +121,7 @@ class ClusterSequencer:
         self._sure = sure
         self._clock = clock
         self._watch_generation = -1
+        self._faults = Faults("prepare", metrics.fault)
 
     async def catch_up(self) -> int:
         """Nothing to do: the entries of a commit whose end nobody heard are announced by the leader, and read by everyone."""
@@ -143,7 +144,22 @@ class ClusterSequencer:
                 if may_pass(error):
                     return Stuck(error, left, list(chain.from_iterable(todo)))
                 self.refuse(left, error)
+            except Fault as fault:
+                left = [work for work in segment if not work.ticket.finished]
+                if len(left) > 1:
+                    todo.extendleft((left[len(left) // 2 :], left[: len(left) // 2]))
+                elif left:
+                    self._blame(left[0], fault.error)
+            else:
+                self._faults.passed()
         return None
+
+    def _blame(self, work: Work, error: Exception) -> None:
+        """This one alone fails by a defect."""
+        self._faults.blame(work.ticket, error)
+        if isinstance(work, PublishWork):
+            work.at_fault = True
+        self.refuse([work], defect())
 
     def refuse(self, works: Sequence[Work], error: OperationalError) -> None:
         """Answer work that was not done."""
@@ -156,7 +172,12 @@ class ClusterSequencer:
         for attempt in range(REPLANS):
             if not works:
                 return
-            prepared = await self._prepare(works)
+            try:
+                prepared = await self._prepare(works)
+            except OperationalError:
+                raise
+            except Exception as error:
+                raise Fault(error) from error
             attempted = _Attempt(self, works, prepared, self._leases())
             began = time.perf_counter()
             try:
