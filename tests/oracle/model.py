@@ -43,6 +43,7 @@ class Op:
         offset, version, said: Of the first answer: log offset, geoid's version, digest of the geoid or scar.
         found: Contradictions in that answer: digest by offset.
         codes: Errors that it was answered with.
+        took: Seconds from the first time it was sent to its first answer.
     """
 
     mark: str
@@ -61,6 +62,8 @@ class Op:
     repeats: int = 0
     codes: list[str] = field(default_factory=list)
     era: int = 0
+    began: float = 0.0
+    took: float = 0.0
 
     @property
     def retried(self) -> bool:

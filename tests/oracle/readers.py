@@ -34,25 +34,33 @@ async def steady(web: Web, path: str, **params: Any) -> dict[str, Any]:
 
 
 async def read_log(url: str, extra: tuple[str, ...] = ()) -> Log:
-    """The log and its lists; nobody may be publishing.
+    """The log and its lists, once nothing is added to it any more; nobody may be publishing.
 
     Args:
         extra: Channels besides the main ones.
     """
     async with Web(url) as web:
-        health = await steady(web, "/health")
-        log = Log(health["epoch"], health["offset"])
-        for channel in (*MAIN_CHANNELS, *extra):
-            entries = log.channels[channel] = []
-            since: str | None = None
-            more = True
-            while more:
-                page = await steady(web, "/v1/history", channel=channel, since=since, limit=PAGE)
-                entries += [entry_of(event) for event in page["events"]]
-                more, since = page["more"], f"{page['epoch']}:{page['offset']}"
-        log.listed = {each["id"]: digest(each) for each in await _listed(web, "/v1/geoids")}
-        log.open = {each["id"]: digest(each) for each in await _listed(web, "/v1/contradictions", state="open")}
-        return log
+        while True:
+            log = await _read(web, extra)
+            health = await steady(web, "/health")
+            if (health["epoch"], health["offset"]) == (log.epoch, log.head):
+                return log
+
+
+async def _read(web: Web, extra: tuple[str, ...]) -> Log:
+    health = await steady(web, "/health")
+    log = Log(health["epoch"], health["offset"])
+    for channel in (*MAIN_CHANNELS, *extra):
+        entries = log.channels[channel] = []
+        since: str | None = None
+        more = True
+        while more:
+            page = await steady(web, "/v1/history", channel=channel, since=since, limit=PAGE)
+            entries += [entry_of(event) for event in page["events"]]
+            more, since = page["more"], f"{page['epoch']}:{page['offset']}"
+    log.listed = {each["id"]: digest(each) for each in await _listed(web, "/v1/geoids")}
+    log.open = {each["id"]: digest(each) for each in await _listed(web, "/v1/contradictions", state="open")}
+    return log
 
 
 async def _listed(web: Web, path: str, **params: str) -> list[dict[str, Any]]:

@@ -23,6 +23,8 @@ TOLERANCE = 0.002
 async def replay(log: Log, folder: Path, library: Path | None) -> Log:
     """Tell a fresh server what the log tells; returns its log.
 
+    A contradiction that was resolved is resolved there, too, if it is open there at that place.
+
     Args:
         library: Of the shim: this server need not wait for the disk.
     """
@@ -115,11 +117,18 @@ def compare(log: Log, reference: Log, *, at_once: bool) -> Comparison:
 
     What one commit holds has one time. Of what it opens and closes again at once nobody needs to be told, and a serial run
     tells: hence commits are compared and not entries.
+
+    Where contradictions follow their statements, somebody may resolve one whose end is already said and not yet found: then the end
+    is compared, and without pairs that were ever resolved.
     """
     result = Comparison()
     ours, theirs = _State(), _State()
     result.found = sum(entry.type == "contradiction.found" for entry in log.entries.values())
-    steps, reference_steps = list(_steps(log)), list(_steps(reference))
+    steps, reference_steps = list(_steps(log, at_once)), list(_steps(reference, at_once))
+    settled: set[Pair] = set()
+    if not at_once:
+        ends = (entry.data for entry in log.entries.values() if entry.type == "contradiction.resolved")
+        settled = {(min(each["a"], each["b"]), max(each["a"], each["b"])) for each in ends}
     same = 0
     while same < min(len(steps), len(reference_steps)) and steps[same][0].type == reference_steps[same][0].type:
         same += 1
@@ -132,7 +141,7 @@ def compare(log: Log, reference: Log, *, at_once: bool) -> Comparison:
             touched |= {pair for entry in entries if (pair := state.take(entry)) is not None}
         last = number + 1 == same
         if last or (at_once and steps[number + 1][0].ts != step[0].ts):
-            pairs = sorted(touched) if at_once else sorted(ours.open.keys() | theirs.open.keys())
+            pairs = sorted(touched) if at_once else sorted((ours.open.keys() | theirs.open.keys()) - settled)
             for pair in pairs:
                 result.compared += 1
                 difference = _differ(ours.open.get(pair), theirs.open.get(pair))
@@ -142,11 +151,11 @@ def compare(log: Log, reference: Log, *, at_once: bool) -> Comparison:
     return result
 
 
-def _steps(log: Log) -> Iterator[list[Entry]]:
-    """The log cut before each thing that somebody asked for."""
+def _steps(log: Log, at_once: bool) -> Iterator[list[Entry]]:
+    """The log cut before each thing that somebody asked for; resolutions only where they have their place in the order."""
     step: list[Entry] = []
     for entry in log.entries.values():
-        if entry.type.startswith("geoid.") or entry.type == "contradiction.resolved":
+        if entry.type.startswith("geoid.") or (at_once and entry.type == "contradiction.resolved"):
             if step:
                 yield step
             step = []

@@ -25,6 +25,8 @@ from tests.oracle.reference import compare, replay
 from tests.oracle.tally import Tally
 from tests.oracle.wire import Gone, Web
 
+START = 30.0
+"""Seconds in which nodes that are ready have to work together."""
 QUIET = 60.0
 """Seconds in which publishers have to get answers to everything that they have said, once faults are over."""
 
@@ -129,11 +131,14 @@ class Run:
         seed, rate, ledger = self._config.seed, self._config.rate, self._ledger
         doors = [f"ws://{door.address}/v1/stream" for door in deployment.doors]
         web = [f"http://{door.address}" for door in deployment.doors]
-        async with Web(deployment.reader) as http:
-            status, made = await http.ask(
-                "POST", "/v1/watches", json={"watch": "lamp", "text": WATCHED, "kinds": ["related", "contradicts"]}
-            )
-            assert status in (200, 201), made
+        watch_body = {"watch": "lamp", "text": WATCHED, "kinds": ["related", "contradicts"]}
+        with anyio.fail_after(START):
+            async with Web(deployment.reader) as http:
+                while True:  # nodes that have just started may not have found each other yet
+                    status, made = await http.ask("POST", "/v1/watches", json=watch_body)
+                    if status in (200, 201):
+                        break
+                    await anyio.sleep(0.1)
         watch = made["channel"]
         session = f"session:{SESSION}"
         self._extra = (watch, session)
@@ -222,8 +227,7 @@ class Run:
                 await publisher.idle()
         await self._heal("the end of a log")
         log = await read_log(deployment.reader, self._extra)
-        for listener in self._listeners:
-            listener.heard.until[log.epoch] = log.head
+        await self._hear_out(log)
         heard = [listener.heard for listener in self._listeners]
         wrong = await anyio.to_thread.run_sync(
             lambda: check_all(self._ledger, log, heard, era=self._ledger.era, at_once=deployment.at_once)
@@ -233,6 +237,17 @@ class Run:
         self.tally.entries += log.head
         self._logs.append(log)
         return log
+
+    async def _hear_out(self, log: Log) -> None:
+        """Give everybody the time to hear the log to its end; who does not is found by the check."""
+        with anyio.move_on_after(QUIET):
+            for listener in self._listeners:
+                listener.heard.until[log.epoch] = log.head
+                selected = log.select(listener.heard.channel, 0, log.head)
+                wanted = listener.heard.wanted
+                last = next((each for each in reversed(selected) if wanted is None or wanted(each)), None)
+                if last is not None:
+                    await listener.reach(log.epoch, last.offset)
 
     async def _damage(self, deployment: Deployment, step: Step, rng: Random) -> None:
         """Back up, publish on, stop, damage the file, look at what comes of it, restore the backup, go on with a new log."""
