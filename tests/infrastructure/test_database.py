@@ -2,6 +2,7 @@
 
 import sqlite3
 import threading
+from contextlib import closing
 from functools import partial
 
 import anyio
@@ -271,6 +272,13 @@ class TestFailures:
     @pytest.mark.parametrize("error", [ConnectionRefusedError(), TimeoutError(), OSError(5, "io")])
     def test_the_network_is(self, error):
         assert failure_of(error).disconnected
+
+    def test_a_text_that_is_no_text_any_more_is_damage(self):
+        with closing(sqlite3.connect(":memory:")) as connection, pytest.raises(sqlite3.OperationalError) as caught:
+            connection.execute("SELECT CAST(x'80' AS TEXT)").fetchall()
+        failure = failure_of(caught.value)
+        assert failure is not None
+        assert "damaged" in failure.message
 
     def test_a_connection_that_ended_as_a_statement_began_is_lost(self):
         # What asyncpg raised, once in many runs, when the server had just ended the connection.

@@ -24,7 +24,7 @@ def flip_bit(file: Path, rng: Random) -> str:
         where = "in a statement's metadata"
     else:
         at, where = rng.randrange(SQLITE_PAGE, len(content)), "anywhere"
-    content[at] ^= 1 << rng.randrange(7)
+    content[at] ^= 1 << rng.randrange(8)
     file.write_bytes(content)
     return f"bit flip at byte {at} ({where})"
 

@@ -220,14 +220,20 @@ class Run:
 
     async def _close_era(self, deployment: Deployment) -> Log:
         """Let everybody finish and hear everything, then read the log and check it all."""
+        doing = self._progress.doing
+        self._progress.doing = f"{doing}: waiting for publishers"
         for publisher in self._publishers:
             publisher.hush()
         with anyio.fail_after(QUIET):
             for publisher in self._publishers:
                 await publisher.idle()
+        self._progress.doing = f"{doing}: the last probe"
         await self._heal("the end of a log")
+        self._progress.doing = f"{doing}: reading the log"
         log = await read_log(deployment.reader, self._extra)
+        self._progress.doing = f"{doing}: hearing the log to its end"
         await self._hear_out(log)
+        self._progress.doing = f"{doing}: checking"
         heard = [listener.heard for listener in self._listeners]
         wrong = await anyio.to_thread.run_sync(
             lambda: check_all(self._ledger, log, heard, era=self._ledger.era, at_once=deployment.at_once)

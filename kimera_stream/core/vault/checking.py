@@ -8,19 +8,23 @@ from typing import Any
 import msgspec
 from sqlalchemy import bindparam, func, select, text
 
-from kimera_stream.core.vault import schema
+from kimera_stream.core.vault import rows, schema
 from kimera_stream.core.vault.entries import LogState, read_page, read_state
 from kimera_stream.core.vault.errors import DamagedLogError
+from kimera_stream.core.vault.reading import stored_geoids
 from kimera_stream.infrastructure.database import Database, Query, QueryIn, Transaction
 from kimera_stream.infrastructure.database.statements import among
 from kimera_stream.protocol.errors import UnavailableError
 from kimera_stream.protocol.log import LogEntry
+from kimera_stream.protocol.objects import Contradiction, Geoid, Scar
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, in all); may come from another thread."""
 
 _STEP = 1_000
 _MAX_REPORTED = 100
+_OFFSET = 2
+"""Place of the offset among the columns of contradictions and of scars."""
 
 geoid, version, contradiction, scar = schema.geoid, schema.geoid_version, schema.contradiction, schema.scar
 channel = schema.log_channel
@@ -35,9 +39,7 @@ _COUNT_CHANNELS = Query(
     .select_from(channel)
     .where(channel.c.offset > bindparam("after"), channel.c.offset <= bindparam("upto"))
 )
-_GEOIDS = QueryIn(
-    lambda values: select(geoid.c.id, geoid.c.offset, geoid.c.version, geoid.c.text).where(among(geoid.c.id, values))
-)
+_GEOIDS = QueryIn(lambda values: select(geoid.c.id, geoid.c.offset).where(among(geoid.c.id, values)))
 _TOMBSTONES = QueryIn(
     lambda values: (
         select(version.c.geoid_id, func.max(version.c.offset))
@@ -45,10 +47,8 @@ _TOMBSTONES = QueryIn(
         .group_by(version.c.geoid_id)
     )
 )
-_CONTRADICTIONS = QueryIn(
-    lambda values: select(contradiction.c.id, contradiction.c.offset).where(among(contradiction.c.id, values))
-)
-_SCARS = QueryIn(lambda values: select(scar.c.id, scar.c.offset).where(among(scar.c.id, values)))
+_CONTRADICTIONS = QueryIn(lambda values: select(*rows.CONTRADICTION_COLUMNS).where(among(contradiction.c.id, values)))
+_SCARS = QueryIn(lambda values: select(*rows.SCAR_COLUMNS).where(among(scar.c.id, values)))
 _COUNTS = {
     table.name: Query(select(func.count()).select_from(table))
     for table in (geoid, contradiction, scar, version, schema.watch)
@@ -107,11 +107,9 @@ class CheckReport:
 
 
 class _Said(msgspec.Struct):
-    """What of an event's object the entities are compared with."""
+    """Whom an event is about."""
 
     id: str
-    version: int = 0
-    text: str | None = None
 
 
 _said = msgspec.json.Decoder(_Said).decode
@@ -209,8 +207,10 @@ def _check_entries(tx: Transaction, report: CheckReport, seen: _Seen, entries: S
     for name, offset in sorted(expected - {(row[0], row[1]) for row in found}):
         report.add(f"log entry {offset} is missing in the index of channel {name}")
     _check_geoids(tx, report, [entry for entry in entries if entry.type.startswith("geoid.")])
-    _check_exist(tx, report, [entry for entry in entries if entry.type.startswith("contradiction.")], _CONTRADICTIONS)
-    _check_exist(tx, report, [entry for entry in entries if entry.type.startswith("scar.")], _SCARS)
+    found_ones = [entry for entry in entries if entry.type.startswith("contradiction.")]
+    _check_exist(tx, report, found_ones, _CONTRADICTIONS, rows.contradiction_of, Contradiction)
+    scars = [entry for entry in entries if entry.type.startswith("scar.")]
+    _check_exist(tx, report, scars, _SCARS, rows.scar_of, Scar)
 
 
 def _check_geoids(tx: Transaction, report: CheckReport, entries: Sequence[LogEntry]) -> None:
@@ -220,6 +220,7 @@ def _check_geoids(tx: Transaction, report: CheckReport, entries: Sequence[LogEnt
         return
     stored: dict[str, Any] = {row[0]: row for row in tx.rows_in(_GEOIDS, ids)}
     gone = {row[0]: row[1] for row in tx.rows_in(_TOMBSTONES, ids)}
+    newest: dict[str, LogEntry] = {}
     for entry, what in said:
         row = stored.get(what.id)
         at = -1 if row is None else row[1]
@@ -228,19 +229,51 @@ def _check_geoids(tx: Transaction, report: CheckReport, entries: Sequence[LogEnt
                 report.add(f"geoid {what.id} is there though log entry {entry.offset} deleted it")
         elif at < entry.offset and gone.get(what.id, -1) < entry.offset:
             report.add(f"geoid {what.id} lacks the version of log entry {entry.offset}")
-        elif row is not None and at == entry.offset and (row[2], row[3]) != (what.version, what.text):
-            report.add(f"geoid {what.id} differs from log entry {entry.offset}, which made it")
+        elif row is not None and at == entry.offset:
+            newest[what.id] = entry
+    for geoid_id, kept in _loaded(tx, report, list(newest)).items():
+        entry = newest[geoid_id]
+        if kept != msgspec.json.decode(entry.data, type=Geoid):
+            report.add(f"geoid {geoid_id} differs from log entry {entry.offset}, which made it")
 
 
-def _check_exist(tx: Transaction, report: CheckReport, entries: Sequence[LogEntry], query: QueryIn) -> None:
+def _loaded(tx: Transaction, report: CheckReport, ids: Sequence[str]) -> dict[str, Geoid]:
+    """Geoids as their rows have them; those that cannot be read are reported."""
+    try:
+        return {id_: stored.geoid for id_, stored in stored_geoids(tx, ids).items()}
+    except (ValueError, msgspec.DecodeError) as error:
+        if len(ids) == 1:
+            report.add(f"geoid {ids[0]} cannot be read ({error})")
+            return {}
+        return {id_: each for one in ids for id_, each in _loaded(tx, report, [one]).items()}
+
+
+def _check_exist(
+    tx: Transaction,
+    report: CheckReport,
+    entries: Sequence[LogEntry],
+    query: QueryIn,
+    read: Callable[[Sequence[Any]], Contradiction | Scar],
+    kind: type[Contradiction | Scar],
+) -> None:
     said = [(entry, _said(entry.data).id) for entry in entries]
     ids = sorted({id_ for _, id_ in said})
     if not ids:
         return
-    stored = {row[0]: row[1] for row in tx.rows_in(query, ids)}
+    stored = {row[0]: row for row in tx.rows_in(query, ids)}
     for entry, id_ in said:
-        if stored.get(id_, -1) < entry.offset:
-            report.add(f"{entry.type.partition('.')[0]} {id_} lacks the state of log entry {entry.offset}")
+        word, row = entry.type.partition(".")[0], stored.get(id_)
+        at = -1 if row is None else row[_OFFSET]
+        if at < entry.offset:
+            report.add(f"{word} {id_} lacks the state of log entry {entry.offset}")
+        elif at == entry.offset and row is not None:
+            try:
+                same = read(row) == msgspec.json.decode(entry.data, type=kind)
+            except (ValueError, msgspec.DecodeError) as error:
+                report.add(f"{word} {id_} cannot be read ({error})")
+            else:
+                if not same:
+                    report.add(f"{word} {id_} differs from log entry {entry.offset}, which made it")
 
 
 def _check_totals(tx: Transaction, report: CheckReport, seen: _Seen, start: LogState) -> None:

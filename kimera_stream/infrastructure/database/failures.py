@@ -54,6 +54,8 @@ _REFUSED_STATES = ("53", "55P03", "25006", "40", "57014", "25P03", "3D000", "28"
 
 def _sqlite_failure(error: sqlite3.Error) -> Failure | None:
     code = getattr(error, "sqlite_errorcode", None)
+    if code is None and "decode to UTF-8" in str(error):  # the driver's own: what we wrote can be decoded
+        code = sqlite3.SQLITE_CORRUPT
     if code is None:
         return None
     known = _SQLITE.get(code & 0xFF)
