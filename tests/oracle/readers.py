@@ -7,7 +7,7 @@ import anyio
 from tests.oracle.model import MAIN_CHANNELS, Log, digest, entry_of
 from tests.oracle.wire import Gone, Web
 
-TRIES = 40
+TRIES = 120
 PAGE = 1_000
 
 
