@@ -114,13 +114,15 @@ class ConversationMemory:
             Utterance(geoid, agent, now - age) for geoid, agent, age in said if geoid not in known and age < self._ttl
         ]
         before = before[max(0, len(before) + len(known) - self._max_history) :]
+        size = sum(map(_bytes_of, before)) + (SESSION_BYTES + len(session_id) if session is None else 0)
+        if self._bytes + size > self._max_bytes or (session is None and len(self._sessions) == self._max_sessions):
+            return False
+        if not before:
+            return True
         if session is None:
-            if len(self._sessions) == self._max_sessions:
-                return False
-            if not before:
-                return True
             session = self._sessions[session_id] = _Session(before[-1].at, known)
             self._sessions.move_to_end(session_id, last=False)
+        self._bytes += size
         session.utterances = OrderedDict((each.geoid_id, each) for each in before)
         session.utterances.update(known)
         self._utterances += len(before)
