@@ -49,13 +49,13 @@ def test_what_is_restored_comes_before_what_is_said(clock: Clock) -> None:
 
 
 def test_what_is_restored_counts_against_the_bytes(clock: Clock) -> None:
-    memory = ConversationMemory(sessions=9, history=9, ttl=60, max_bytes=1_000, clock=clock)
+    memory = ConversationMemory(sessions=9, history=9, ttl=60, max_bytes=4_000, clock=clock)
     said = [(f"geoid-{n}", "bot", 1.0) for n in range(3)]
     restored = [memory.restore(f"s{n}", said) for n in range(9)]
     assert restored == sorted(restored, reverse=True)
     assert True in restored
     assert False in restored
-    assert 0 < memory.statistics().bytes <= 1_000
+    assert 0 < memory.statistics().bytes <= 4_000
     for n in range(9):
         memory.forget(f"s{n}")
     assert memory.statistics().bytes == 0
