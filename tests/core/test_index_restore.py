@@ -197,6 +197,9 @@ def _spoil(path: Path, trouble: str, vault: Vault) -> dict[str, Any]:
         path.write_bytes(content)
     elif trouble == "not ours":
         path.write_bytes(b"something else" * 1_000)
+    elif trouble == "earlier version":
+        with path.open("r+b") as file:
+            file.write(b"KIMIDX\x00\x03")
     elif trouble == "ahead":  # a backup of the database, copied over it
         del vault.entries[5:]
         vault.held = {f"g{i}": vault.held[f"g{i}"] for i in range(5)}
@@ -218,6 +221,7 @@ def _spoil(path: Path, trouble: str, vault: Vault) -> dict[str, Any]:
         ("cut short", "damaged"),
         ("flipped", "damaged"),
         ("not ours", "foreign"),
+        ("earlier version", "foreign"),
         ("other encoder", "foreign"),
         ("other log", "foreign"),
         ("ahead", "ahead"),

@@ -25,7 +25,7 @@ from kimera_stream.core.index.rows import checked, checked_rows, query_block, st
 from kimera_stream.core.index.scanning import Ways, scan_block
 from kimera_stream.core.index.sieve_making import sieve_of
 from kimera_stream.core.index.sifting import Sifted, sieve_numbers
-from kimera_stream.core.index.slots import BARE, HOLE, LOOSE, Age, Slots
+from kimera_stream.core.index.slots import BARE, LOOSE, Age, Slots
 from kimera_stream.core.index.snapshot import (
     Extras,
     IndexState,
@@ -199,7 +199,7 @@ class FlatIndex:
         if self._limits.may_lack(len(self._by_id), self.live_bytes):
             self._make_room_for(stored)
         old = self._by_id.get(geoid.id)
-        slot = self._take(self._kind_for(vector))
+        slot = self._take(BARE if vector is None else LOOSE)
         chunk, row = self._chunks[slot >> CHUNK_BITS], slot & (CHUNK_ROWS - 1)
         record = build_state_record(geoid.symbolic_state, geoid.semantic_state, self._codes, store=True)
         lost, replaced = chunk.write(row, vector, kernels.text_signature(geoid.text), record)
@@ -351,11 +351,6 @@ class FlatIndex:
         words = kernels.record_length(int(chunk.pool[at])) if at else 0
         return self._row_bytes[chunk.codes is not None] + 8 * words
 
-    def _kind_for(self, vector: Vector | None) -> int:
-        if vector is None:
-            return BARE
-        return LOOSE
-
     def _take(self, kind: int) -> int:
         slot = self._slots.reuse(kind)
         return self._take_run(kind, 1)[0] if slot is None else slot
@@ -395,7 +390,7 @@ class FlatIndex:
         used = [CHUNK_ROWS] * len(self._chunks)
         for start, end in self._fresh.values():
             used[end - 1 >> CHUNK_BITS] -= end - start
-        return [0 if kind == HOLE else rows for kind, rows in zip(self._slots.kinds, used, strict=True)]
+        return used
 
     # -- snapshots -------------------------------------------------------------------------------------------------
 
@@ -412,7 +407,6 @@ class FlatIndex:
                 chunks=[copy.copy(chunk) for chunk in self._chunks],
                 used=self._used(),
                 kinds=list(self._slots.kinds),
-                cells=None,
             )
 
     async def save(self, path: Path, *, model: str, point: LogPoint) -> SnapshotInfo:
@@ -456,7 +450,7 @@ class FlatIndex:
             for chunk in state.chunks
         )
         for i, (kind, used) in enumerate(zip(state.kinds, state.used, strict=True)):
-            if kind != HOLE and used < CHUNK_ROWS:
+            if used < CHUNK_ROWS:
                 self._fresh[kind] = (i * CHUNK_ROWS + used, (i + 1) * CHUNK_ROWS)
         if self._age is not None:
             assert state.order is not None

@@ -13,12 +13,10 @@ from kimera_stream.kernels.layout import U8, U64
 
 _WORDS = CHUNK_ROWS // 64
 _NONE = -1
-HOLE = -1
-"""Kind of a chunk that is given up."""
 BARE = 0
 """Kind of a chunk of rows without vectors."""
 LOOSE = 1
-"""Kind of a chunk of rows with vectors that are in no cell; the cells follow."""
+"""Kind of a chunk of rows with vectors."""
 
 
 class Slots:
@@ -69,21 +67,12 @@ class Slots:
 
     def give_back(self, slot: int) -> None:
         """A slot that was taken but not published."""
-        kind = self._kind[slot // CHUNK_ROWS]
-        if kind != HOLE:
-            self._free.setdefault(kind, []).append(slot)
+        self._free.setdefault(self._kind[slot // CHUNK_ROWS], []).append(slot)
 
     @property
     def kinds(self) -> list[int]:
         """Kind of each chunk."""
         return self._kind
-
-    def retire(self, chunk: int) -> None:
-        """The slots of a chunk without live rows are not handed out any more."""
-        start, end = chunk * CHUNK_ROWS, (chunk + 1) * CHUNK_ROWS
-        kind = self._kind[chunk]
-        self._free[kind] = [slot for slot in self._free.get(kind, []) if not start <= slot < end]
-        self._kind[chunk] = HOLE
 
     def publish(self, slot: int) -> None:
         """From now on scans see the row."""
@@ -130,8 +119,7 @@ class Slots:
         slots.live = int(np.bitwise_count(bits).sum())
         for i, rows in enumerate(used):
             dead = np.flatnonzero(slots.chunk_live(i * CHUNK_ROWS)[:rows] == 0) + i * CHUNK_ROWS
-            if kinds[i] != HOLE:
-                slots._free.setdefault(kinds[i], []).extend(dead.tolist())
+            slots._free.setdefault(kinds[i], []).extend(dead.tolist())
         return slots
 
     @contextmanager
@@ -202,21 +190,6 @@ class Age:
         else:
             self._after[self._last] = slot
         self._last = slot
-
-    def replace(self, old: int, new: int) -> None:
-        """The row at ``old`` lives at ``new``, as old as it was."""
-        before, after = self._before[old], self._after[old]
-        self.append(new)
-        self.remove(new)
-        self._before[new], self._after[new] = before, after
-        if before == _NONE:
-            self._first = new
-        else:
-            self._after[before] = new
-        if after == _NONE:
-            self._last = new
-        else:
-            self._before[after] = new
 
     def remove(self, slot: int) -> None:
         """The slot is not in the order any more."""

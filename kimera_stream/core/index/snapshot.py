@@ -27,7 +27,6 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from kimera_stream.core.index.cells import Cells
 from kimera_stream.core.index.slots import LOOSE, Age
 from kimera_stream.core.index.storage import CHUNK_ROWS, Chunk, RowStore
 from kimera_stream.core.index.values import HeldValues
@@ -36,7 +35,7 @@ from kimera_stream.kernels import stride_of
 from kimera_stream.kernels.layout import U64
 from kimera_stream.protocol.errors import KimeraError, UnavailableError
 
-_MAGIC = b"KIMIDX\x00\x03"
+_MAGIC = b"KIMIDX\x00\x04"
 _PREFIX = struct.Struct("<8sII")
 _PAGE = 4096
 _HEADER_LIMIT = 1 << 28
@@ -111,8 +110,6 @@ class _Header(msgspec.Struct, frozen=True):
     """Kind of each chunk, see ``slots.py``."""
     garbage: list[int]
     """Words of each chunk's records that no row refers to."""
-    probes: int
-    """Cells that a query probes; 0 without cells."""
     sections: list[_Section]
 
 
@@ -129,7 +126,6 @@ class IndexState:
     chunks: list[Chunk]
     used: list[int]
     kinds: list[int]
-    cells: Cells | None
 
     def slots_by_id(self) -> dict[str, int]:
         """Where each id is."""
@@ -151,9 +147,6 @@ def _columns(state: IndexState) -> Iterator[tuple[str, int, npt.NDArray[Any], in
     yield "values", -1, np.frombuffer(b"[" + b",".join(values) + b"]", np.uint8), 0
     if state.order is not None:
         yield "order", -1, np.fromiter(state.order, np.int64), 0
-    if state.cells is not None:
-        yield "centroids", -1, state.cells.centroids, 0
-        yield "closest", -1, state.cells.closest, 0
     for i, (chunk, used) in enumerate(zip(state.chunks, state.used, strict=True)):
         for name in _SMALL:
             column = getattr(chunk, name)
@@ -224,7 +217,6 @@ def write_snapshot(
                     used=state.used,
                     kinds=state.kinds,
                     garbage=[chunk.garbage for chunk in state.chunks],
-                    probes=0 if state.cells is None else state.cells.probes,
                     sections=sections,
                 )
             )
@@ -419,7 +411,6 @@ def _assemble(
         chunks=chunks,
         used=header.used,
         kinds=header.kinds,
-        cells=_cells(header, arrays),
     )
     slots = state.live_slots()
     lengths = arrays["id_lengths", -1]
@@ -428,13 +419,6 @@ def _assemble(
     text = arrays["ids", -1].tobytes().decode()
     _name(state.ids, slots.tolist(), lengths, text)
     return state
-
-
-def _cells(header: _Header, arrays: dict[tuple[str, int], npt.NDArray[Any]]) -> Cells | None:
-    if not header.probes:
-        return None
-    centroids = arrays["centroids", -1].reshape(-1, header.dimension).copy()
-    return Cells(centroids, arrays["closest", -1].copy(), header.probes)
 
 
 def _name(ids: list[str | None], slots: Sequence[int], lengths: npt.NDArray[np.uint16], text: str) -> None:
