@@ -30,6 +30,7 @@ from websockets.streams import StreamReader
 from kimera_stream.api.http_protocol import BoundedHttpProtocol
 from kimera_stream.api.opening import Opening, Reception
 from kimera_stream.api.slim import SlimEvent, SlimQueue
+from kimera_stream.api.transit import Transit, transit
 from kimera_stream.infrastructure.settings import Settings
 from kimera_stream.kernels.egress import Sink
 from kimera_stream.protocol.close_codes import CloseCode
@@ -117,6 +118,11 @@ class TransportEgress(Sink):
             else:
                 self._listener.egress_resumed()
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody is told of pauses, and gives up a peer that stalls."""
+        return self._listener is not None
+
     def drain(self) -> bool:
         """Tell the listener that the server stops; returns whether there is one."""
         if self._listener is None:
@@ -165,7 +171,7 @@ class EgressProtocol(WebSocketsSansIOProtocol):
 
     # Naming the base class's attributes too keeps them out of a dictionary: a kilobyte less per connection.
     __slots__ = (
-        "_abort_timer", "_accept", "_asgi", "_decoder", "_text", "app_state", "asgi_version", "client", "close_sent", "close_timeout",
+        "_abort_timer", "_accept", "_asgi", "_decoder", "_ping_behind", "_text", "app_state", "asgi_version", "client", "close_sent", "close_timeout",
         "close_timer", "config", "conn", "connections", "curr_msg_data_type", "default_headers", "disconnected", "egress", "frames",
         "handshake_complete", "handshake_initiated", "initial_response", "last_ping_rtt", "logger", "loop", "pending_ping_payload",
         "ping_interval", "ping_sent_at", "ping_timeout", "ping_timer", "pong_timer", "queue", "read_paused", "request", "response",
@@ -228,6 +234,8 @@ class EgressProtocol(WebSocketsSansIOProtocol):
         self._decoder: codecs.IncrementalDecoder | None = None
         self._text: list[str] | None = None
         self._abort_timer: asyncio.TimerHandle | None = None
+        self._ping_behind: Transit | None = None
+        """What the newest ping went out behind: what the peer has taken, and how much was held for it."""
 
     def app(self, scope: Any, receive: Any, send: Any) -> Any:
         """The application, with the handle. Once the scope exists it may be running already: so it is wrapped."""
@@ -309,7 +317,15 @@ class EgressProtocol(WebSocketsSansIOProtocol):
 
     def send_keepalive_ping(self) -> None:
         self.egress.dirty = True
+        now = self._transit()
+        # Nothing before it, as almost always: nothing to remember either.
+        self._ping_behind = now if now is not None and now.held else None
         super().send_keepalive_ping()
+
+    def _transit(self) -> Transit | None:
+        sock = self.transport.get_extra_info("socket")
+        now = None if sock is None else transit(sock.fileno())
+        return None if now is None else Transit(now.taken, now.held + self.transport.get_write_buffer_size())
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # As the base class does, with the addresses asked for once.
@@ -371,10 +387,27 @@ class EgressProtocol(WebSocketsSansIOProtocol):
 
     def keepalive_timeout(self) -> None:
         self.pong_timer = None
-        self.pending_ping_payload = None
         if self.close_sent or self.transport.is_closing():
             return
+        if self._ping_is_on_its_way():
+            assert self.ping_timeout is not None
+            self.pong_timer = self.loop.call_later(self.ping_timeout, self.keepalive_timeout)
+            return
+        self.pending_ping_payload = None
         self._fail(CloseCode.NO_PONG)
+
+    def _ping_is_on_its_way(self) -> bool:
+        """Whether the peer may not have come to the ping yet: it stalls, which has a deadline of its own, or it reads slowly."""
+        if self.egress.is_watched and self.egress.paused:
+            return True
+        before, now = self._ping_behind, self._transit()
+        self._ping_behind = None
+        if before is None or now is None:
+            return False
+        took = now.taken - before.taken
+        if took < before.held:
+            self._ping_behind = Transit(now.taken, before.held - took)
+        return took > 0  # where it has taken all of it by now, it has once more the time for its answer
 
     def shutdown(self) -> None:
         """The server stops. The application finishes what is in flight and closes with 4000; a deadline runs."""

@@ -158,6 +158,9 @@ class StreamEndpoint:
                             text = message.get("text")
                             connection.receive(message["bytes"] if text is None else text)
                             del message, text
+                        if message.get("code") == CloseCode.NO_PONG:
+                            # The one close that the server's protocol decides by itself.
+                            self._hub.metrics.closed(CloseCode.NO_PONG)
                     finally:
                         connection.lost()
                 group.cancel_scope.cancel()

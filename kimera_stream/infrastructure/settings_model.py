@@ -123,7 +123,9 @@ class ApiSettings(Group):
 
 class StreamSettings(Group):
     ping_interval: Seconds = Field(25.0, description="Seconds between pings, and of quiet before a heartbeat.")
-    pong_timeout: Seconds = Field(10.0, description="Seconds to wait for a pong before closing with 4004.")
+    pong_timeout: Seconds = Field(
+        10.0, description="Seconds to wait for a pong before closing with 4004, once the ping can have arrived."
+    )
     connect_timeout: Seconds = Field(10.0, description="Seconds to wait for `connect` before closing with 4504.")
     outbox_bytes: Bytes = Field(1_048_576, description="Bytes queued per connection before it counts as slow.")
     outbox_age: Seconds = Field(

@@ -1,11 +1,15 @@
 """Peers that stall, vanish or dawdle, on a real server: none delays another, and none blocks a stop."""
 
 import anyio
+import msgspec
 import pytest
+from prometheus_client import CollectorRegistry
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
+from kimera_stream.api.egress import EgressProtocol
 from kimera_stream.streaming.egress import Egress
+from kimera_stream.streaming.metrics import HubMetrics
 from tests.streaming.fakes import World, full_until_gone, serving, settings_with, until
 from tests.streaming.rawws import PONG, RawPeer, build
 
@@ -114,8 +118,11 @@ async def test_replies_that_are_not_read_end_in_4001() -> None:
 async def test_no_pong_is_4004() -> None:
     settings = settings_with(stream={"ping_interval": 0.05, "pong_timeout": 0.1})
     async with serving(settings) as world, await subscribed(world) as peer:
+        registry = CollectorRegistry()
+        world.hub.metrics = HubMetrics(registry)
         assert await peer.close_code() == 4004
         await until(lambda: not world.hub.statistics()["connections"])
+        assert registry.get_sample_value("kimera_stream_closes_total", {"code": "4004"}) == 1
 
 
 async def test_a_peer_that_answers_pings_stays() -> None:
@@ -127,6 +134,27 @@ async def test_a_peer_that_answers_pings_stays() -> None:
             if frame.opcode == 9:
                 pings += 1
                 await peer.send(build(PONG, frame.payload))
+        assert world.hub.statistics()["connections"] == 1
+
+
+async def test_a_stalled_peer_has_its_age_not_the_time_of_a_pong() -> None:
+    async with serving(settings_with(stream={"outbox_age": 30})) as world, await stall(world) as peer:
+        (protocol,) = world.server.server_state.connections
+        assert isinstance(protocol, EgressProtocol)
+        protocol.stop_keepalive()
+        protocol.ping_timeout = 0.5
+        protocol.send_keepalive_ping()
+        await until(lambda: protocol.ping_sent_at < protocol.loop.time() - 1.2)
+        last, offset = world.vault.head, 0
+        while offset < last:
+            frame = await peer.frame()
+            if frame.opcode == 9:
+                await peer.send(build(PONG, frame.payload))
+            else:
+                message = msgspec.json.decode(frame.payload)
+                if message["op"] == "event":
+                    assert message["offset"] == offset + 1
+                    offset += 1
         assert world.hub.statistics()["connections"] == 1
 
 

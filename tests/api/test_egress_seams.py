@@ -1,8 +1,13 @@
 """One test per fact of uvicorn and websockets that `api/egress.py` rests on. A new minor of either must pass these first."""
 
 import asyncio
+import contextlib
 import inspect
+import os
 import re
+import socket
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +21,7 @@ from websockets.server import ServerProtocol
 
 from kimera_stream.api.egress import EXTENSION, Conversation, EgressProtocol, TransportEgress, uvicorn_options
 from kimera_stream.api.slim import SlimEvent, SlimQueue
+from kimera_stream.api.transit import Transit, transit
 from kimera_stream.streaming.egress import Egress
 from tests.streaming.fakes import FakeEgress, settings_with
 from tests.streaming.rawws import build
@@ -36,10 +42,15 @@ class Transport(asyncio.Transport):
         self.sent = b""
         self.buffer = 0
         self.limits: dict[str, Any] = {}
+        self.descriptor: int | None = None
         self.closed = self.aborted = self.reading_paused = False
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return default
+        return self if name == "socket" and self.descriptor is not None else default
+
+    def fileno(self) -> int:
+        assert self.descriptor is not None
+        return self.descriptor
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         self.limits = {"high": high}
@@ -64,6 +75,14 @@ class Transport(asyncio.Transport):
 
     def resume_reading(self) -> None:
         self.reading_paused = False
+
+
+class Listener:
+    """Hears of pauses, as the streaming core does."""
+
+    def egress_paused(self) -> None: ...
+    def egress_resumed(self) -> None: ...
+    def egress_draining(self) -> None: ...
 
 
 async def accepted(app: Any = None, **options: Any) -> tuple[EgressProtocol, Transport, list[Any]]:
@@ -273,6 +292,79 @@ async def test_keepalive_timeout_is_4004_and_ends_the_application() -> None:
     assert transport.sent.startswith(b"\x88\x09\x0f\xa4no_pong")
     assert (await calls[0][1]())["code"] == 4004
     gone(protocol)
+
+
+async def test_a_stalled_peer_is_not_asked_for_a_pong_before_it_reads_on() -> None:
+    protocol, transport, _ = await accepted()
+    protocol.egress.listen(Listener())
+    protocol.send_keepalive_ping()
+    protocol.pause_writing()
+    for _ in range(3):
+        protocol.keepalive_timeout()
+        assert not transport.closed
+        assert protocol.pong_timer is not None
+    protocol.resume_writing()
+    protocol.keepalive_timeout()
+    assert transport.closed
+    gone(protocol)
+
+
+async def test_the_time_for_a_pong_begins_when_the_ping_has_arrived(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer that reads slowly, with the system's buffer full of what was said before the ping."""
+    protocol, transport, _ = await accepted()
+    transport.descriptor = 99
+    now = Transit(1_000, 500)
+    monkeypatch.setattr("kimera_stream.api.egress.transit", lambda _descriptor: now)
+    protocol.send_keepalive_ping()
+    now = Transit(1_200, 900)  # more was said meanwhile
+    protocol.keepalive_timeout()
+    now = Transit(1_499, 900)
+    protocol.keepalive_timeout()
+    now = Transit(1_700, 900)  # the ping among it
+    protocol.keepalive_timeout()
+    assert not transport.closed
+    now = Transit(2_000, 900)
+    protocol.keepalive_timeout()
+    assert transport.closed, "it goes on reading, and does not answer"
+    gone(protocol)
+
+
+async def test_a_peer_whose_machine_takes_nothing_has_no_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    protocol, transport, _ = await accepted()
+    transport.descriptor = 99
+    monkeypatch.setattr("kimera_stream.api.egress.transit", lambda _descriptor: Transit(1_000, 500))
+    protocol.send_keepalive_ping()
+    protocol.keepalive_timeout()
+    assert transport.closed
+    gone(protocol)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not say")
+def test_the_system_says_what_a_peer_has_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as peer:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        peer.connect(listening.getsockname())
+        ours, _ = listening.accept()
+        with ours:
+            ours.setblocking(False)
+            sent = 0
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    sent += ours.send(b"x" * 65_536)
+            before = transit(ours.fileno())
+            assert before is not None
+            assert before.held > 0
+            assert before.taken + before.held == pytest.approx(sent, abs=1)
+            read = 0
+            while read < sent:
+                read += len(peer.recv(65_536))
+            while (after := transit(ours.fileno())) is not None and after.held:
+                pass
+            assert after is not None
+            assert after.taken == pytest.approx(sent, abs=1)
+        assert transit(-1) is None
+    with Path(os.devnull).open("rb") as file:
+        assert transit(file.fileno()) is None
 
 
 async def test_what_is_written_after_the_end_is_dropped() -> None:
