@@ -39,7 +39,7 @@ from kimera_stream.core.index.statistics import IndexStatistics
 from kimera_stream.core.index.storage import CHUNK_BITS, CHUNK_ROWS, Chunk, RowStore
 from kimera_stream.core.index.values import ValueCodes
 from kimera_stream.core.index.written import Written
-from kimera_stream.core.interfaces import Candidate, Matrix, StoredGeoid, Threads, Vector
+from kimera_stream.core.interfaces import Candidate, Matrix, StoredGeoid, Threads
 from kimera_stream.infrastructure.settings import PerformanceSettings, ScoringSettings
 from kimera_stream.kernels import stride_of
 from kimera_stream.protocol.errors import LimitExceededError, UnavailableError
