@@ -16,7 +16,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=5.0, help="how long faults go on")
     parser.add_argument("--faults", type=int, default=None, help="how many faults, instead of minutes")
     parser.add_argument("--only", default=None, help="kinds of faults, separated by commas")
-    parser.add_argument("--rate", type=float, default=8.0, help="operations a second of each of the four publishers")
+    parser.add_argument("--rate", type=float, default=None, help="operations a second of each of the four publishers")
     parser.add_argument("--pause", type=float, default=0.5, help="mean seconds of quiet between faults")
     parser.add_argument("--folder", type=Path, default=None, help="keep data and output there")
     given = parser.parse_args()
@@ -31,7 +31,7 @@ def main() -> int:
         folder,
         faults=given.faults,
         seconds=given.minutes * 60,
-        rate=given.rate,
+        rate=given.rate or (4.0 if given.deployment == "cluster" else 8.0),
         pause=given.pause,
         kinds=frozenset(given.only.split(",")) if given.only else None,
     )

@@ -133,10 +133,11 @@ class Web:
 
     Args:
         url: Base address.
+        patience: Seconds that an answer may take.
     """
 
-    def __init__(self, url: str) -> None:
-        self._client = httpx.AsyncClient(base_url=url, timeout=PATIENCE, trust_env=False, verify=False)
+    def __init__(self, url: str, *, patience: float = PATIENCE) -> None:
+        self._client = httpx.AsyncClient(base_url=url, timeout=patience, trust_env=False, verify=False)
 
     async def __aenter__(self) -> "Web":
         return self
