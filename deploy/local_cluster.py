@@ -380,12 +380,12 @@ async def run(arguments: argparse.Namespace, directory: Path) -> None:
                                 await anyio.sleep_forever()
                         finally:
                             print("Stopping ...", flush=True)
-                print("Stopped.", flush=True)
 
             group.start_soon(stand, name="cluster")
             async for _ in signals:
                 group.cancel_scope.cancel()
                 break
+        print("Stopped.", flush=True)
 
 
 async def watch(node: Node) -> None:
