@@ -1,5 +1,6 @@
 """Work that an edge gives to engines gets its answer, whatever the bus loses."""
 
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 
 from kimera_stream.core.interfaces import Coverage, SliceState
 from kimera_stream.engines.cluster.errands import Errands
+from kimera_stream.engines.cluster.patience import Patience
 from kimera_stream.engines.cluster.scored import Scored
 from kimera_stream.engines.cluster.wire import DeleteRequest, Progress, Refused, Removed, decode_request
 from kimera_stream.infrastructure.settings import BusSettings
@@ -18,6 +20,7 @@ pytestmark = pytest.mark.anyio
 
 SETTINGS = BusSettings(retry_after=0.05)
 LANE = ("ann", "session")
+PATIENT = Patience(60.0, 600.0)
 
 
 class LossyBus:
@@ -56,7 +59,7 @@ class LossyBus:
 
 @asynccontextmanager
 async def errands(bus: LossyBus, **limits: int) -> AsyncIterator[Errands]:
-    made = Errands(bus, SETTINGS, **{"max_items": 100, "max_bytes": 10_000, **limits})  # type: ignore[arg-type]
+    made = Errands(bus, SETTINGS, **{"max_items": 100, "max_bytes": 10_000, "at_most": 100.0, **limits})  # type: ignore[arg-type]
     async with anyio.create_task_group() as group:
         group.start_soon(made.run)
         yield made
@@ -184,7 +187,7 @@ async def test_an_answer_waits_for_every_slice() -> None:
     async def read() -> Coverage:
         return state[0]
 
-    made = Scored(read, poll=60.0)
+    made = Scored(read, poll=60.0, patience=PATIENT)
     made.heard(Progress(scored={0: 9, 1: 9}, head=40))
     assert made.upto == 0, "how many slices there are is not known yet"
     await made.look()
@@ -192,7 +195,7 @@ async def test_an_answer_waits_for_every_slice() -> None:
     reached: list[int] = []
 
     async def wait(offset: int) -> None:
-        await made.reached(offset)
+        await made.reached(offset, since=time.monotonic())
         reached.append(offset)
 
     async with anyio.create_task_group() as group:
@@ -219,10 +222,58 @@ async def test_what_the_bus_does_not_say_the_database_does() -> None:
         await anyio.lowlevel.checkpoint()
         return state[0]
 
-    made = Scored(read, poll=0.005)
+    made = Scored(read, poll=0.005, patience=PATIENT)
     async with anyio.create_task_group() as group:
         group.start_soon(made.run)
         with anyio.fail_after(10):
             state[0] = coverage(4, 4)
-            await made.reached(4)
+            await made.reached(4, since=time.monotonic())
         group.cancel_scope.cancel()
+
+
+async def test_what_gets_on_is_waited_for_and_what_stands_still_is_not() -> None:
+    now = [100.0]
+    moved = [0.0]
+    patience = Patience(5.0, 12.0, clock=lambda: now[0])
+    event = anyio.Event()
+
+    async def waits(since: float) -> bool:
+        """Whether it is still waited for."""
+        with anyio.move_on_after(0.01):
+            await patience.wait(event, lambda: moved[0], since=since)
+            return False
+        return True
+
+    assert await waits(since=96.0)
+    with pytest.raises(TimeoutError):
+        await waits(since=95.0)
+    moved[0] = 96.0
+    assert await waits(since=95.0), "something has moved since"
+    moved[0] = 99.0
+    with pytest.raises(TimeoutError):
+        await waits(since=88.0)  # in all it has taken too long
+    event.set()
+    assert not await waits(since=0.0), "what is there is there, however late"
+
+
+async def test_an_engine_that_stands_still_is_not_waited_for() -> None:
+    bus = LossyBus()
+    bus.waiting = 1
+    made = Errands(
+        bus,
+        BusSettings(answer_within=0.05),
+        max_items=9,
+        max_bytes=9_999,
+        at_most=100.0,  # type: ignore[arg-type]
+    )
+    with pytest.raises(TimeoutError):
+        await made.send(LANE, deletion("a"))
+    assert made.numbers.waiting == 0
+    scored = Scored(_nothing_scored, poll=60.0, patience=Patience(0.05, 100.0))
+    await scored.look()
+    with pytest.raises(TimeoutError):
+        await scored.reached(1, since=time.monotonic())
+
+
+async def _nothing_scored() -> Coverage:
+    return coverage(0, 0)

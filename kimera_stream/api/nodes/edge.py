@@ -20,6 +20,7 @@ from kimera_stream.core.interfaces import Authenticator, ClusterStore, FieldServ
 from kimera_stream.core.validation import BodyLimits
 from kimera_stream.core.vault.vault import SqlVault
 from kimera_stream.engines.cluster.errands import Errands
+from kimera_stream.engines.cluster.patience import Patience
 from kimera_stream.engines.cluster.remote import RemoteKnowledge
 from kimera_stream.engines.cluster.scored import Scored
 from kimera_stream.engines.cluster.watchlist import WatchList
@@ -49,6 +50,8 @@ class EdgeMetrics(PipelineMetrics):
 def add_edge(services: Services, settings: Settings) -> None:
     """Register what an edge has."""
     bus_settings, performance = settings.bus, settings.performance
+    # No longer than engines begin work that has waited: see ``Desk``.
+    patience = Patience(bus_settings.answer_within, performance.idempotency_window / 2)
 
     def metrics(registry: CollectorRegistry) -> EdgeMetrics:
         # A node that is an engine too counts under these names what it commits.
@@ -67,12 +70,18 @@ def add_edge(services: Services, settings: Settings) -> None:
         return Following(vault, hub.deliver, position=hub.delivered, poll=bus_settings.poll)
 
     def errands(bus: Bus, resources: Resources) -> Errands:
-        made = Errands(bus, bus_settings, max_items=performance.queue_items, max_bytes=performance.queue_bytes)
+        made = Errands(
+            bus,
+            bus_settings,
+            max_items=performance.queue_items,
+            max_bytes=performance.queue_bytes,
+            at_most=patience.at_most,
+        )
         resources.watch_queue("errands", lambda: made.numbers.waiting)
         return made
 
     def scored(store: ClusterStore) -> Scored:
-        return Scored(lambda: store.coverage(lease=bus_settings.lease), poll=bus_settings.poll)
+        return Scored(lambda: store.coverage(lease=bus_settings.lease), poll=bus_settings.poll, patience=patience)
 
     def watches(vault: SqlVault) -> WatchList:
         return WatchList(vault.watches)

@@ -16,6 +16,7 @@ import anyio
 import structlog
 
 from kimera_stream.core.slices import lane_slice
+from kimera_stream.engines.cluster.patience import Patience
 from kimera_stream.engines.cluster.wire import Answer, Refused, Request, encode
 from kimera_stream.infrastructure.bus.interface import Bus
 from kimera_stream.infrastructure.settings import BusSettings
@@ -29,11 +30,12 @@ LOOK_EVERY = 0.25
 
 @dataclass(slots=True, eq=False)
 class Errand:
-    """One request under way. ``added_at``: monotonic seconds of the last time it was given to the bus; 0: it has to be."""
+    """One request under way, ``since`` when. ``added_at``: when it was last given to the bus; 0: it has to be. Monotonic seconds."""
 
     request: str
     partition: int
     payload: bytes
+    since: float
     added_at: float = 0.0
     done: anyio.Event = field(default_factory=anyio.Event)
     answer: Answer | None = None
@@ -54,6 +56,7 @@ class Errands:
     Args:
         bus: This node's end.
         max_items, max_bytes: Requests under way at once.
+        at_most: Seconds after which no request is waited for any more.
         clock: Monotonic seconds.
     """
 
@@ -64,6 +67,7 @@ class Errands:
         *,
         max_items: int,
         max_bytes: int,
+        at_most: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._bus = bus
@@ -74,6 +78,9 @@ class Errands:
         self._waiting: dict[str, Errand] = {}
         self._held: dict[int, set[str]] = {}
         """By partition, the requests that have not reached the bus."""
+        self._patience = Patience(settings.answer_within, at_most, clock)
+        self._moved_at: dict[int, float] = {}
+        """By partition, when the last answer came."""
         self._bytes = 0
         self._added_again = 0
         self._lost = anyio.Event()
@@ -86,16 +93,18 @@ class Errands:
         return ErrandNumbers(len(self._waiting), self._bytes, self._added_again)
 
     async def send(self, lane: tuple[str, str], request: Request) -> Answer:
-        """Have it carried out after everything of the same lane that was sent before; its answer. The caller sets the deadline.
+        """Have it carried out after everything of the same lane that was sent before; its answer. Waits as long as the engine
+        gets on with the partition.
 
         Raises:
+            TimeoutError: it does not.
             OverloadedError: too much is under way, here or in the partition.
             UnavailableError: the node is stopping.
             OperationalError: the engine refused it.
         """
         payload = encode(request)
         self._admit(len(payload))
-        errand = Errand(uuid4().hex, lane_slice(*lane, self._settings.slices), payload)
+        errand = Errand(uuid4().hex, lane_slice(*lane, self._settings.slices), payload, self._clock())
         self._waiting[errand.request] = errand
         self._bytes += len(payload)
         if self._idle.is_set():
@@ -105,7 +114,9 @@ class Errands:
                 self._hold(errand)  # behind what has not reached the bus: a lane keeps its order
             else:
                 await self._add(errand)
-            await errand.done.wait()
+            await self._patience.wait(
+                errand.done, lambda: self._moved_at.get(errand.partition, 0.0), since=errand.since
+            )
         finally:
             del self._waiting[errand.request]
             self._unhold(errand)
@@ -156,6 +167,7 @@ class Errands:
             if errand is not None and errand.answer is None:
                 errand.answer = answer
                 errand.done.set()
+                self._moved_at[errand.partition] = self._clock()
 
     def lost(self) -> None:
         """Work or replies may be gone from the bus: everything is added again."""

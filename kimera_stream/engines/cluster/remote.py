@@ -124,26 +124,26 @@ class RemoteKnowledge:
             must_exist=must_exist,
         )
         began = time.monotonic()
-        with self._deadline() as scope:
-            answer = await self._send((principal.id, body.session_id or session_id or ""), request)
-            assert isinstance(answer, wire.Committed)
-            await self._scored.reached(answer.offset)
-            found = await self._found(answer.geoid, answer.offset)
-            self._metrics.answered(time.monotonic() - began)
-            self._metrics.told(1, len(found))
-            return PublishResult(answer.geoid, answer.offset, found, answer.duplicate)
-        raise self._late(scope)
+        answer = await self._send((principal.id, body.session_id or session_id or ""), request)
+        assert isinstance(answer, wire.Committed)
+        try:
+            # Scoring has its own time: it is waited for as long as it gets on.
+            await self._scored.reached(answer.offset, since=time.monotonic())
+        except TimeoutError as error:
+            raise self._late() from error
+        found = await self._found(answer.geoid, answer.offset)
+        self._metrics.answered(time.monotonic() - began)
+        self._metrics.told(1, len(found))
+        return PublishResult(answer.geoid, answer.offset, found, answer.duplicate)
 
     async def delete(self, geoid_id: str, *, principal: Principal, session_id: str | None = None) -> int:
         """Delete a geoid; returns the offset of its ``geoid.deleted``."""
         if not is_id(geoid_id):
             raise BadRequestError("geoid_id: expected 1-128 URL-safe characters", field="geoid_id")
         request = wire.DeleteRequest(at=self._now(), principal=principal.id, session_id=session_id, geoid_id=geoid_id)
-        with self._deadline() as scope:
-            answer = await self._send((principal.id, session_id or ""), request)
-            assert isinstance(answer, wire.Removed)
-            return answer.offset
-        raise self._late(scope)
+        answer = await self._send((principal.id, session_id or ""), request)
+        assert isinstance(answer, wire.Removed)
+        return answer.offset
 
     async def resolve(
         self,
@@ -167,11 +167,9 @@ class RemoteKnowledge:
             decision=decision,
             reason=reason,
         )
-        with self._deadline() as scope:
-            answer = await self._send((principal.id, session_id or ""), request)
-            assert isinstance(answer, wire.Settled)
-            return answer.scar, answer.offset
-        raise self._late(scope)
+        answer = await self._send((principal.id, session_id or ""), request)
+        assert isinstance(answer, wire.Settled)
+        return answer.scar, answer.offset
 
     async def _send(self, lane: tuple[str, str], request: wire.Request) -> wire.Answer:
         self._admit()
@@ -179,6 +177,8 @@ class RemoteKnowledge:
             raise UnavailableError("no engine is at work at present", retry_after=self._settings.lease)
         try:
             return await self._errands.send(lane, request)
+        except TimeoutError as error:
+            raise self._late() from error
         except OperationalError as error:
             self._metrics.refused(error.code, 1)
             raise
@@ -186,14 +186,10 @@ class RemoteKnowledge:
     def _now(self) -> int:
         return int(self._clock() * 1000)
 
-    def _deadline(self) -> anyio.CancelScope:
-        return anyio.move_on_after(self._settings.answer_within)
-
-    def _late(self, scope: anyio.CancelScope) -> OperationalError:
-        assert scope.cancelled_caught
+    def _late(self) -> OperationalError:
         self._metrics.refused("unavailable", 1)
         return UnavailableError(
-            f"the engines have not answered within {self._settings.answer_within:g} s; this may be done all the same: "
+            f"the engines have not got on for {self._settings.answer_within:g} s; this may be done all the same: "
             "repeat it, with its idempotency key if it had one",
             retry_after=self._settings.retry_after,
         )
@@ -252,7 +248,7 @@ class RemoteKnowledge:
         )
         hits: dict[str, ScoredGeoid] = {}
         answered: set[int] = set()
-        with self._deadline():
+        with anyio.move_on_after(self._settings.answer_within):
             while True:
                 await self._ask_owners(question, await self._coverage(), hits, answered)
                 if len(answered) == self._settings.slices:

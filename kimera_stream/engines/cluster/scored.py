@@ -11,6 +11,7 @@ import anyio
 import structlog
 
 from kimera_stream.core.interfaces import Coverage
+from kimera_stream.engines.cluster.patience import Patience
 from kimera_stream.engines.cluster.wire import Progress
 from kimera_stream.protocol.errors import UnavailableError
 
@@ -26,11 +27,14 @@ class Scored:
     Args:
         ask: Reads the coverage from the database.
         poll: Seconds between reads while somebody waits.
+        patience: For how long an offset is waited for.
     """
 
-    def __init__(self, ask: Callable[[], Awaitable[Coverage]], *, poll: float) -> None:
+    def __init__(self, ask: Callable[[], Awaitable[Coverage]], *, poll: float, patience: Patience) -> None:
         self._ask = ask
         self._poll = poll
+        self._patience = patience
+        self._moved_at = 0.0
         self._scored: dict[int, int] = {}
         self._waiting: list[tuple[int, int, anyio.Event]] = []
         self._numbers = itertools.count()
@@ -57,6 +61,7 @@ class Scored:
                 self._scored[number] = offset
         upto = self.upto
         if upto > before:
+            self._moved_at = self._patience.clock()
             while self._waiting and self._waiting[0][0] <= upto:
                 heapq.heappop(self._waiting)[2].set()
 
@@ -64,14 +69,26 @@ class Scored:
         """Something may not have been told: the database is asked soon."""
         self._wake.set()
 
-    async def reached(self, offset: int) -> None:
-        """Wait until everything up to ``offset`` is scored. The caller sets the deadline."""
+    async def reached(self, offset: int, *, since: float) -> None:
+        """Wait until everything up to ``offset`` is scored.
+
+        Args:
+            since: Clock time from which the caller waits.
+
+        Raises:
+            TimeoutError: scoring does not get on.
+        """
         if offset <= self.upto:
             return
         event = anyio.Event()
         heapq.heappush(self._waiting, (offset, next(self._numbers), event))
         self._wake.set()
-        await event.wait()
+        try:
+            await self._patience.wait(event, lambda: self._moved_at, since=since)
+        finally:
+            if not event.is_set():
+                self._waiting = [each for each in self._waiting if each[2] is not event]
+                heapq.heapify(self._waiting)
 
     async def look(self) -> Coverage:
         """Ask the database now.
