@@ -212,7 +212,14 @@ async def test_stats_and_field_tell_of_all_nodes(cluster: Cluster, edges: Edges)
         seen = await cluster.stats(south)
         assert sorted(seen["nodes"].values()) == ["edge", "edge", "engine", "engine"]
         assert (seen["slices"]["total"], seen["completeness"], seen["bus"]["state"]) == (16, 1.0, "connected")
-        assert (await http.get("/health")).json()["cluster"]["completeness"] == 1.0
+        health = (await http.get("/health")).json()
+        assert (health["status"], health["cluster"]["completeness"]) == ("ok", 1.0)
+
+        async def told_by_engines() -> bool:
+            engines = (await cluster.stats(south))["engines"].values()
+            return len(engines) == 2 and sum(each["slices"] for each in engines) == 16
+
+        await until(told_by_engines)
     async with web(cluster.nodes["first"]) as engine:
         assert (await engine.get("/readyz")).status_code == 200
         refused = await engine.get("/v1/geoids")

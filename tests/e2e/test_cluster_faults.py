@@ -1,6 +1,8 @@
 """Nodes are killed and Redis loses everything while statements come in: nothing acked is lost, nothing is said twice, and what
 contradicts is found, as one node that nothing happens to finds it."""
 
+import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -162,6 +164,7 @@ async def told_and_heard(
             await until(lambda: len(listener.heard) == len(told))
             group.cancel_scope.cancel()
     show("refusals", str([teller.refusals for teller in tellers]))
+    assert {name: node.errors() for name, node in cluster.nodes.items() if node.errors()} == {}, "no defects on the way"
     await check(cluster, told, tellers, listener, epoch)
 
 
@@ -193,6 +196,21 @@ async def test_an_edge_is_killed_and_an_engine_stops(cluster: Cluster) -> None:
         first.terminate()
         assert first.wait() == 0
         await cluster.covered(south, 2)
+
+
+async def test_an_engine_hangs_and_wakes_up(cluster: Cluster) -> None:
+    north, first, _ = cluster.start_all(north="edge", first="engine", second="engine")
+    await cluster.covered(north, 2)
+    assert first.process.pid is not None
+    async with told_and_heard(cluster, [north], statements(120)) as tellers:
+        await acked(tellers, 30)
+        os.kill(first.process.pid, signal.SIGSTOP)
+        try:
+            assert await cluster.covered(north, 1) <= 10.0
+            await acked(tellers, 60)
+        finally:
+            os.kill(first.process.pid, signal.SIGCONT)
+        await cluster.covered(north, 2)  # with new leases; what it had begun with the old ones is refused
 
 
 @pytest.mark.skipif(not HAS_SERVER, reason="needs redis-server")

@@ -69,7 +69,9 @@ async def health(call: Call) -> ASGIApp:
     door = call.door
     state = door.readiness()
     checks = {name: _service_report(found) for name, found in (await door.health()).items()}
-    healthy = all(check.ok for check in checks.values())
+    cluster = None if door.cluster is None else dict(door.cluster())
+    covered = cluster is None or cluster.get("completeness", 0.0) >= 1.0
+    healthy = covered and all(check.ok for check in checks.values())
     status: Literal["ok", "degraded", "starting", "stopping"]
     if state.draining or door.streams.lines_stopping.is_set():
         status = "stopping"
@@ -89,7 +91,7 @@ async def health(call: Call) -> ASGIApp:
         services=dict(state.services),
         checks=checks,
         versions=dict(door.versions),
-        cluster=None if door.cluster is None else dict(door.cluster()),
+        cluster=cluster,
     )
     return call.answer(report, status=200 if status == "ok" else 503)
 

@@ -1,6 +1,7 @@
 """A node that embeds, scores and commits: work from the bus, the slices that it owns. It serves no connections."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Protocol
 
@@ -11,6 +12,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Gauge
 
 from kimera_stream.api.nodes.announcing import Announcing
+from kimera_stream.api.nodes.stats import ENGINE, NUMBERS
 from kimera_stream.api.runtime import Drain
 from kimera_stream.api.services import (
     PATIENT,
@@ -315,13 +317,14 @@ def engine_services(parts: Parts, assembled: Assemble) -> tuple[list[ServiceSpec
 
     async def told(service: Service) -> None:
         """What the other nodes say."""
-        await assembled(Leader, Relay)
+        await assembled(Leader, Relay, PipelineMetrics)
         container.get(Leading).leader = container.get(Leader)
         service.ready()
         async with anyio.create_task_group() as group:
             group.start_soon(partial(listen, container), name="told:bus")
             group.start_soon(container.get(Leader).run, name="told:leader")
             group.start_soon(container.get(Relay).run, name="told:relay")
+            group.start_soon(share_numbers, container, parts.settings.stream.stats_interval, name="told:numbers")
 
     specs = [
         ServiceSpec("encoder", encoder_service(container), backoff=PATIENT),
@@ -389,6 +392,25 @@ async def listen(container: Container) -> None:
                     relay.heard(unpack_entries(each.payload))
                 except msgspec.MsgspecError as error:
                     log.error("a message on the bus cannot be read", topic=each.topic, error=str(error))  # noqa: TRY400
+
+
+async def share_numbers(container: Container, interval: float) -> None:
+    """Tell the edges now and then what this engine does, until cancelled."""
+    bus, scorer, index = container.get(Bus), container.get(SliceScorer), container.get(SlicedIndex)
+    metrics, resources = container.get(PipelineMetrics), container.get(Resources)
+    while True:
+        numbers = metrics.numbers()
+        told = {
+            **asdict(scorer.numbers),
+            "geoids": index.size,
+            "index_bytes": index.bytes,
+            "published": numbers.published,
+            "contradictions": numbers.contradictions,
+            "queues": resources.queues,
+            "memory": resources.sample.memory,
+        }
+        bus.share(ENGINE, NUMBERS, encode(told))
+        await anyio.sleep(interval)
 
 
 async def retain_always(retention: Retention) -> None:

@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 import anyio
 import msgspec
@@ -18,6 +18,12 @@ from kimera_stream.infrastructure.resources import Resources
 from kimera_stream.protocol.errors import UnavailableError
 from kimera_stream.streaming.following import Following
 from kimera_stream.streaming.hub import Hub
+
+ENGINE: Final = "engine"
+NUMBERS: Final = "numbers"
+"""Space and key under which engines share what they do."""
+
+_decode = msgspec.msgpack.Decoder(dict[str, Any]).decode
 
 
 def cluster_numbers(coverage: Coverage) -> dict[str, Any]:
@@ -73,6 +79,7 @@ class NodeStats:
         self._interval = interval
         self._began = time.monotonic()
         self._before = (self._began, 0, 0, hub.delivered)
+        self._engines: dict[str, dict[str, Any]] = {}
 
     def value(self) -> dict[str, Any]:
         """The numbers as of now; times in milliseconds, rates per second, sizes in bytes."""
@@ -121,6 +128,7 @@ class NodeStats:
         newest = self._scored.newest
         return {
             **({} if newest is None else cluster_numbers(newest)),
+            "engines": self._engines,
             "bus": asdict(self._bus.numbers),
             "following": {
                 "position": self._following.position,
@@ -132,10 +140,19 @@ class NodeStats:
             "presence_complete": self._presence.complete,
         }
 
+    async def _ask_engines(self) -> None:
+        """What the engines say of themselves; what they said before, where the bus is away."""
+        try:
+            told = await self._bus.gather(ENGINE, NUMBERS)
+        except UnavailableError:
+            return
+        self._engines = {node: _decode(value) for node, value in sorted(told.items())}
+
     async def run(self) -> None:
         """Send a value each interval until cancelled."""
         encode = msgspec.json.Encoder().encode
         while True:
+            await self._ask_engines()
             self._hub.latest("stats", "stats.updated", encode(self.value()), offset=self._hub.delivered)
             await anyio.sleep(self._interval)
 
