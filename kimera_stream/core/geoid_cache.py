@@ -33,7 +33,8 @@ class GeoidCache:
         self._source = source
         self._max_bytes = max_bytes
         self._entries: OrderedDict[str, tuple[StoredGeoid, int]] = OrderedDict()
-        self._loading: list[set[str]] = []
+        self._loading: list[dict[str, StoredGeoid | None]] = []
+        """Of each load under way, what was written since it began; None: deleted."""
         self.bytes = 0
         self.hits = 0
         self.misses = 0
@@ -56,18 +57,20 @@ class GeoidCache:
         if not missing:
             return found
         self.misses += len(missing)
-        written: set[str] = set()
+        written: dict[str, StoredGeoid | None] = {}
         self._loading.append(written)
         try:
             loaded = await self._source.geoids(missing)
         finally:
-            self._loading.remove(written)
+            self._loading = [each for each in self._loading if each is not written]
         for geoid_id, stored in loaded.items():
             if geoid_id not in written:
                 self._keep(stored)
                 found[geoid_id] = stored
-            elif geoid_id in self._entries:
-                found[geoid_id] = self._entries[geoid_id][0]
+        for geoid_id in missing:
+            newer = written.get(geoid_id)
+            if newer is not None:
+                found[geoid_id] = newer
         return found
 
     async def get(self, geoid_id: str) -> StoredGeoid | None:
@@ -77,22 +80,26 @@ class GeoidCache:
     def put(self, stored: StoredGeoid) -> None:
         """A geoid was committed in this version."""
         for written in self._loading:
-            written.add(stored.geoid.id)
+            written[stored.geoid.id] = stored
         self._keep(stored)
 
-    def expect(self, geoid_id: str, version: int) -> None:
-        """The log tells of this version, which another node may have committed: an older one is forgotten."""
+    def expect(self, geoid_id: str, offset: int) -> None:
+        """The log tells of a version at ``offset``, which another node may have committed: an older one is forgotten."""
         entry = self._entries.get(geoid_id)
-        if entry is not None and entry[0].geoid.version < version:
-            self.bytes -= self._entries.pop(geoid_id)[1]
+        if entry is not None and entry[0].geoid.offset < offset:
+            self.forget(geoid_id)
+
+    def forget(self, geoid_id: str) -> None:
+        """What is kept of a geoid may be outdated. Unlike ``remove`` this says nothing about whether it is still there."""
+        entry = self._entries.pop(geoid_id, None)
+        if entry is not None:
+            self.bytes -= entry[1]
 
     def remove(self, geoid_id: str) -> None:
         """A geoid was deleted."""
         for written in self._loading:
-            written.add(geoid_id)
-        entry = self._entries.pop(geoid_id, None)
-        if entry is not None:
-            self.bytes -= entry[1]
+            written[geoid_id] = None
+        self.forget(geoid_id)
 
     def clear(self) -> None:
         """Keep nothing; loads that are under way go on."""

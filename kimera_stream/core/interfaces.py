@@ -606,6 +606,7 @@ class SliceState:
         scored: Every statement in the log up to here has been judged against the geoids of this slice, and what was found
             is in the log.
         unread: From this offset on there may be statements up to ``scored`` that the verifier has not read; None: there are none.
+        heir: Id of the node that has the geoids ready and waits for the slice.
     """
 
     number: int
@@ -614,6 +615,7 @@ class SliceState:
     covered: bool
     scored: int
     unread: int | None = None
+    heir: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -734,6 +736,12 @@ class ClusterStore(Protocol):
 
     async def take(self, node_id: str, numbers: Sequence[int], *, lease: float) -> dict[int, SliceState]:
         """Take those of the slices that are free or expired; returns what was got, each in its new generation."""
+
+    async def offer(self, node_id: str, numbers: Sequence[int]) -> None:
+        """The node has the geoids of these slices ready: whoever owns them may hand them over."""
+
+    async def hand_over(self, node_id: str, leases: Mapping[int, int], to: str, *, lease: float) -> None:
+        """Make another node the owner of slices (number -> generation), for ``lease`` seconds until it says that it is alive."""
 
     async def release(self, node_id: str, leases: Mapping[int, int]) -> None:
         """Give slices back (number -> generation); one that is no longer held is no error."""

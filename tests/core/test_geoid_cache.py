@@ -80,3 +80,45 @@ async def test_a_slow_read_does_not_undo_a_commit_made_meanwhile(deleted: bool) 
     assert seen == [None if deleted else "new"]
     kept = await cache.get("a")
     assert (None if kept is None else kept.geoid.text) == (None if deleted else "new")
+
+
+async def test_what_is_dropped_for_want_of_room_during_a_read_is_not_taken_for_deleted() -> None:
+    vault = Vault(geoid("a", "old"))
+    vault.go_on = anyio.Event()
+    cache = GeoidCache(vault, 1)
+    seen: list[str | None] = []
+
+    async def read() -> None:
+        seen.append((await cache.get_many(["a"]))["a"].geoid.text)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(read)
+        await vault.reading.wait()
+        cache.put(geoid("a", "new"))
+        cache.put(geoid("b"))
+        vault.go_on.set()
+    assert seen == ["new"]
+
+
+async def test_an_older_version_than_the_log_tells_of_is_read_again_and_one_in_doubt_as_well() -> None:
+    vault = Vault(geoid("a", "old"))
+    cache = GeoidCache(vault, 1_000_000)
+    await cache.get("a")
+    cache.expect("a", 1)
+    await cache.get("a")
+    assert len(vault.reads) == 1
+    cache.expect("a", 2)
+    vault.go_on = anyio.Event()
+    vault.reading = anyio.Event()
+    seen: list[StoredGeoid | None] = []
+
+    async def read() -> None:
+        seen.append(await cache.get("a"))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(read)
+        await vault.reading.wait()
+        cache.forget("a")  # says nothing about whether it is there
+        vault.go_on.set()
+    assert seen == [vault.stored["a"]]
+    assert len(vault.reads) == 2

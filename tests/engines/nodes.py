@@ -83,9 +83,10 @@ def database_settings() -> DatabaseSettings:
 
 @dataclass
 class Heard:
-    """Entries as they are announced, in any order."""
+    """What nodes tell each other: entries as they are announced, in any order; and that slices have changed hands."""
 
     by_offset: dict[int, LogEntry] = field(default_factory=dict)
+    keepers: list[CoverageKeeper] = field(default_factory=list)
 
     def deliver(self, entries: Any) -> None:
         for entry in entries:
@@ -94,11 +95,19 @@ class Heard:
     def latest(self, channel: str, type: str, data: bytes, *, offset: int) -> None:
         pass
 
+    def changed(self, by: CoverageKeeper) -> None:
+        for keeper in self.keepers:
+            if keeper is not by:
+                keeper.nudge()
+
 
 class Engine:
     """One engine. ``running`` runs it; cancelled, it is as good as killed: nothing is given back."""
 
-    def __init__(self, url: str, name: str, heard: Heard, verifier: Verifier | None = None) -> None:
+    def __init__(
+        self, url: str, name: str, heard: Heard, verifier: Verifier | None = None, *, lease: float = LEASE
+    ) -> None:
+        self.lease = lease
         self.settings = Settings()
         self.node = Node(f"{name}#{uuid4().hex[:8]}", name, "engine")
         self.vault = SqlVault(url, database_settings(), abandoned_after=2.0)
@@ -142,6 +151,7 @@ class Engine:
             observe=lambda batch: self.observed.extend(entry.offset for entry in batch.entries),
             progress=lambda moved: self.moved.append(dict(moved)),
             lost=lambda numbers: self.keeper.lost(numbers),
+            ready=lambda: self.keeper.nudge(),
             sure=THRESHOLDS["precise"],
             poll=0.02,
         )
@@ -149,10 +159,13 @@ class Engine:
             self.store,
             self.node,
             slices=SLICES,
-            lease=LEASE,
+            lease=self.lease,
             gain=self.scorer.gain,
             lose=self.scorer.lose,
+            changed=lambda: self.heard.changed(self.keeper),
         )
+        self.heard.keepers.append(self.keeper)
+        self.keeper.prepare_with(self.scorer.prepare)
         self.sequencer = ClusterSequencer(
             self.vault,
             self.index,

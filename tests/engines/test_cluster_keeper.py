@@ -97,6 +97,34 @@ async def test_a_silent_engine_is_replaced_and_learns_of_it(store):
     assert silent.said == [("gain", list(range(SLICES))), ("lose", list(range(SLICES)))]
 
 
+async def test_a_slice_stays_where_it_is_until_its_heir_is_ready(store):
+    one, two = Owner(store, "one"), Owner(store, "two")
+    asked: list[list[int]] = []
+    ready: list[int] = []
+
+    def prepare(numbers):
+        asked.append(sorted(numbers))
+        return list(ready)
+
+    two.keeper.prepare_with(prepare)
+    await settle(one)
+    await settle(two, one)
+    assert (len(one.slices), len(two.slices)) == (SLICES, 0)
+    wanted = asked[-1]
+    assert len(wanted) == 4
+    ready += wanted[:1]
+    await settle(two, one)
+    await two.keeper.step()
+    assert sorted(two.slices) == ready
+    assert ("lose", ready) in one.said
+    assert asked[-1] == wanted[1:]
+    ready += wanted[1:]
+    await settle(two, one)
+    await two.keeper.step()
+    assert sorted(two.slices) == wanted
+    assert (await store.coverage(lease=60.0)).completeness == 1.0
+
+
 async def test_an_edge_beats_and_owns_nothing(store):
     edge = Owner(store, "edge", role="edge")
     coverage = await edge.keeper.step()
@@ -137,19 +165,19 @@ async def test_what_was_taken_without_hearing_of_it_is_begun_at_the_next_beat(st
     assert owner.slices == dict(owner.keeper.leases)
 
 
-async def test_what_could_not_be_released_is_released_at_the_next_beat(store):
+async def test_what_could_not_be_handed_over_is_given_back_at_the_next_beat(store):
     class Failing(Deaf):
-        async def release(self, *args):
-            if "release" in self.deaf:
-                self.deaf.discard("release")
+        async def hand_over(self, *args, **how):
+            if "hand_over" in self.deaf:
+                self.deaf.discard("hand_over")
                 raise UnavailableError("no connection")
-            await self._store.release(*args)
+            await self._store.hand_over(*args, **how)
 
     failing = Failing(store)
     one, two = Owner(failing, "one"), Owner(store, "two")
     await settle(one)
-    failing.deaf = {"release"}
     await two.keeper.step()
+    failing.deaf = {"hand_over"}
     with pytest.raises(UnavailableError):
         await one.keeper.step()
     await settle(one, two)

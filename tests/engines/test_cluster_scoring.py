@@ -1,5 +1,6 @@
 """Several engines find what one finds that is told everything one after the other; whatever becomes of them meanwhile."""
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -10,9 +11,11 @@ import anyio
 import msgspec
 import pytest
 
+from kimera_stream.core.slices import shares
 from kimera_stream.protocol.errors import NotFoundError
 from kimera_stream.protocol.objects import GeoidBody
 from tests.engines.nodes import (
+    SLICES,
     Callers,
     Engine,
     Heard,
@@ -62,6 +65,7 @@ async def compared(url: str, tmp_path: Path, engine: Engine) -> list[str]:
 async def test_two_engines_find_what_one_finds(url, tmp_path):
     heard = Heard()
     async with Engine(url, "one", heard).running() as one, Engine(url, "two", heard).running() as two:
+        await until(lambda: one.keeper.owned and two.keeper.owned)
         callers = Callers([one, two])
         chance = random.Random(1)
 
@@ -75,8 +79,6 @@ async def test_two_engines_find_what_one_finds(url, tmp_path):
         types = await compared(url, tmp_path, one)
         assert types.count("geoid.created") == 72
         assert types.count("contradiction.found") > 50
-        assert one.keeper.owned
-        assert two.keeper.owned
         assert one.keeper.owned | two.keeper.owned == set(range(8))
         head = one.vault.head
         assert sorted(heard.by_offset) == list(range(1, head + 1))
@@ -158,6 +160,44 @@ async def test_nothing_is_lost_when_engines_come_and_die(url, tmp_path, seed):
             entry.value()["metadata"].get("token") for entry in entries.entries if entry.type != "geoid.deleted"
         )
         assert all(count == 1 for token, count in made.items() if token), "a request was done twice"
+
+
+async def test_a_slice_changes_hands_without_a_gap(url, tmp_path):
+    """Statements that come while the new engine fills, between that and the hand-over, and after it."""
+    heard = Heard()
+    async with Engine(url, "one", heard, lease=60.0).running(keep=False) as one:
+        await one.keeper.step()
+        callers, chance = Callers([one]), random.Random(6)
+        counter = itertools.count()
+
+        async def say(count: int) -> None:
+            for _ in range(count):
+                await callers.publish(statement(chance, f"g{next(counter)}"))
+
+        await say(30)
+        await scored(one.store, await one.vault.refresh())
+        async with Engine(url, "two", heard, lease=60.0).running(keep=False) as two:
+            async with anyio.create_task_group() as group:
+                group.start_soon(say, 10)
+                await two.keeper.step()  # its share is known, and is prepared
+            await until(lambda: len(two.scorer.prepare(two_share(two))) == 4)
+            await say(10)
+            await two.keeper.step()  # offered
+            await one.keeper.step()  # handed over
+            await say(10)
+            assert (await one.store.coverage(lease=60.0)).completeness == 1.0
+            before = two.index.open_slices
+            await two.keeper.step()  # begun
+            assert two.scorer.filled == before == two.keeper.owned
+            callers.engines.append(two)
+            await say(20)
+            await compared(url, tmp_path, one)
+
+
+def two_share(engine: Engine) -> frozenset[int]:
+    coverage = engine.keeper.coverage
+    assert coverage is not None
+    return shares([node.id for node in coverage.nodes], SLICES)[engine.node.id]
 
 
 async def test_a_request_that_comes_twice_is_done_once(url):

@@ -180,10 +180,12 @@ def add_engine(services: Services, settings: Settings) -> None:
             observe=field.observe,
             progress=progress,
             lost=keeper.lost,
+            ready=keeper.nudge,
             sure=THRESHOLDS["precise"],
             poll=bus_settings.poll,
             verify_within=settings.scoring.verify_within,
         )
+        keeper.prepare_with(made.prepare)
         Gauge("kimera_slices_owned", "Slices that this engine owns", registry=registry).set_function(
             lambda: made.numbers.slices
         )

@@ -64,7 +64,13 @@ _SLICES_INSERT = Insert(held, ("number", "generation", "lease_until", "scored"))
 _CLUSTER = Query(select(cluster.c.watch_generation))
 _SLICES = Query(
     select(
-        held.c.number, held.c.owner, held.c.generation, held.c.lease_until >= _Clock(), held.c.scored, held.c.unread
+        held.c.number,
+        held.c.owner,
+        held.c.generation,
+        held.c.lease_until >= _Clock(),
+        held.c.scored,
+        held.c.unread,
+        held.c.heir,
     ).order_by(held.c.number)
 )
 _NODES = Query(
@@ -105,8 +111,17 @@ _TAKE = QueryIn(
             owner=bindparam("node_id", type_=held.c.owner.type),
             generation=held.c.generation + 1,
             lease_until=_Clock() + _ms("lease"),
+            heir=null(),
         )
     )
+)
+_OFFER = QueryIn(
+    lambda values: (
+        update(held).where(among(held.c.number, values)).values(heir=bindparam("node_id", type_=held.c.heir.type))
+    )
+)
+_LOCKED = QueryIn(
+    lambda values: select(held.c.number).where(among(held.c.number, values)).order_by(held.c.number).with_for_update()
 )
 _RELEASE = QueryIn(
     lambda values: (
@@ -218,14 +233,34 @@ class SqlCluster:
 
         return await self._database.write(take) if numbers else {}
 
+    async def offer(self, node_id: str, numbers: Sequence[int]) -> None:
+        """The node has the geoids of these slices ready."""
+
+        def offer(tx: Transaction) -> None:
+            tx.rows_in(_LOCKED, sorted(numbers))
+            tx.run_in(_OFFER, sorted(numbers), node_id=node_id)
+
+        if numbers:
+            await self._database.write(offer)
+
+    async def hand_over(self, node_id: str, leases: Mapping[int, int], to: str, *, lease: float) -> None:
+        """Make another node the owner of slices (number -> generation)."""
+
+        def hand_over(tx: Transaction) -> None:
+            mine = _mine(tx, node_id, leases)
+            if mine:
+                tx.run_in(_TAKE, mine, node_id=to, lease=_as_ms(lease))
+
+        if leases:
+            await self._database.write(hand_over)
+
     async def release(self, node_id: str, leases: Mapping[int, int]) -> None:
         """Give slices back (number -> generation)."""
 
         def release(tx: Transaction) -> None:
-            tx.rows(_MINE, node_id=node_id)
-            mine = {each.number for each in _slices(tx) if leases.get(each.number) == each.generation}
+            mine = _mine(tx, node_id, leases)
             if mine:
-                tx.run_in(_RELEASE, sorted(mine), node_id=node_id)
+                tx.run_in(_RELEASE, mine, node_id=node_id)
 
         if leases:
             await self._database.write(release)
@@ -270,9 +305,15 @@ def _as_ms(seconds: float) -> int:
 
 def _slices(tx: Transaction) -> list[SliceState]:
     return [
-        SliceState(number, owner, generation, owner is not None and bool(in_force), scored, unread)
-        for number, owner, generation, in_force, scored, unread in tx.rows(_SLICES)
+        SliceState(number, owner, generation, owner is not None and bool(in_force), *rest)
+        for number, owner, generation, in_force, *rest in tx.rows(_SLICES)
     ]
+
+
+def _mine(tx: Transaction, node_id: str, leases: Mapping[int, int]) -> list[int]:
+    """Numbers of the slices that the node still holds in these generations, locked."""
+    owned = {row[0] for row in tx.rows(_MINE, node_id=node_id)}
+    return [each.number for each in _slices(tx) if each.number in owned and leases.get(each.number) == each.generation]
 
 
 def _coverage(tx: Transaction, lease: float) -> Coverage:

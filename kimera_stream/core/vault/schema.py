@@ -333,9 +333,11 @@ geoid_slice = Table(
     Column("lease_until", BigInteger, nullable=False),
     Column("scored", BigInteger, nullable=False),
     Column("unread", BigInteger),
+    Column("heir", Text),
 )
 """``generation`` grows whenever a slice changes hands. ``scored``: everything in the log up to there has been judged against
-its geoids. ``unread``: from there on the verifier has not read all of it; null: it has."""
+its geoids. ``unread``: from there on the verifier has not read all of it; null: it has. ``heir``: the node that has its geoids ready
+and waits for it."""
 
 lease = Table(
     "lease",

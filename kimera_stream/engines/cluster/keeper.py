@@ -1,7 +1,8 @@
 """Which slices this node owns: heartbeats, leases, and giving and taking as nodes come and go.
 
-    beat ──> coverage ──> share of this engine ──┬─ held and not mine: hand over, then release
-                                                 └─ mine and free or expired: take, then begin
+    beat ──> coverage ──> share of this engine ──┬─ mine, free or expired: take and begin
+                                                 ├─ mine, another's:       prepare, offer, and wait to be handed it
+                                                 └─ held and not mine:     hand over to whom it belongs, once that one is ready
 
 Every node works out the same shares by itself (rendezvous hashing over the engines that were heard of within the lease), so there is
 nobody to agree with. What an engine believes to hold is only a belief: each commit checks it in the database.
@@ -56,6 +57,7 @@ class CoverageKeeper:
         self._gain = gain
         self._lose = lose
         self._changed = changed
+        self._prepare: Callable[[Collection[int]], Collection[int]] = lambda numbers: numbers
         self._leases: dict[int, int] = {}
         self._look = anyio.Event()
         self._stopping = False
@@ -74,6 +76,11 @@ class CoverageKeeper:
     @property
     def owned(self) -> frozenset[int]:
         return frozenset(self._leases)
+
+    def prepare_with(self, prepare: Callable[[Collection[int]], Collection[int]]) -> None:
+        """Ask ``prepare`` from now on for slices that others still own: it is told which are wanted, all of them each time, and
+        says which are ready. Until then nothing needs preparing."""
+        self._prepare = prepare
 
     def nudge(self) -> None:
         """Something has changed: beat now."""
@@ -111,14 +118,22 @@ class CoverageKeeper:
         if not self._node.is_engine or self._stopping:
             return coverage
         await self._drop_lost(coverage)
-        engines = [node.id for node in coverage.nodes if node.is_engine]
-        share = shares(engines, self._slices).get(self._node.id, frozenset())
+        given = shares([node.id for node in coverage.nodes if node.is_engine], self._slices)
+        share = given.get(self._node.id, frozenset())
         await self._settle(coverage, share)
-        await self._hand_over(self._leases.keys() - share)
-        await self._take(
-            [each.number for each in coverage.slices if each.number in share and each.number not in self._leases]
-        )
+        await self._hand_over(coverage, given)
+        wanted = [each for each in coverage.slices if each.number in share and each.number not in self._leases]
+        await self._take([each.number for each in wanted if not each.covered])
+        await self._offer([each for each in wanted if each.covered])
         return coverage
+
+    async def _offer(self, others: Sequence[SliceState]) -> None:
+        """Make ready for what is still another engine's, and tell it."""
+        ready = self._prepare([each.number for each in others if each.number not in self._leases])
+        offered = [each.number for each in others if each.number in ready and each.heir != self._node.id]
+        if offered:
+            await self._store.offer(self._node.id, offered)
+            self._changed()
 
     async def _settle(self, coverage: Coverage, share: Collection[int]) -> None:
         """Slices that are this node's in the database alone: taken or released by a step whose end it did not hear."""
@@ -150,13 +165,16 @@ class CoverageKeeper:
         await self._lose(list(leases))
         return leases
 
-    async def _hand_over(self, numbers: Collection[int]) -> None:
-        if not numbers:
-            return
-        leases = await self._begin_to_lose(sorted(numbers))
-        await self._store.release(self._node.id, leases)
-        log.info("slices handed over", slices=sorted(leases))
-        self._changed()
+    async def _hand_over(self, coverage: Coverage, given: Mapping[str, Collection[int]]) -> None:
+        """Until the heir is ready its slice stays here: it is covered all the time."""
+        heirs = {each.number: each.heir for each in coverage.slices}
+        for node_id, numbers in given.items():
+            ready = [number for number in numbers if number in self._leases and heirs.get(number) == node_id]
+            if ready and node_id != self._node.id:
+                leases = await self._begin_to_lose(ready)
+                await self._store.hand_over(self._node.id, leases, node_id, lease=self._lease)
+                log.info("slices handed over", slices=sorted(leases), to=node_id)
+                self._changed()
 
     async def _take(self, numbers: Sequence[int]) -> None:
         if not numbers:

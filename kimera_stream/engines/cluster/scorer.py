@@ -4,12 +4,13 @@
                         └──> observe: the field, and whatever else follows the log here
 
 Slices that are equally far in the log go on together. One that has just been taken is filled from the vault with what had been
-stated up to where it is scored, and then catches up; when it has, it is one of the others. A step commits what it found and how
+stated up to where it is scored, and then catches up; when it has, it is one of the others. One that another engine is to hand over
+is filled before it does. A step commits what it found and how
 far it came in one transaction, and only with every lease it rests on; so a step may fail, or be done twice, at any point.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import anyio
@@ -33,15 +34,13 @@ from kimera_stream.core.vault.errors import LeaseLostError
 from kimera_stream.engines.cluster.findings import Finding, Written, write_findings
 from kimera_stream.engines.cluster.late import LateWord
 from kimera_stream.engines.cluster.owned import OwnedSlice
+from kimera_stream.engines.cluster.pages import EVERYTHING, PageReader, ScoredPage
 from kimera_stream.engines.planning import Planner
 from kimera_stream.protocol.errors import LimitExceededError, OperationalError
-from kimera_stream.protocol.log import LogEntry
 from kimera_stream.protocol.objects import Contradiction
 
 log = structlog.get_logger(__name__)
 
-PAGE = 128
-"""Entries of the log in one step."""
 FILLED_AT_ONCE = 2_000
 """Geoids looked at in one read while a slice is filled."""
 TURN = 128
@@ -50,34 +49,9 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
 """Seconds before the next try where the database refuses."""
 FIRST_LATE_PAUSE, LONGEST_LATE_PAUSE = 0.5, 15.0
 """Seconds before the next try where the verifier is still away."""
-_ALL = 2**62
-"""As far as the log goes, of which this node may not have heard."""
 
 
-class _Named(msgspec.Struct):
-    id: str
-    version: int
-
-
-_named = msgspec.json.Decoder(_Named).decode
 _contradiction = msgspec.json.Decoder(Contradiction).decode
-
-
-@dataclass(frozen=True, slots=True)
-class _Page:
-    """Entries ``after`` to ``upto`` of the log, and what is stored now of the geoids they tell of.
-
-    Attributes:
-        touched: Newest entry in the page by geoid.
-        fresh: Statements that an entry of the page made and that still stand, in order.
-    """
-
-    after: int
-    upto: int
-    entries: Sequence[LogEntry]
-    touched: Mapping[str, int]
-    newest: Mapping[str, StoredGeoid]
-    fresh: Sequence[StoredGeoid]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +103,7 @@ class SliceScorer:
         observe: Told of everything in the log, in order: entries, newest geoids, deletions, contradictions.
         progress: Called with how far slices are scored after each step that moved them.
         lost: Called with slices that turn out to be another engine's.
+        ready: Called when slices that were to be prepared are.
         sure: Score at which a clash counts as sure, for the advice.
         poll: Seconds between looks at the log where nobody nudges.
         verify_within: Seconds that a statement may have been in the log and still be read by the verifier before it counts as
@@ -150,6 +125,7 @@ class SliceScorer:
         observe: Callable[[WriteBatch], None],
         progress: Callable[[Mapping[int, int]], None],
         lost: Callable[[Sequence[int]], None],
+        ready: Callable[[], None] = lambda: None,
         sure: float,
         poll: float,
         verify_within: float = float("inf"),
@@ -166,16 +142,20 @@ class SliceScorer:
         self._observe = observe
         self._progress = progress
         self._lost = lost
+        self._ready = ready
         self._sure = sure
         self._poll = poll
         self._verify_within = verify_within
         self._clock = clock
+        self._pages = PageReader(vault, cache)
         self._late = LateWord(vault, index, cache, engine)
         self._writing = anyio.Lock()
         """What is found at once and what is found late are written one after the other."""
         self._at_rest = anyio.Event()
         """Nothing in the log waits to be scored here."""
         self._slices: dict[int, OwnedSlice] = {}
+        self._preparing: dict[int, OwnedSlice] = {}
+        """Slices that another engine owns and is to hand over; filled, they follow what is observed."""
         self._grown = anyio.Event()
         self._unfilled = anyio.Event()
         self._left_unread = anyio.Event()
@@ -186,13 +166,29 @@ class SliceScorer:
     async def gain(self, slices: Mapping[int, SliceState]) -> None:
         """These slices are this engine's now."""
         for number, state in slices.items():
-            self._slices[number] = OwnedSlice.of(state)
+            made = OwnedSlice.of(state)
+            prepared = self._preparing.pop(number, None)
+            made.filled = prepared is not None and prepared.filled
+            self._slices[number] = made
         self._unfilled.set()
+        self._grown.set()
         self._left_unread.set()
 
     async def lose(self, numbers: Sequence[int]) -> None:
         """These slices are to go, or are gone."""
         self._drop(numbers)
+
+    def prepare(self, numbers: Collection[int]) -> frozenset[int]:
+        """Other engines' slices that this one is to be handed, all of them; which of them are filled."""
+        wanted = set(numbers) - self._slices.keys()
+        dropped = self._preparing.keys() - wanted
+        for number in dropped:
+            del self._preparing[number]
+        self._index.close(dropped)
+        for number in wanted - self._preparing.keys():
+            self._preparing[number] = OwnedSlice(0, 0)
+            self._unfilled.set()
+        return frozenset(number for number, each in self._preparing.items() if each.filled)
 
     def _drop(self, numbers: Sequence[int]) -> None:
         for number in numbers:
@@ -240,7 +236,7 @@ class SliceScorer:
 
     async def run(self) -> None:
         """Score until cancelled. May be called again after a crash: the slices are filled anew."""
-        for each in self._slices.values():
+        for each in (*self._slices.values(), *self._preparing.values()):
             each.filled = False
         self._unfilled.set()
         async with anyio.create_task_group() as group:
@@ -253,11 +249,15 @@ class SliceScorer:
         while True:
             self._unfilled = anyio.Event()
             wanted = {number: each for number, each in self._slices.items() if not each.filled}
-            if not wanted:
+            ahead = {number: each for number, each in self._preparing.items() if not each.filled}
+            if not wanted and not ahead:
                 await self._unfilled.wait()
                 continue
             try:
-                await self._fill(wanted)
+                if wanted:
+                    await self._fill(wanted)
+                else:
+                    await self._fill_ahead(ahead)
                 pause = FIRST_PAUSE
             except OperationalError as error:
                 log.warning("slices are filled later", error=error.code, seconds=pause)
@@ -266,27 +266,53 @@ class SliceScorer:
 
     async def _fill(self, wanted: Mapping[int, OwnedSlice]) -> None:
         """Put what had been stated up to where each slice is scored; what came later comes with its entry."""
+        if await self._scan(wanted, lambda: False):
+            for number, each in wanted.items():
+                if self._slices.get(number) is each:
+                    each.filled = True
+            self._grown.set()
+            self._left_unread.set()
+
+    async def _fill_ahead(self, wanted: Mapping[int, OwnedSlice]) -> None:
+        """Put what had been stated up to where the log is observed, and go on with it from there. What is owned comes first."""
+        position = self._observed
+        for each in wanted.values():
+            each.position = position
+        if not await self._scan(wanted, lambda: any(not each.filled for each in self._slices.values())):
+            return
+        while position < self._observed:
+            page = await self._pages.read(position, self._observed)
+            self._index_page(page, [number for number, each in wanted.items() if self._preparing.get(number) is each])
+            position = page.upto
+        for number, each in wanted.items():
+            if self._preparing.get(number) is each:
+                each.filled = True
+        self._ready()
+
+    async def _scan(self, wanted: Mapping[int, OwnedSlice], stop: Callable[[], bool]) -> bool:
+        """Fill slices from the vault with what was stated up to the position of each; False: stopped before the end."""
         began = time.monotonic()
         numbers = sorted(wanted)
         self._index.close(numbers)
         self._index.open(numbers)
         count = 0
         async for page in self._vault.scan_slices(numbers, slices=self._index.slices, batch=FILLED_AT_ONCE):
+            if stop():
+                return False
             for place, stored in enumerate(page):
                 if place % TURN == 0:
                     await anyio.lowlevel.checkpoint()
                 number = self._index.slice_of(stored.geoid.id)
-                if self._slices.get(number) is wanted[number] and stored.stated <= wanted[number].position:
+                if self._here(number) is wanted[number] and stored.stated <= wanted[number].position:
                     self._put(stored)
                     count += 1
             for part in self._index.parts:
                 await part.reserve(FILLED_AT_ONCE // self._index.slices)
-        for number, each in wanted.items():
-            if self._slices.get(number) is each:
-                each.filled = True
-        self._grown.set()
-        self._left_unread.set()
         log.info("slices filled", slices=numbers, geoids=count, seconds=round(time.monotonic() - began, 3))
+        return True
+
+    def _here(self, number: int) -> OwnedSlice | None:
+        return self._slices.get(number) or self._preparing.get(number)
 
     async def _score_always(self) -> None:
         pause = FIRST_PAUSE
@@ -363,9 +389,9 @@ class SliceScorer:
         """Bring the slices that are furthest back one page further; whether there was one."""
         positions = {each.position for each in self._slices.values() if each.filled} | {self._observed}
         after = min(positions)
-        until = min((each for each in positions if each > after), default=_ALL)
+        until = min((each for each in positions if each > after), default=EVERYTHING)
         group = {number: each for number, each in self._slices.items() if each.filled and each.position == after}
-        page = await self._read(after, until)
+        page = await self._pages.read(after, until)
         if page.upto == after:
             return False
         findings: list[Finding] = []
@@ -377,26 +403,7 @@ class SliceScorer:
         self._take_in(group, page, batch)
         return True
 
-    async def _read(self, after: int, until: int) -> _Page:
-        page = await self._vault.read(None, after=after, limit=PAGE, until=until)
-        upto = page.scanned
-        touched: dict[str, int] = {}
-        for entry in page.entries:
-            if entry.type.startswith("geoid."):
-                named = _named(entry.data)
-                touched[named.id] = entry.offset
-                if entry.type == "geoid.deleted":
-                    self._cache.remove(named.id)
-                else:
-                    self._cache.expect(named.id, named.version)
-        newest = await self._cache.get_many(list(touched)) if touched else {}
-        for stored in newest.values():
-            self._cache.put(stored)  # whoever was loading an older one meanwhile does not keep it
-        offsets = range(after + 1, upto + 1)
-        fresh = sorted((each for each in newest.values() if each.stated in offsets), key=lambda each: each.stated)
-        return _Page(after, upto, page.entries, touched, newest, fresh)
-
-    async def _judge(self, group: Mapping[int, OwnedSlice], page: _Page) -> tuple[list[Finding], list[int]]:
+    async def _judge(self, group: Mapping[int, OwnedSlice], page: ScoredPage) -> tuple[list[Finding], list[int]]:
         """What the new statements contradict in these slices, and which contradictions no longer hold; and offsets of those
         that the verifier has not read."""
         view = self._index.view(group)
@@ -413,7 +420,7 @@ class SliceScorer:
             findings.sort(key=lambda finding: finding.newer.stated)
         return findings, [each.stated for each, unread in zip(page.fresh, detection.unread, strict=True) if unread]
 
-    def _hurried(self, page: _Page) -> bool:
+    def _hurried(self, page: ScoredPage) -> bool:
         """Whether what is new has been in the log so long that the verifier's word on it has to come later."""
         made = next(entry.ts for entry in page.entries if entry.offset == page.fresh[0].stated)
         return self._clock() - made / 1000 > self._verify_within
@@ -421,7 +428,7 @@ class SliceScorer:
     async def _look_again(
         self,
         updated: Sequence[str],
-        page: _Page,
+        page: ScoredPage,
         takes: Callable[[StoredGeoid, StoredGeoid], bool],
         hit: set[frozenset[str]],
     ) -> list[Finding]:
@@ -451,7 +458,7 @@ class SliceScorer:
     async def _commit(
         self,
         group: Mapping[int, OwnedSlice],
-        page: _Page,
+        page: ScoredPage,
         findings: Sequence[Finding],
         unread: Sequence[int],
     ) -> WriteBatch:
@@ -499,16 +506,13 @@ class SliceScorer:
             self._sink.deliver(batch.entries)
             self._grown.set()
 
-    def _take_in(self, group: Mapping[int, OwnedSlice], page: _Page, batch: WriteBatch) -> None:
+    def _take_in(self, group: Mapping[int, OwnedSlice], page: ScoredPage, batch: WriteBatch) -> None:
         """The page is done: no await in here, so that a step is taken in as a whole."""
         here = {number for number, each in group.items() if self._slices.get(number) is each}
-        for stored in page.fresh:
-            if self._index.slice_of(stored.geoid.id) in here:
-                self._put(stored)
-        gone = [geoid_id for geoid_id in page.touched if geoid_id not in page.newest]
-        for geoid_id in gone:
-            if self._index.slice_of(geoid_id) in here:
-                self._index.remove(geoid_id)
+        follow = {number for number, each in self._preparing.items() if each.filled}
+        follow |= {number for number, each in self._slices.items() if each.filled and each.position > page.after}
+        self._index_page(page, here | follow if self._observed == page.after else here)
+        gone = page.gone
         at_once = bool(batch.entries) and batch.entries[0].offset == page.upto + 1
         upto = batch.entries[-1].offset if at_once else page.upto
         for each in group.values():
@@ -530,6 +534,15 @@ class SliceScorer:
                 self._observed = upto
         if here:
             self._progress(dict.fromkeys(sorted(here), upto))
+
+    def _index_page(self, page: ScoredPage, numbers: Collection[int]) -> None:
+        """Bring the index of some slices from before the page to behind it."""
+        for stored in page.fresh:
+            if self._index.slice_of(stored.geoid.id) in numbers:
+                self._put(stored)
+        for geoid_id in page.gone:
+            if self._index.slice_of(geoid_id) in numbers:
+                self._index.remove(geoid_id)
 
     def _put(self, stored: StoredGeoid) -> None:
         try:

@@ -188,7 +188,7 @@ class ClusterSequencer:
             except _OutdatedError as outdated:
                 log.info("others were faster, preparing again", attempt=attempt + 1)
                 for geoid_id in outdated.geoid_ids:
-                    self._cache.remove(geoid_id)
+                    self._cache.forget(geoid_id)
                 continue
             if batch.entries:
                 self._metrics.committed(batch, time.perf_counter() - began)

@@ -72,6 +72,18 @@ async def test_an_expired_lease_can_be_taken_and_its_former_owner_moves_nothing(
     assert [each.scored for each in (await store.coverage(lease=LEASE)).slices] == [0, 0, 0, 0]
 
 
+async def test_a_slice_is_handed_to_the_node_that_is_ready_for_it(store):
+    got = await store.take(ONE.id, [0, 1], lease=LEASE)
+    await store.offer(TWO.id, [0, 1])
+    assert [each.heir for each in (await store.coverage(lease=LEASE)).slices] == [TWO.id, TWO.id, None, None]
+    await store.hand_over(ONE.id, {0: got[0].generation, 1: 99}, TWO.id, lease=LEASE)
+    first, second, *_ = (await store.coverage(lease=LEASE)).slices
+    assert (first.owner, first.generation, first.covered, first.heir) == (TWO.id, 2, True, None)
+    assert (second.owner, second.generation) == (ONE.id, 1)  # another generation was named
+    with pytest.raises(LeaseLostError):
+        await store.advance(ONE.id, {0: 1}, 5)
+
+
 async def test_progress_never_goes_back(store):
     got = await store.take(ONE.id, [0, 1], lease=LEASE)
     leases = {number: each.generation for number, each in got.items()}

@@ -39,6 +39,7 @@ def upgrade() -> None:
         sa.Column("lease_until", sa.BigInteger, nullable=False),
         sa.Column("scored", sa.BigInteger, nullable=False),
         sa.Column("unread", sa.BigInteger),
+        sa.Column("heir", sa.Text),
         sa.PrimaryKeyConstraint("number", name="pk_slice"),
     )
     op.create_table(
