@@ -68,7 +68,8 @@ class BusSettings(Group):
     )
     poll: Seconds = Field(0.5, description="Seconds between looks at the log in the database, whatever the bus says.")
     answer_within: Seconds = Field(
-        15.0, description="Seconds without any progress of the engines after which an edge answers a publish with `unavailable`."
+        15.0,
+        description="Seconds without any progress of the engines after which an edge answers a publish with `unavailable`.",
     )
     retry_after: Seconds = Field(
         2.0, description="Seconds after which an edge adds unanswered work again that the bus may have lost."

@@ -25,7 +25,7 @@ logging.getLogger("coredis").setLevel(logging.CRITICAL)
 Argument: TypeAlias = bytes | str | int | float
 Connection: TypeAlias = BaseConnection
 
-BACKOFF = Backoff(base=0.1, factor=2.0, maximum=2.0, floor=0.05)
+BACKOFF = Backoff(base=0.1, factor=2.0, maximum=1.0, floor=0.05)
 OVERHEAD = 128
 """Bytes counted per operation besides its arguments."""
 AWAY = (RedisConnectionError, TimeoutError, OSError)
