@@ -658,8 +658,8 @@ class LockedLog(Protocol):
     def head(self) -> int: ...
 
     @property
-    def last_ts(self) -> int:
-        """Unix ms of the newest entry; 0 where there is none."""
+    def now(self) -> int:
+        """Unix ms by the database's clock, and never before the newest entry: the log's times are in its order."""
 
     @property
     def watch_generation(self) -> int:

@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import BigInteger, bindparam, delete, insert, null, or_, select, text, update
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.functions import GenericFunction
 
 from kimera_stream.core.interfaces import Coverage, Node, SliceState
 from kimera_stream.core.vault import schema
+from kimera_stream.core.vault.clock import DatabaseClock
 from kimera_stream.core.vault.locked import advance, hold
 from kimera_stream.infrastructure.database import Database, Insert, Query, QueryIn, Transaction
 from kimera_stream.infrastructure.database.statements import among
@@ -23,24 +21,6 @@ FORGOTTEN = 3_600.0
 """Seconds after which a node that was not heard of is dropped from the table."""
 _IDLE = 2.0
 """Seconds that a node may stop in the middle of a transaction before the database ends it for the others' sake."""
-
-
-class _Clock(GenericFunction[int]):
-    """Unix ms by the database, as the statement runs."""
-
-    type = BigInteger()
-    inherit_cache = True
-    name = "kimera_clock"
-
-
-@compiles(_Clock, "postgresql")
-def _on_postgresql(_element: Any, _compiler: SQLCompiler, **_options: Any) -> str:
-    return "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)"
-
-
-@compiles(_Clock, "sqlite")
-def _on_sqlite(_element: Any, _compiler: SQLCompiler, **_options: Any) -> str:
-    return "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)"
 
 
 cluster, node, held, duty = schema.cluster, schema.node, schema.geoid_slice, schema.lease
@@ -57,7 +37,7 @@ _MADE = Query(select(cluster.c.slices))
 _MAKE = Query(
     insert(cluster).from_select(
         ["id", "slices", "watch_generation", "created_at"],
-        select(text("1"), bindparam("slices", type_=cluster.c.slices.type), text("0"), _Clock()),
+        select(text("1"), bindparam("slices", type_=cluster.c.slices.type), text("0"), DatabaseClock()),
     )
 )
 _SLICES_INSERT = Insert(held, ("number", "generation", "lease_until", "scored"))
@@ -67,7 +47,7 @@ _SLICES = Query(
         held.c.number,
         held.c.owner,
         held.c.generation,
-        held.c.lease_until >= _Clock(),
+        held.c.lease_until >= DatabaseClock(),
         held.c.scored,
         held.c.unread,
         held.c.heir,
@@ -75,10 +55,10 @@ _SLICES = Query(
 )
 _NODES = Query(
     select(node.c.id, node.c.name, node.c.role, node.c.started_at, node.c.seen_at)
-    .where(node.c.seen_at >= _Clock() - _ms("within"))
+    .where(node.c.seen_at >= DatabaseClock() - _ms("within"))
     .order_by(node.c.id)
 )
-_SEEN = Query(update(node).where(node.c.id == bindparam("node_id")).values(seen_at=_Clock()))
+_SEEN = Query(update(node).where(node.c.id == bindparam("node_id")).values(seen_at=DatabaseClock()))
 _ARRIVE = Query(
     insert(node).from_select(
         ["id", "name", "role", "started_at", "seen_at"],
@@ -86,19 +66,21 @@ _ARRIVE = Query(
             bindparam("node_id", type_=node.c.id.type),
             bindparam("name", type_=node.c.name.type),
             bindparam("role", type_=node.c.role.type),
-            _Clock(),
-            _Clock(),
+            DatabaseClock(),
+            DatabaseClock(),
         ),
     )
 )
 _MINE = Query(
     select(held.c.number).where(held.c.owner == bindparam("node_id")).order_by(held.c.number).with_for_update()
 )
-_RENEW = Query(update(held).where(held.c.owner == bindparam("node_id")).values(lease_until=_Clock() + _ms("lease")))
+_RENEW = Query(
+    update(held).where(held.c.owner == bindparam("node_id")).values(lease_until=DatabaseClock() + _ms("lease"))
+)
 _FREE = QueryIn(
     lambda values: (
         select(held.c.number)
-        .where(among(held.c.number, values), or_(held.c.owner.is_(None), held.c.lease_until < _Clock()))
+        .where(among(held.c.number, values), or_(held.c.owner.is_(None), held.c.lease_until < DatabaseClock()))
         .order_by(held.c.number)
         .with_for_update(skip_locked=True)
     )
@@ -110,7 +92,7 @@ _TAKE = QueryIn(
         .values(
             owner=bindparam("node_id", type_=held.c.owner.type),
             generation=held.c.generation + 1,
-            lease_until=_Clock() + _ms("lease"),
+            lease_until=DatabaseClock() + _ms("lease"),
             heir=null(),
         )
     )
@@ -134,21 +116,21 @@ _RELEASE_ALL = Query(
     update(held).where(held.c.owner == bindparam("node_id")).values(owner=null(), generation=held.c.generation + 1)
 )
 _DEPART = Query(delete(node).where(node.c.id == bindparam("node_id")))
-_FORGET = Query(delete(node).where(node.c.seen_at < _Clock() - _ms("within")))
+_FORGET = Query(delete(node).where(node.c.seen_at < DatabaseClock() - _ms("within")))
 _NOT_WAITING = Query(text("SET LOCAL synchronous_commit TO OFF"))
 
 _DUTY_HELD = Query(
     update(duty)
     .where(duty.c.duty == bindparam("name"), duty.c.owner == bindparam("node_id"))
-    .values(lease_until=_Clock() + _ms("lease"))
+    .values(lease_until=DatabaseClock() + _ms("lease"))
 )
 _DUTY_TAKEN = Query(
     update(duty)
-    .where(duty.c.duty == bindparam("name"), or_(duty.c.owner.is_(None), duty.c.lease_until < _Clock()))
+    .where(duty.c.duty == bindparam("name"), or_(duty.c.owner.is_(None), duty.c.lease_until < DatabaseClock()))
     .values(
         owner=bindparam("node_id", type_=duty.c.owner.type),
         generation=duty.c.generation + 1,
-        lease_until=_Clock() + _ms("lease"),
+        lease_until=DatabaseClock() + _ms("lease"),
     )
 )
 _DUTY_ROW = Insert(duty, ("duty", "generation", "lease_until"), conflict=("duty",))

@@ -10,6 +10,7 @@ from sqlalchemy import bindparam, select, update
 
 from kimera_stream.core.interfaces import IdempotencyRecord, Mark
 from kimera_stream.core.vault import reading, schema
+from kimera_stream.core.vault.clock import DatabaseClock
 from kimera_stream.core.vault.errors import LeaseLostError
 from kimera_stream.infrastructure.database import Query, QueryIn, Transaction
 from kimera_stream.infrastructure.database.statements import among
@@ -18,7 +19,12 @@ from kimera_stream.protocol.objects import Contradiction, ContradictionState, Ge
 state, geoid, key, held = schema.log_state, schema.geoid, schema.idempotency_key, schema.geoid_slice
 
 _LOCK = Query(select(state.c.head).where(state.c.id == 1).with_for_update())
-_LAST_TS = Query(select(schema.log_entry.c.ts).where(schema.log_entry.c.offset == bindparam("at")))
+_NOW = Query(
+    select(
+        select(schema.log_entry.c.ts).where(schema.log_entry.c.offset == bindparam("at")).scalar_subquery(),
+        DatabaseClock(),
+    )
+)
 _WATCHES = Query(select(schema.cluster.c.watch_generation))
 _HELD = Query(
     select(held.c.number, held.c.generation)
@@ -74,9 +80,10 @@ class SqlLockedLog:
         self.head: int = tx.value(_LOCK)
 
     @property
-    def last_ts(self) -> int:
-        """Unix ms of the newest entry; 0 where there is none."""
-        return int(self._tx.value(_LAST_TS, at=self.head) or 0)
+    def now(self) -> int:
+        """Unix ms by the database's clock, and never before the newest entry: the log's times are in its order."""
+        last, now = self._tx.row(_NOW, at=self.head)
+        return max(int(last or 0), int(now))
 
     @property
     def watch_generation(self) -> int:

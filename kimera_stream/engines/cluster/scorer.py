@@ -369,7 +369,7 @@ class SliceScorer:
         def write(locked: LockedLog) -> WriteBatch:
             nonlocal told
             locked.hold(self._node_id, leases)
-            planner = Planner(locked.head, max(int(self._clock() * 1000), locked.last_ts), self._sure)
+            planner = Planner(locked.head, locked.now, self._sure)
             told = write_findings(step.findings, locked, planner)
             for number, each in step.group.items():
                 locked.put_off([number], each.after_reading(step.upto))
@@ -474,7 +474,7 @@ class SliceScorer:
         def write(locked: LockedLog) -> WriteBatch:
             nonlocal told
             locked.hold(self._node_id, leases)
-            planner = Planner(locked.head, max(int(self._clock() * 1000), locked.last_ts), self._sure)
+            planner = Planner(locked.head, locked.now, self._sure)
             told = write_findings(findings, locked, planner)
             batch = planner.batch
             # Entries that follow the page at once are the page's own: there is nothing to judge in them.

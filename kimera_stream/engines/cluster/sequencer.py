@@ -265,9 +265,9 @@ class ClusterSequencer:
         return self._sure
 
     @property
-    def not_before(self) -> int:
-        """Unix ms from which on first results are given again."""
-        return int((self._clock() - self._window) * 1000)
+    def window_ms(self) -> int:
+        """For so long first results are given again."""
+        return int(self._window * 1000)
 
 
 class _Attempt:
@@ -291,8 +291,9 @@ class _Attempt:
         """
         self.outcomes = []
         self._check_leases(locked)
-        left = self._first_results(locked)
-        planner = Planner(locked.head, max(self._prepared.now, locked.last_ts), self._owner.sure)
+        now = locked.now
+        left = self._first_results(locked, now)
+        planner = Planner(locked.head, now, self._owner.sure)
         publishes = {id(work) for work in left if isinstance(work, PublishWork)}
         if publishes:
             self._publish(publishes, planner, locked)
@@ -311,10 +312,10 @@ class _Attempt:
             raise LeaseLostError.of(sorted(missing))
         locked.hold(self._owner.node_id, {number: self._held[number] for number in sorted(wanted)})
 
-    def _first_results(self, locked: LockedLog) -> list[Work]:
+    def _first_results(self, locked: LockedLog, now: int) -> list[Work]:
         """Answer what was done before; returns the rest."""
         keys = [name for work in self._works for name in _names(work)]
-        recorded = locked.recorded(keys, not_before=self._owner.not_before)
+        recorded = locked.recorded(keys, not_before=now - self._owner.window_ms)
         left: list[Work] = []
         for work in self._works:
             found = [recorded[name] for name in _names(work) if name in recorded]

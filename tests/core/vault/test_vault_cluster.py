@@ -1,9 +1,11 @@
 """Leases, progress and the vault under the log's lock: what several nodes on one database rest on."""
 
+import time
 from collections.abc import AsyncIterator
 from functools import partial
 
 import anyio
+import msgspec
 import pytest
 
 from kimera_stream.core.interfaces import Node, WriteBatch
@@ -12,6 +14,7 @@ from kimera_stream.core.vault.cluster import SqlCluster
 from kimera_stream.core.vault.errors import LeaseLostError
 from kimera_stream.core.vault.vault import SqlVault
 from kimera_stream.protocol.errors import BadRequestError
+from kimera_stream.protocol.log import LogEntry
 
 pytestmark = pytest.mark.anyio
 ONE, TWO = Node("one#1", "one", "engine"), Node("two#1", "two", "all")
@@ -108,14 +111,14 @@ async def test_a_transaction_commits_what_it_planned_under_the_lock(vault, store
     def plan(locked) -> WriteBatch:
         locked.hold(ONE.id, {0: got[0].generation})
         locked.advance([0], 2)
-        seen.append((locked.head, locked.last_ts, dict(locked.marks(["a", "z"]))))
+        seen.append((locked.head, locked.now, dict(locked.marks(["a", "z"]))))
         return samples.publish(locked.head, "a", "b")
 
     await vault.transact(plan)
     assert vault.head == 2
     batch = await vault.transact(plan_nothing)
     assert batch.entries == []
-    assert seen[0] == (0, 0, {})
+    assert seen[0][0::2] == (0, {})
     assert (await store.coverage(lease=LEASE)).slices[0].scored == 2
     assert (await vault.geoid("a")).stated == 1
     with pytest.raises(AssertionError):
@@ -124,7 +127,6 @@ async def test_a_transaction_commits_what_it_planned_under_the_lock(vault, store
 
 
 def plan_nothing(locked) -> WriteBatch:
-    assert locked.last_ts > 0
     mark = locked.marks(["a"])["a"]
     assert (mark.version, mark.offset, mark.stated) == (1, 1, 1)
     return WriteBatch()
@@ -132,6 +134,21 @@ def plan_nothing(locked) -> WriteBatch:
 
 def fail(locked) -> WriteBatch:
     raise AssertionError("planning failed")
+
+
+async def test_the_time_is_the_databases_and_never_before_the_newest_entry(vault, store):
+    seen: list[int] = []
+
+    def look(locked) -> WriteBatch:
+        seen.append(locked.now)
+        return WriteBatch()
+
+    await vault.transact(look)
+    assert abs(seen[0] - time.time() * 1000) < 60_000
+    ahead = 9_000_000_000_000  # of a node whose clock is wrong
+    await vault.commit(WriteBatch(entries=[LogEntry(1, "geoid.created", ahead, ("geoids",), msgspec.Raw(b"{}"))]))
+    await vault.transact(look)
+    assert seen[1] == ahead
 
 
 async def test_a_transaction_without_its_lease_writes_nothing(vault, store, samples):
