@@ -665,8 +665,11 @@ class LockedLog(Protocol):
     def watch_generation(self) -> int:
         """Grows with every change of a watch on any node."""
 
-    def hold(self, node_id: str, leases: Mapping[int, int]) -> None:
+    def hold(self, node_id: str, leases: Mapping[int, int], *, shared: bool = False) -> None:
         """Make sure that the node holds the slices (number -> generation), and go on holding them until the commit.
+
+        Args:
+            shared: Neither ``advance`` nor ``put_off`` is going to be called for them.
 
         Raises:
             LeaseLostError: it does not hold all of them: nothing of this transaction may stand.

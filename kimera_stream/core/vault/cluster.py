@@ -19,7 +19,7 @@ from kimera_stream.protocol.errors import BadRequestError
 
 FORGOTTEN = 3_600.0
 """Seconds after which a node that was not heard of is dropped from the table."""
-_IDLE = 2.0
+_IDLE = 3.0
 """Seconds that a node may stop in the middle of a transaction before the database ends it for the others' sake."""
 
 
@@ -71,8 +71,14 @@ _ARRIVE = Query(
         ),
     )
 )
-_MINE = Query(
-    select(held.c.number).where(held.c.owner == bindparam("node_id")).order_by(held.c.number).with_for_update()
+_MINE, _MINE_TO_RENEW = (
+    Query(
+        select(held.c.number)
+        .where(held.c.owner == bindparam("node_id"))
+        .order_by(held.c.number)
+        .with_for_update(key_share=only_renewed)
+    )
+    for only_renewed in (False, True)
 )
 _RENEW = Query(
     update(held).where(held.c.owner == bindparam("node_id")).values(lease_until=DatabaseClock() + _ms("lease"))
@@ -186,7 +192,7 @@ class SqlCluster:
         def renew(tx: Transaction) -> Coverage:
             if tx.run(_SEEN, node_id=node.id) == 0:
                 tx.run(_ARRIVE, node_id=node.id, name=node.name, role=node.role)
-            if node.is_engine and tx.rows(_MINE, node_id=node.id):
+            if node.is_engine and tx.rows(_MINE_TO_RENEW, node_id=node.id):
                 tx.run(_RENEW, node_id=node.id, lease=_as_ms(lease))
             return _coverage(tx, lease)
 

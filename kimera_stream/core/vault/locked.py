@@ -26,12 +26,19 @@ _NOW = Query(
     )
 )
 _WATCHES = Query(select(schema.cluster.c.watch_generation))
-_HELD = Query(
-    select(held.c.number, held.c.generation)
-    .where(held.c.owner == bindparam("node_id"))
-    .order_by(held.c.number)
-    .with_for_update()
-)
+# A slice changes hands under the strongest lock of its row (FOR UPDATE), which waits for either of these. Work that is committed
+# does not keep progress from moving, nor the other way round.
+_HELD = {
+    shared: QueryIn(
+        lambda values, shared=shared: (  # type: ignore[misc]
+            select(held.c.number, held.c.generation)
+            .where(among(held.c.number, values), held.c.owner == bindparam("node_id"))
+            .order_by(held.c.number)
+            .with_for_update(read=shared, key_share=True)
+        )
+    )
+    for shared in (False, True)
+}
 _ADVANCE = QueryIn(
     lambda values: (
         update(held)
@@ -54,13 +61,16 @@ _RECORDS = QueryIn(
 )
 
 
-def hold(tx: Transaction, node_id: str, leases: Mapping[int, int]) -> None:
-    """Lock the slices of ``leases`` (number -> generation) as the node's own until the transaction ends.
+def hold(tx: Transaction, node_id: str, leases: Mapping[int, int], *, shared: bool = False) -> None:
+    """Keep the slices of ``leases`` (number -> generation) the node's own until the transaction ends.
+
+    Args:
+        shared: They are not going to be changed here.
 
     Raises:
         LeaseLostError: they are not, or in another generation.
     """
-    found = {row[0]: row[1] for row in tx.rows(_HELD, node_id=node_id)}
+    found = {row[0]: row[1] for row in tx.rows_in(_HELD[shared], sorted(leases), node_id=node_id)}
     lost = [number for number, generation in leases.items() if found.get(number) != generation]
     if lost:
         raise LeaseLostError.of(sorted(lost))
@@ -90,10 +100,10 @@ class SqlLockedLog:
         """Grows with every change of a watch on any node."""
         return int(self._tx.value(_WATCHES) or 0)
 
-    def hold(self, node_id: str, leases: Mapping[int, int]) -> None:
+    def hold(self, node_id: str, leases: Mapping[int, int], *, shared: bool = False) -> None:
         """See ``hold``."""
         if leases:
-            hold(self._tx, node_id, leases)
+            hold(self._tx, node_id, leases, shared=shared)
 
     def advance(self, numbers: Sequence[int], scored: int) -> None:
         """See ``advance``."""

@@ -310,7 +310,7 @@ class _Attempt:
         missing = wanted - self._held.keys()
         if missing:
             raise LeaseLostError.of(sorted(missing))
-        locked.hold(self._owner.node_id, {number: self._held[number] for number in sorted(wanted)})
+        locked.hold(self._owner.node_id, {number: self._held[number] for number in sorted(wanted)}, shared=True)
 
     def _first_results(self, locked: LockedLog, now: int) -> list[Work]:
         """Answer what was done before; returns the rest."""

@@ -12,7 +12,9 @@ from kimera_stream.core.interfaces import Node, WriteBatch
 from kimera_stream.core.slices import slice_of
 from kimera_stream.core.vault.cluster import SqlCluster
 from kimera_stream.core.vault.errors import LeaseLostError
+from kimera_stream.core.vault.locked import SqlLockedLog
 from kimera_stream.core.vault.vault import SqlVault
+from kimera_stream.infrastructure.database import Database
 from kimera_stream.protocol.errors import BadRequestError
 from kimera_stream.protocol.log import LogEntry
 
@@ -165,6 +167,41 @@ async def test_a_transaction_without_its_lease_writes_nothing(vault, store, samp
         await vault.transact(plan)
     assert await vault.refresh() == 0
     assert [each.scored for each in (await store.coverage(lease=LEASE)).slices] == [0, 0, 0, 0]
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("shared", [True, False])
+async def test_a_slice_does_not_change_hands_in_the_middle_of_a_commit_that_rests_on_it(
+    postgres_url, make_settings, samples, shared
+):
+    """While one transaction holds the slice, its progress may move and its lease be renewed, but nobody takes it."""
+    vault, database = SqlVault(postgres_url, make_settings()), Database(postgres_url, make_settings())
+    store = SqlCluster(postgres_url, make_settings())
+    await vault.start()
+    await store.open(4)
+    try:
+        got = await store.take(ONE.id, [0], lease=-1.0)
+        leases = {0: got[0].generation}
+        async with database.transaction(write=True) as steps:
+            await steps.step(lambda tx: SqlLockedLog(tx).hold(ONE.id, leases, shared=shared))
+            assert await store.take(TWO.id, [0], lease=LEASE) == {}
+            if shared:
+                with anyio.fail_after(5):
+                    await store.advance(ONE.id, leases, 3)
+                    await store.beat(ONE, lease=-1.0)
+        assert set(await store.take(TWO.id, [0], lease=LEASE)) == {0}
+        with pytest.raises(LeaseLostError):
+            await vault.transact(partial(hold_and_publish, leases=leases, shared=shared, samples=samples))
+        assert await vault.refresh() == 0
+    finally:
+        await store.close()
+        await database.close()
+        await vault.close()
+
+
+def hold_and_publish(locked, leases, shared, samples) -> WriteBatch:
+    locked.hold(ONE.id, leases, shared=shared)
+    return samples.publish(locked.head, "a")
 
 
 async def test_writers_wait_for_each_other_instead_of_losing_a_race(url, vault, store, samples, make_settings):
