@@ -270,9 +270,12 @@ async def test_what_is_not_confirmed_is_bounded(redis: OwnRedis) -> None:
         finally:
             redis.thaw()
         await until(lambda: one.connected and one.numbers.outbox_items == 0)
-        for _ in range(1_000):
-            one.publish(LOG, b"x" * 2_000)
-        assert one.numbers.outbox_bytes <= 100_000
+        async with one.follow(LOG) as follower:
+            for _ in range(1_000):
+                one.publish(LOG, b"x" * 2_000)
+            assert one.numbers.outbox_bytes <= 100_000
+            assert one.numbers.dropped >= 900
+            await told_lost(follower, LOG)  # though nothing is said after those that were dropped
 
 
 async def test_a_waiting_worker_and_follower_survive_a_freeze(redis: OwnRedis) -> None:
@@ -323,15 +326,47 @@ async def test_a_node_starts_without_redis_and_finds_it_later(tmp_path: Path) ->
 # refusing
 
 
-async def test_a_redis_out_of_memory_refuses_work_and_recovers(redis: OwnRedis) -> None:
-    async with serving(redis, "one") as one, one.worker() as worker:
-        worker.take(0)
-        await redis.command("CONFIG", "SET", "maxmemory", "1")
-        with pytest.raises(UnavailableError, match="refused"):
-            await one.add(0, "r", b"x")
-        await redis.command("CONFIG", "SET", "maxmemory", "0")
-        await one.add(0, "r", b"x")
-        await worker.done(await take(worker, 1))
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [
+        (["CONFIG", "SET", "maxmemory", "1"], ["CONFIG", "SET", "maxmemory", "0"]),
+        (["REPLICAOF", "127.0.0.1", "1"], ["REPLICAOF", "NO", "ONE"]),
+    ],
+    ids=["out of memory", "read-only"],
+)
+async def test_a_redis_that_cannot_be_written_to_is_away_until_it_can(
+    redis: OwnRedis, begin: list[str], end: list[str]
+) -> None:
+    with capture_logs() as logs:
+        async with serving(redis, "one") as one, one.worker() as worker, one.follow(LOG) as follower:
+            worker.take(0)
+            await one.add(0, "before", b"x")
+            await worker.done(await take(worker, 1))
+            await redis.command(*begin)
+            one.publish(LOG, b"dropped")
+            with pytest.raises(UnavailableError):
+                await one.add(0, "refused", b"x")
+            await until(lambda: not one.connected)
+            await redis.command(*end)
+            await until(lambda: one.connected)
+            await told_lost(follower, LOG)
+            await retried(lambda: one.add(0, "after", b"x"))
+            with anyio.fail_after(30):
+                while (await take(worker, 1))[0].request != "after":
+                    pass
+    assert len([entry for entry in logs if entry["log_level"] == "warning"]) <= 3
+
+
+async def test_an_operation_that_redis_refuses_breaks_no_other(redis: OwnRedis) -> None:
+    async with serving(redis, "one") as one:
+        await redis.command("SET", "kimera:work:7", "a key of another kind")
+        with capture_logs() as logs:
+            for _ in range(20):
+                with pytest.raises(UnavailableError, match="refused"):
+                    await one.add(7, "r", b"x")
+                await one.add(0, "r", b"x")
+        assert len(logs) == 1
+        assert one.numbers.reconnects == 0
 
 
 async def test_a_wrong_password_is_no_contact(redis: OwnRedis) -> None:

@@ -12,7 +12,7 @@ import anyio
 import structlog
 from coredis.connection import BaseConnection
 from coredis.exceptions import ConnectionError as RedisConnectionError
-from coredis.exceptions import RedisError
+from coredis.exceptions import ReadOnlyError, RedisError
 from coredis.pool import ConnectionPool
 
 from kimera_stream.infrastructure.tasks.policy import Backoff
@@ -30,6 +30,8 @@ OVERHEAD = 128
 """Bytes counted per operation besides its arguments."""
 AWAY = (RedisConnectionError, TimeoutError, OSError)
 """What a lost or refused connection looks like."""
+UNWRITABLE = ("OOM", "MISCONF", "NOREPLICAS", "MASTERDOWN")
+"""How Redis begins when it cannot be written to at present, besides READONLY."""
 TROUBLE = (RedisError, TimeoutError, OSError)
 """That, or Redis answering with an error (loading its data, wrong password, a key of another kind): try again later."""
 
@@ -116,13 +118,20 @@ class Link:
         max_items: Operations sent and not yet confirmed at most.
         max_bytes: Their bytes.
         on_contact: Called each time the contact is there (again), before anything else can be sent.
+        probe: Key to write to: there is contact only where one can write.
     """
 
     PING_EVERY = 0.5
     """Seconds of quiet before the contact is tried out."""
+    COMPLAIN_EVERY = 10.0
+    """Seconds between two lines about operations that Redis refuses."""
 
-    def __init__(self, contact: Contact, *, max_items: int, max_bytes: int, on_contact: Callable[[], None]) -> None:
+    def __init__(
+        self, contact: Contact, *, max_items: int, max_bytes: int, on_contact: Callable[[], None], probe: str
+    ) -> None:
         self._contact = contact
+        self._probe = probe
+        self._complain_from = 0.0
         self._max_items = max_items
         self._max_bytes = max_bytes
         self._on_contact = on_contact
@@ -148,6 +157,8 @@ class Link:
         while True:
             try:
                 async with self._contact.open() as connection:
+                    with anyio.fail_after(self._contact.timeout):
+                        await connection.create_request(b"SET", self._probe, b"", b"PX", 60_000)
                     if away or self.contacts:
                         log.info("the bus is in contact with Redis again")
                     waits.succeeded()
@@ -189,11 +200,20 @@ class Link:
                 pending.result = await pending.request
             except AWAY:
                 raise
-            except RedisError as refusal:  # Redis answered, with an error: not ready, out of memory, read-only, misuse
-                error = UnavailableError(f"Redis refused an operation of the bus: {refusal}")
-                log.warning("Redis refused an operation of the bus", error=str(refusal))
+            except RedisError as refusal:
+                if isinstance(refusal, ReadOnlyError) or str(refusal).startswith(UNWRITABLE):
+                    raise  # the same for all that follows: find out by the probe when it can be written to, or who can
+                error = self._refused(refusal)
         self._pending.popleft()
         self._settle(pending, error=error)
+
+    def _refused(self, refusal: RedisError) -> UnavailableError:
+        """One operation's trouble: not permitted, a key of another kind."""
+        now = anyio.current_time()
+        if now >= self._complain_from:
+            self._complain_from = now + self.COMPLAIN_EVERY
+            log.warning("Redis refused an operation of the bus", error=str(refusal))
+        return UnavailableError("Redis refused an operation of the bus; the log of the server has its reason")
 
     def _settle(self, pending: Pending, *, error: Exception | None) -> None:
         self.bytes -= pending.size

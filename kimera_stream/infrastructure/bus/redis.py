@@ -21,6 +21,8 @@ from kimera_stream.protocol.errors import OverloadedError, UnavailableError
 
 FULL_RETRY_AFTER = 1.0
 """Seconds after which work refused by a full partition is worth another try."""
+HOLES_AFTER = 0.2
+"""Seconds between attempts to tell followers of what was dropped."""
 
 
 class Reader(Protocol):
@@ -50,12 +52,14 @@ class RedisBus:
             max_items=settings.outbox_items,
             max_bytes=settings.outbox_bytes,
             on_contact=self._contact_made,
+            probe=self._keys.probe,
         )
         self._shares = RedisShares(self._link, self._keys, node, ttl=settings.presence_ttl)
         self._questions = Questions(node, self.publish, limit=settings.questions, message_bytes=settings.message_bytes)
         self._readers: set[Reader] = set()
         self._group: TaskGroup | None = None
         self._holes: set[str] = set()
+        self._hole_made = anyio.Event()
         self._working = False
         self._dropped = self._refused = self._received = self._lost = 0
 
@@ -103,6 +107,7 @@ class RedisBus:
             self._group = group
             try:
                 group.start_soon(self._shares.run, name="bus:shares")
+                group.start_soon(self._tell_of_holes, name="bus:holes")
                 for reader in self._readers:
                     group.start_soon(self._read, reader, name="bus:read")
                 await self._answer(service)
@@ -181,12 +186,24 @@ class RedisBus:
     def _drop(self, topic: str) -> None:
         self._dropped += 1
         self._holes.add(topic)
+        self._hole_made.set()
+
+    async def _tell_of_holes(self) -> None:
+        """Marks the holes that no contact made and no further message of the topic mark: of a full outbox."""
+        while True:
+            await self._hole_made.wait()
+            self._hole_made = anyio.Event()
+            while self._holes:
+                await anyio.sleep(HOLES_AFTER)
+                self._mark_holes()
 
     def _mark_holes(self) -> None:
         while self._holes:
             topic = self._holes.pop()
             try:
-                self._link.post(b"EVAL", HOLE, 1, self._keys.number(topic), failed=partial(self._holes.add, topic))
+                self._link.post(
+                    b"EVAL", HOLE, 1, self._keys.number(topic), expiry_of(topic), failed=partial(self._holes.add, topic)
+                )
             except (UnavailableError, OverloadedError):
                 self._holes.add(topic)
                 return

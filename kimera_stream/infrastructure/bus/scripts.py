@@ -8,6 +8,7 @@
   where it was), and ``items`` and ``bytes`` since T was last trimmed |
 | ``shared:NODE`` | hash: what NODE shares |
 | ``born`` | when Redis was first used since it last lost its data |
+| ``probe`` | nothing: written to find out whether one can write |
 | ``nodes`` | sorted set: nodes that share something, by the time at which they are forgotten |
 | ``count:NAME`` | a counter that expires |
 """
@@ -31,6 +32,7 @@ class Keys:
         self._prefix = prefix
         self.nodes = f"{prefix}nodes"
         self.born = f"{prefix}born"
+        self.probe = f"{prefix}probe"
 
     def work(self, partition: int) -> str:
         return f"{self._prefix}work:{partition}"
@@ -90,10 +92,14 @@ Trimmed by halves: ``items`` and ``bytes`` count what came since the last trimmi
 So at least half of the bound is kept, and never more than all of it (and one message)."""
 
 HOLE: Final = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+if redis.call('EXISTS', KEYS[1]) == 0 then
+  local now = redis.call('TIME')
+  redis.call('HSET', KEYS[1], 'n', string.format('%d%06d', now[1], now[2]))
+end
+if ARGV[1] ~= '0' then redis.call('PEXPIRE', KEYS[1], ARGV[1]) end
 return redis.call('HINCRBY', KEYS[1], 'n', 1)
 """
-"""KEYS: number. A number that no message has: followers see that one is missing. Where there is none, the first one says so itself."""
+"""KEYS: number. ARGV: expiry in ms or 0. A number that no message has: followers see that one is missing."""
 
 PLACE: Final = """
 if redis.call('EXISTS', KEYS[1]) == 0 then
