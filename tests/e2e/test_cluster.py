@@ -19,7 +19,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     made = Cluster(tmp_path_factory.mktemp("cluster"))
     try:
         made.start_all(north="edge", south="edge", first="engine", second="engine")
-        anyio.run(made.covered, made.nodes["north"], 2)
+        for edge in ("north", "south"):
+            anyio.run(made.covered, made.nodes[edge], 2)
         yield made
     finally:
         made.close()

@@ -3,16 +3,20 @@
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import anyio
 import pytest
+from prometheus_client import CollectorRegistry
 
-from kimera_stream.core.interfaces import Coverage, SliceState
+from kimera_stream.core.interfaces import ALL_ROLES, Coverage, Principal, SliceState
 from kimera_stream.engines.cluster.errands import Errands
 from kimera_stream.engines.cluster.patience import Patience
+from kimera_stream.engines.cluster.remote import RemoteKnowledge
 from kimera_stream.engines.cluster.scored import Scored
 from kimera_stream.engines.cluster.wire import DeleteRequest, Progress, Refused, Removed, decode_request
+from kimera_stream.engines.metrics import PipelineMetrics
 from kimera_stream.infrastructure.settings import BusSettings
 from kimera_stream.protocol.errors import NotFoundError, OverloadedError, UnavailableError
 
@@ -277,3 +281,34 @@ async def test_an_engine_that_stands_still_is_not_waited_for() -> None:
 
 async def _nothing_scored() -> Coverage:
     return coverage(0, 0)
+
+
+async def test_what_is_asked_in_order_reaches_the_bus_in_order_however_the_coverage_stands() -> None:
+    bus, asked = LossyBus(), 0
+
+    async def read() -> Coverage:
+        nonlocal asked
+        asked += 1
+        await anyio.sleep(0.01 / asked)  # the later one is answered first
+        return state
+
+    made = Errands(bus, SETTINGS, max_items=100, max_bytes=10_000, at_most=100.0)  # type: ignore[arg-type]
+    scored = Scored(read, poll=60.0, patience=PATIENT)
+    knowledge: Any = RemoteKnowledge(
+        bus, None, made, scored, None, SETTINGS, None, PipelineMetrics(CollectorRegistry())
+    )  # type: ignore[arg-type]
+    uncovered = SliceState(0, "engine", 1, False, 0)
+    ann = Principal("ann", ALL_ROLES)
+    for slices in ((), (uncovered, SliceState(1, "engine", 1, True, 0))):
+        state = Coverage(0, 0, slices, ())
+        scored.newest = state if slices else None
+        bus.added.clear()
+        async with anyio.create_task_group() as group:
+            for name in ("a", "b", "c"):
+                group.start_soon(partial(knowledge.delete, name, principal=ann))
+            await bus.until(lambda: len(bus.added) == 3)
+            assert [decode_request(payload).geoid_id for _, payload in bus.added] == ["a", "b", "c"]  # type: ignore[union-attr]
+            made.heard([Removed(request=request, offset=1) for request, _ in bus.added])
+    scored.newest = Coverage(0, 0, (uncovered,), ())
+    with pytest.raises(UnavailableError, match="no engine"):
+        await knowledge.delete("d", principal=ann)

@@ -47,7 +47,7 @@ class Hearing:
                         self._lost(each.topic)
                         continue
                     try:
-                        await self._take_in(each.topic, each.payload)
+                        self._take_in(each.topic, each.payload)
                     except msgspec.MsgspecError as error:
                         log.error("a message on the bus cannot be read", topic=each.topic, error=str(error))  # noqa: TRY400
                         self._lost(each.topic)
@@ -60,9 +60,14 @@ class Hearing:
         elif topic == self._replies:
             self._errands.lost()
         elif topic == NUDGE:
-            self._watches.stale()
+            self._nudged()
 
-    async def _take_in(self, topic: str, payload: bytes) -> None:
+    def _nudged(self) -> None:
+        """Watches or coverage have changed."""
+        self._watches.stale()
+        self._scored.lost()
+
+    def _take_in(self, topic: str, payload: bytes) -> None:
         if topic == LOG:
             self._following.heard(unpack_entries(payload))
         elif topic == PROGRESS:
@@ -72,7 +77,7 @@ class Hearing:
         elif topic == FIELD:
             self._field.heard(payload)
         elif topic == NUDGE:
-            self._watches.stale()
+            self._nudged()
 
 
 async def keep_watches(watches: WatchList) -> None:

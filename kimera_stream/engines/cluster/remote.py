@@ -172,8 +172,10 @@ class RemoteKnowledge:
         return answer.scar, answer.offset
 
     async def _send(self, lane: tuple[str, str], request: wire.Request) -> wire.Answer:
+        # Nothing is awaited before the errand has its place: commands of a connection come here in their order.
         self._admit()
-        if (await self._coverage()).completeness == 0.0 and (await self._scored.look()).completeness == 0.0:
+        newest = self._scored.newest
+        if newest is not None and newest.completeness == 0.0:
             raise UnavailableError("no engine is at work at present", retry_after=self._settings.lease)
         try:
             return await self._errands.send(lane, request)

@@ -39,6 +39,7 @@ class Scored:
         self._waiting: list[tuple[int, int, anyio.Event]] = []
         self._numbers = itertools.count()
         self._wake = anyio.Event()
+        self._news = False
         self.head = 0
         """What was found about everything up to ``upto`` is told in entries at or below this offset."""
         self.newest: Coverage | None = None
@@ -66,7 +67,8 @@ class Scored:
                 heapq.heappop(self._waiting)[2].set()
 
     def lost(self) -> None:
-        """Something may not have been told: the database is asked soon."""
+        """Something may not have been told, or slices have changed hands: the database is asked."""
+        self._news = True
         self._wake.set()
 
     async def reached(self, offset: int, *, since: float) -> None:
@@ -102,7 +104,7 @@ class Scored:
         return found
 
     async def run(self) -> None:
-        """Ask the database now and then, until cancelled; more often while somebody waits."""
+        """Ask the database now and then, until cancelled; more often while somebody waits or slices are not covered."""
         away = False
         while True:
             try:
@@ -114,6 +116,10 @@ class Scored:
                 away = True
             if not self._waiting:
                 self._wake = anyio.Event()
-                with anyio.move_on_after(self._poll * REST):
+                whole = self.newest is not None and self.newest.completeness == 1.0
+                with anyio.move_on_after(self._poll * REST if whole else self._poll):
                     await self._wake.wait()
+                if self._news:
+                    self._news = False
+                    continue
             await anyio.sleep(self._poll)
