@@ -118,8 +118,8 @@ async def test_what_the_bus_lost_is_added_again_under_the_same_name(how: str) ->
             made.lost()
         else:
             bus.waiting = 0
-        await bus.until(lambda: len(bus.added) >= 4)
-        assert bus.added[2:4] == bus.added[:2]
+        await bus.until(lambda: min(bus.added.count(each) for each in bus.added[:2]) >= 2)
+        assert set(bus.added) == set(bus.added[:2])
         made.heard([Removed(request=request, offset=1) for request, _ in bus.added[:2]])
     assert results.keys() == {"a", "b"}
     assert made.numbers.added_again >= 2
