@@ -3,7 +3,7 @@
 import os
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -134,6 +134,12 @@ class Engine:
         self.metrics = PipelineMetrics(registry)
         self.encoder = Encoder()
         self.moved: list[dict[int, int]] = []
+        self.losses: list[tuple[int, ...]] = []
+
+    def refused(self, numbers: Sequence[int]) -> None:
+        """A commit of the scorer's was refused."""
+        self.losses.append(tuple(numbers))
+        self.keeper.lost(numbers)
 
     async def open(self) -> None:
         await self.vault.start()
@@ -150,7 +156,7 @@ class Engine:
             position=self.vault.head,
             observe=lambda batch: self.observed.extend(entry.offset for entry in batch.entries),
             progress=lambda moved: self.moved.append(dict(moved)),
-            lost=lambda numbers: self.keeper.lost(numbers),
+            lost=self.refused,
             ready=lambda: self.keeper.nudge(),
             sure=THRESHOLDS["precise"],
             poll=0.02,

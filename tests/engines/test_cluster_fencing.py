@@ -1,11 +1,12 @@
 """Who has lost a slice commits nothing for it, whenever it wakes up; and judging again writes nothing twice."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import anyio
 import pytest
 from sqlalchemy import text
 
+from kimera_stream.core.slices import shares
 from kimera_stream.core.vault.errors import LeaseLostError
 from kimera_stream.engines.work import RequestId
 from kimera_stream.infrastructure.database import Database, Query
@@ -82,6 +83,57 @@ async def test_an_engine_that_wakes_up_without_its_leases_commits_nothing(url, s
         await until(lambda: not sleeper.scorer.filled)
         assert sleeper.moved == progress
         assert [entry.type for entry in await whole_log(heir.vault)] == expected
+
+
+@pytest.mark.parametrize("moment", ["prepared", "regained"])
+async def test_a_step_of_a_former_tenure_does_not_end_the_next_one(url, moment):
+    """An engine hangs, loses its slices, gets some back, and only then learns that its last step was refused."""
+    heard = Heard()
+    async with (
+        Engine(url, "sleeper", heard).running(keep=False) as sleeper,
+        Engine(url, "heir", heard).running(keep=False) as heir,
+    ):
+        await takes_over(sleeper)
+        callers = Callers([sleeper])
+        for number in range(16):
+            await callers.publish(GeoidBody(symbolic_state={"subject": f"t{number}", "n": 0}))
+        await scored(sleeper.store, 16)
+        gate = Gate(sleeper)
+        await callers.publish(OTHER)
+        await gate.met.wait()
+        await takes_over(heir)
+        await scored(heir.store, 17)
+
+        async def both(holds: Callable[[], object]) -> None:
+            while not holds():
+                await sleeper.keeper.step()
+                await heir.keeper.step()
+                await anyio.sleep(LEASE / 20)
+
+        await sleeper.keeper.step()  # knows that all is lost, and prepares its share
+        assert not sleeper.keeper.owned
+        if moment == "prepared":
+            coverage = sleeper.keeper.coverage
+            assert coverage is not None
+            share = shares([node.id for node in coverage.nodes], SLICES)[sleeper.node.id]
+            assert len(share) == SLICES / 2
+            await until(lambda: sleeper.scorer.prepare(share) == share)
+        else:
+            await both(lambda: sleeper.keeper.owned)
+        refused = len(sleeper.losses)
+        gate.opened.set()
+        await until(lambda: len(sleeper.losses) > refused)
+        await both(lambda: len(sleeper.keeper.owned) == len(heir.keeper.owned) == SLICES / 2)
+        await until(lambda: sleeper.scorer.filled == sleeper.keeper.owned)
+        callers.engines.append(heir)
+        done = anyio.Event()
+        async with anyio.create_task_group() as group:
+            group.start_soon(both, done.is_set)
+            for number in range(16):
+                await callers.publish(GeoidBody(symbolic_state={"subject": f"t{number}", "n": 1}))
+            await scored(heir.store, callers.acked[-1].offset)
+            done.set()
+        assert len(await open_contradictions(heir.vault)) == 16
 
 
 async def test_work_of_a_partition_that_is_gone_is_left_to_its_new_owner(url):

@@ -176,7 +176,7 @@ class SliceScorer:
 
     async def lose(self, numbers: Sequence[int]) -> None:
         """These slices are to go, or are gone."""
-        self._drop(numbers)
+        self._drop({number: self._slices[number] for number in numbers if number in self._slices})
 
     def prepare(self, numbers: Collection[int]) -> frozenset[int]:
         """Other engines' slices that this one is to be handed, all of them; which of them are filled."""
@@ -190,10 +190,18 @@ class SliceScorer:
             self._unfilled.set()
         return frozenset(number for number, each in self._preparing.items() if each.filled)
 
-    def _drop(self, numbers: Sequence[int]) -> None:
-        for number in numbers:
-            self._slices.pop(number, None)
-        self._index.close(numbers)
+    def _drop(self, slices: Mapping[int, OwnedSlice]) -> None:
+        """These tenures are over. What is this engine's by another one, or is being prepared again, stays."""
+        for number, each in slices.items():
+            if self._slices.get(number) is each:
+                del self._slices[number]
+                self._index.close([number])
+
+    def _lease_lost(self, error: LeaseLostError, group: Mapping[int, OwnedSlice]) -> None:
+        """A step that ``group`` had begun with was refused."""
+        log.warning("slices lost", slices=error.numbers)
+        self._drop({number: each for number, each in group.items() if number in error.numbers})
+        self._lost(error.numbers)
 
     def nudge(self) -> None:
         """There may be something new in the log."""
@@ -268,7 +276,7 @@ class SliceScorer:
         """Put what had been stated up to where each slice is scored; what came later comes with its entry."""
         if await self._scan(wanted, lambda: False):
             for number, each in wanted.items():
-                if self._slices.get(number) is each:
+                if self._slices.get(number) is each and self._index.part(number) is not None:
                     each.filled = True
             self._grown.set()
             self._left_unread.set()
@@ -285,7 +293,7 @@ class SliceScorer:
             self._index_page(page, [number for number, each in wanted.items() if self._preparing.get(number) is each])
             position = page.upto
         for number, each in wanted.items():
-            if self._preparing.get(number) is each:
+            if self._preparing.get(number) is each and self._index.part(number) is not None:
                 each.filled = True
         self._ready()
 
@@ -322,11 +330,6 @@ class SliceScorer:
                 if await self._step():
                     pause = FIRST_PAUSE
                     continue
-            except LeaseLostError as error:
-                log.warning("slices lost", slices=error.numbers)
-                self._drop(error.numbers)
-                self._lost(error.numbers)
-                continue
             except OperationalError as error:
                 log.warning("scoring is put off", error=error.code, reason=error.message, seconds=pause)
                 await anyio.sleep(pause)
@@ -346,10 +349,6 @@ class SliceScorer:
                 if await self._read_late():
                     pause = FIRST_LATE_PAUSE
                     continue
-            except LeaseLostError as error:
-                self._drop(error.numbers)
-                self._lost(error.numbers)
-                continue
             except OperationalError as error:
                 log.info("reading again is put off", error=error.code, seconds=pause)
                 await anyio.sleep(pause)
@@ -376,7 +375,11 @@ class SliceScorer:
             return planner.batch
 
         async with self._writing:
-            batch = await self._vault.transact(write)
+            try:
+                batch = await self._vault.transact(write)
+            except LeaseLostError as error:
+                self._lease_lost(error, step.group)
+                return True
             for each in step.group.values():
                 each.unread = each.after_reading(step.upto)
         self._totals.read += step.read
@@ -398,8 +401,12 @@ class SliceScorer:
         unread: list[int] = []
         if group and page.fresh:
             findings, unread = await self._judge(group, page)
-        async with self._writing:
-            batch = await self._commit(group, page, findings, unread)
+        try:
+            async with self._writing:
+                batch = await self._commit(group, page, findings, unread)
+        except LeaseLostError as error:
+            self._lease_lost(error, group)
+            return True
         self._take_in(group, page, batch)
         return True
 
