@@ -4,6 +4,7 @@ import contextlib
 import os
 import random
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from urllib.parse import urlsplit
@@ -177,12 +178,13 @@ async def test_a_given_partition_is_not_read_any_more(start: Start) -> None:
             await second.give(0)
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 async def test_partitions_that_change_hands_under_load_lose_and_reorder_nothing(start: Start, seed: int) -> None:
     """Nothing is claimed later here: what is dropped on the way does not come at all."""
     dice = random.Random(seed)
-    partitions, pieces = 8, 800
+    partitions, pieces = 8, 400
     owner: dict[int, str] = {}
+    tenure = Counter[int]()
     seen: dict[int, list[int]] = {partition: [] for partition in range(partitions)}
     async with (
         start("edge") as edge,
@@ -196,8 +198,12 @@ async def test_partitions_that_change_hands_under_load_lose_and_reorder_nothing(
 
         async def consume(name: str) -> None:
             while True:
-                for work in await workers[name].receive():
-                    if owner.get(work.partition) == name:  # else its next owner does it
+                works = await workers[name].receive()
+                begun = {work.partition: tenure[work.partition] for work in works}
+                for work in works:
+                    if (
+                        owner.get(work.partition) == name and tenure[work.partition] == begun[work.partition]
+                    ):  # else it is handed out again
                         if int(work.request) not in seen[work.partition]:
                             seen[work.partition].append(int(work.request))
                         await workers[name].done([work])
@@ -208,6 +214,7 @@ async def test_partitions_that_change_hands_under_load_lose_and_reorder_nothing(
                     before = owner.pop(partition, None)
                     if before is not None:
                         await workers[before].give(partition)
+                    tenure[partition] += 1
                     owner[partition] = "two" if before == "one" else "one"
                     workers[owner[partition]].take(partition)
                 await anyio.sleep(dice.random() * 0.03)

@@ -8,6 +8,7 @@ import anyio
 import pytest
 from structlog.testing import capture_logs
 
+from kimera_stream.infrastructure.bus import working
 from kimera_stream.infrastructure.bus.interface import (
     LOG,
     NUDGE,
@@ -198,7 +199,7 @@ async def test_nothing_is_missing_without_a_word(
 
 
 async def test_shared_values_come_back(redis: OwnRedis, lose_all: Callable[[OwnRedis], Awaitable[None]]) -> None:
-    async with serving(redis, "one", presence_ttl=1.0) as one, serving(redis, "two", presence_ttl=1.0) as two:
+    async with serving(redis, "one", presence_ttl=3.0) as one, serving(redis, "two", presence_ttl=3.0) as two:
         for number in range(600):
             one.share("presence", str(number), b"%d" % number)
         await lose_all(redis)
@@ -401,6 +402,24 @@ async def test_topics_are_trimmed_and_who_was_too_slow_is_told(redis: OwnRedis) 
             one.publish(LOG, b"x" * 1_000)
         await one.depth(0)
         assert int(await redis.command("XLEN", "kimera:topic:log")) <= 20
+
+
+async def test_consumers_of_former_runs_are_forgotten(redis: OwnRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(redis, "edge") as edge:
+        for run in range(5):
+            async with serving(redis, f"engine~{run}") as engine, engine.worker() as worker:
+                worker.take(0)
+                await edge.add(0, "r", b"x")
+                works = await take(worker, 1)
+                if run != 2:  # this one leaves something behind
+                    await worker.done(works)
+        monkeypatch.setattr(working, "TIDY_AFTER", 0.0)
+        async with serving(redis, "engine~5") as engine, engine.worker() as worker:
+            worker.take(0)
+            await edge.add(0, "last", b"x")
+            await worker.done(await take(worker, 1))
+            consumers = (await redis.command("XINFO", "CONSUMERS", "kimera:work:0", "engines")).split()
+            assert [name for name in consumers if name.startswith("engine~")] == ["engine~5"]
 
 
 async def test_topics_of_one_node_expire_when_it_is_gone(redis: OwnRedis) -> None:

@@ -67,6 +67,20 @@ return redis.call('XDEL', KEYS[1], unpack(ARGV))
 """
 """KEYS: work. ARGV: ids. XACK of a group that is gone is no error."""
 
+TIDY: Final = f"""
+local gone = 0
+for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], '{GROUP}')) do
+  local of = {{}}
+  for i = 1, #consumer, 2 do of[consumer[i]] = consumer[i + 1] end
+  if of['pending'] == 0 and of['name'] ~= ARGV[1] and of['idle'] >= tonumber(ARGV[2]) then
+    redis.call('XGROUP', 'DELCONSUMER', KEYS[1], '{GROUP}', of['name'])
+    gone = gone + 1
+  end
+end
+return gone
+"""
+"""KEYS: work. ARGV: this consumer, idle in ms. Forgets consumers that have nothing and have been away: every run of a node is another one."""
+
 PUBLISH: Final = """
 if redis.call('EXISTS', KEYS[2]) == 0 then
   local now = redis.call('TIME')

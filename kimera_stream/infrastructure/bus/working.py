@@ -12,13 +12,15 @@ from coredis.exceptions import StreamConsumerGroupError, StreamDuplicateConsumer
 
 from kimera_stream.infrastructure.bus.interface import Work
 from kimera_stream.infrastructure.bus.link import TROUBLE, Argument, Connection, Contact, Link, Waits
-from kimera_stream.infrastructure.bus.scripts import DONE, GROUP, Keys
+from kimera_stream.infrastructure.bus.scripts import DONE, GROUP, TIDY, Keys
 from kimera_stream.protocol.errors import OverloadedError, UnavailableError
 
 log = structlog.get_logger(__name__)
 
 BLOCK = 0.5
 """Seconds that one read waits in Redis for something to come."""
+TIDY_AFTER = 60.0
+"""Seconds after which a consumer that does nothing and holds nothing is forgotten."""
 DONE_IDS = 500
 """Ids acknowledged by one operation."""
 
@@ -165,6 +167,10 @@ class RedisWorker:
             if hold.cursor is not None:
                 self._reading = frozenset((partition,))
                 hold.cursor = await self._claim(connection, partition, hold, hold.cursor, idle=0.0)
+                if hold.cursor is None:
+                    await self._ask(
+                        connection, b"EVAL", TIDY, 1, self._keys.work(partition), self._node, int(TIDY_AFTER * 1000)
+                    )
                 return
             if now >= hold.look_at:
                 self._reading = frozenset((partition,))
