@@ -352,6 +352,12 @@ class Session:
             return self.done(
                 id, ForbiddenError("token: it belongs to someone else; open a new connection", field="token")
             )
+        missing = (
+            "a role" if not result.roles else "subscribe" if self.channels and not result.may("subscribe") else None
+        )
+        if missing is not None:
+            # What is open was allowed by the former token, which holds until it expires.
+            return self.done(id, ForbiddenError(f"token: this connection needs {missing}", field="token"))
         self.principal = result
         self._set_expiry(result.expires, now)
         return self.done(id, Refreshed(id=id, expires=result.expires))

@@ -264,6 +264,22 @@ def test_a_refresh_that_fails_changes_nothing() -> None:
     assert s.timer(100)[0].code == CloseCode.TOKEN_EXPIRED
 
 
+def test_a_refresh_cannot_keep_what_its_token_does_not_allow() -> None:
+    s = connected(Principal("ann", ALL_ROLES, UNIX + 100))
+    say(s, "refresh", 2, token="x")
+    assert error_of(s.authenticated(2, Principal("ann", frozenset(), UNIX + 500), 0.0)).code == "forbidden"
+    say(s, "subscribe", 3, channel="geoids")
+    s.opened(3, "geoids")
+    say(s, "refresh", 4, token="x")
+    publisher = Principal("ann", frozenset({"publish"}), UNIX + 500)
+    assert error_of(s.authenticated(4, publisher, 0.0)).code == "forbidden"
+    say(s, "unsubscribe", 5, channel="geoids")
+    assert s.timer(99)[0].message.expires == UNIX + 100, "the former token holds, and no longer"
+    say(s, "refresh", 6, token="x")
+    assert s.authenticated(6, publisher, 0.0) == [Send(Refreshed(id=6, expires=UNIX + 500))]
+    assert error_of(say(s, "subscribe", 7, channel="geoids")).code == "forbidden"
+
+
 def test_drain_waits_for_what_is_in_flight() -> None:
     s = connected()
     say(s, "ping", 2)
