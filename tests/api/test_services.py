@@ -9,6 +9,7 @@ from kimera_stream.api.services import EncoderMismatchError, Parts, load_index
 from kimera_stream.core.embedding import BatchingEmbedder
 from kimera_stream.core.index import SnapshotKeeper
 from kimera_stream.core.vault.vault import SqlVault
+from kimera_stream.infrastructure.settings import Settings
 from kimera_stream.infrastructure.tasks import Service
 
 pytestmark = pytest.mark.anyio
@@ -46,7 +47,7 @@ def parts(vault: Vault, *, model: str) -> Parts:
         SnapshotKeeper: Keeper(),
         BatchingEmbedder: SimpleNamespace(model=model),
     }
-    return cast("Parts", SimpleNamespace(container=SimpleNamespace(get=known.__getitem__)))
+    return cast("Parts", SimpleNamespace(container=SimpleNamespace(get=known.__getitem__), settings=Settings()))
 
 
 @pytest.mark.parametrize("encoder", [None, "old"])
