@@ -42,8 +42,10 @@ lint: $(DEVSTAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The micro-benchmarks, then the kernel against the limit and its peers, which takes minutes; the other programs of bench/ are run by hand.
 bench: $(DEVSTAMP)
 	$(BIN)/python -m pytest bench --benchmark-only
+	$(BIN)/python -m bench.kernel --json
 
 # Faults against a deployment for MINUTES, checked from outside: see docs/oracle.md. DEPLOYMENT: sqlite, postgres or cluster.
 MINUTES    ?= 30
