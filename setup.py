@@ -165,7 +165,9 @@ def extensions() -> list[Extension]:
         modules.append(
             Extension(
                 "kimera_stream.kernels._egress",
-                ["ext/_egress.pyx"],
+                ["ext/_egress.pyx", "ext/framing.c"],
+                include_dirs=["ext"],
+                depends=["ext/framing.h"],
                 define_macros=macros,
                 extra_compile_args=arguments,
                 extra_link_args=links,

@@ -41,7 +41,7 @@ class Load:
     connections: float = 10.0
     watches: float = 2.0
     reads: float = 5.0
-    geoids: int = 2_000
+    geoids: int = 600
     sessions: int = 300
     seed: int = 1
     done: Counter[str] = field(default_factory=Counter)
@@ -87,13 +87,21 @@ class Load:
     # -- what is said --------------------------------------------------------------------------------------------------
 
     def _statement(self, number: int) -> dict[str, Any]:
-        about, place = number % self.geoids, PLACES[number % len(PLACES)]
-        state = {"subject": f"pump {about}", "pressure": number % 9} if about % 4 == 0 else None
-        text = f"Pump {about} at the {place} has a pressure of {number % 9} bar and valve {about % 13} is {'shut' if number % 5 else 'open'}"
-        return {
-            "id": f"churn-{about}", "text": text, "session_id": f"session-{number % self.sessions}",
-            "originator_agent_id": f"agent-{number % 7}", **({"symbolic_state": state} if state else {}),
-        }  # fmt: skip
+        """What is said of a geoid changes with each round, and comes again after four of them."""
+        about, turn = number % self.geoids, number // self.geoids % 4
+        text = (
+            f"Pump {about} at the {PLACES[about % len(PLACES)]} has a pressure of {turn + 2} bar "
+            f"and valve {about % 13} is {'shut' if turn % 2 else 'open'}"
+        )
+        made: dict[str, Any] = {
+            "id": f"churn-{about}",
+            "text": text,
+            "session_id": f"session-{number % self.sessions}",
+            "originator_agent_id": f"agent-{number % 7}",
+        }
+        if about % 4 == 0:
+            made["symbolic_state"] = {"subject": f"pump {about}", "pressure": turn + 2}
+        return made
 
     async def _publish(self, numbers: "itertools.count[int]", number: int) -> None:
         pause = self.publishers / self.publishes

@@ -1,4 +1,5 @@
-"""What the log costs: commits and replay, each beside a bare loop over the same driver with the same rows, batches and sync.
+"""What the log costs: commits, each beside a bare loop over the same driver with the same rows, batches and sync; replay, out of the
+vault and over a WebSocket.
 
 ``python -m bench.log --json`` prints one JSON object as its last line. Rounds of the vault and of the bare loop take
 turns, and ratios are medians over rounds, because the speed of a shared machine and its disk drifts.
@@ -23,6 +24,7 @@ import numpy as np
 import structlog
 
 from bench.publishes import committed, fill, statement
+from bench.replay import served
 from kimera_stream.core.interfaces import WriteBatch
 from kimera_stream.core.vault import entries, rows, schema
 from kimera_stream.core.vault.vault import SqlVault
@@ -273,6 +275,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5, help="about how long one round takes")
     parser.add_argument("--entries", type=int, default=100_000, help="entries to replay")
     parser.add_argument("--no-postgres", action="store_true")
+    parser.add_argument("--served", type=int, default=1_000_000, help="entries to replay over a WebSocket; 0: none")
     options = parser.parse_args()
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
@@ -286,6 +289,10 @@ def main() -> None:
             ),
             backend_options={"use_uvloop": True},
         )
+        if options.served:
+            result["served"] = served(
+                Path(folder) / "served", entries=options.served, geoids=max(1, options.served // 5), rounds=3
+            )
     print(json.dumps(result) if options.json else json.dumps(result, indent=2))
 
 

@@ -4,7 +4,9 @@ It bypasses a transport only while nothing is buffered in it, so the order of by
 descriptor is the connection's own: event loops close it after they have called ``connection_lost``, which sets ``closing``.
 """
 
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 cdef extern from *:
@@ -19,6 +21,21 @@ cdef extern from "sys/socket.h" nogil:
     ssize_t c_send "send"(int fd, const void *data, size_t size, int flags)
     int MSG_NOSIGNAL
     int MSG_DONTWAIT
+
+cdef extern from "framing.h" nogil:
+    int KM_WHOLE, KM_MISSING
+    ctypedef struct km_framed:
+        int64_t size
+        int64_t count
+        uint64_t first
+        uint64_t last
+    void km_init_crc()
+    int64_t km_frame_bound(const uint8_t *packed, int64_t size, int64_t head_size)
+    int km_frame_records(const uint8_t *packed, int64_t size, const uint8_t *head, int64_t head_size, uint8_t *out,
+                         km_framed *framed)
+
+
+km_init_crc()
 
 
 cdef class Sink:
@@ -94,3 +111,26 @@ def fan_out(list handles, bytes frames):
     finally:
         free(fds)
         free(sent)
+
+
+def frame_records(bytes packed, bytes head):
+    """(frames, count, first, last), or (None, whether it is missing, 0, offset) for the first record that is not whole."""
+    cdef int64_t size = len(packed), head_size = len(head), bound
+    cdef const uint8_t *data = <const uint8_t *><const char *>packed
+    cdef const uint8_t *start = <const uint8_t *><const char *>head
+    cdef km_framed framed
+    cdef uint8_t *out
+    cdef int state
+    with nogil:
+        bound = km_frame_bound(data, size, head_size)
+        out = <uint8_t *>malloc(bound)
+    if out == NULL:
+        raise MemoryError
+    try:
+        with nogil:
+            state = km_frame_records(data, size, start, head_size, out, &framed)
+        if state != KM_WHOLE:
+            return None, state == KM_MISSING, 0, framed.last
+        return PyBytes_FromStringAndSize(<const char *>out, framed.size), framed.count, framed.first, framed.last
+    finally:
+        free(out)

@@ -149,6 +149,33 @@ class LogPage:
     more: bool
 
 
+@dataclass(frozen=True, slots=True)
+class FramePage:
+    """Consecutive entries of one channel as WebSocket text frames, joined.
+
+    Attributes:
+        frames: One per entry, in offset order.
+        count: How many.
+        scanned: As for ``LogPage``.
+        more: False: nothing was left up to the bound that was asked for.
+    """
+
+    frames: bytes
+    count: int
+    scanned: int
+    more: bool
+
+
+@runtime_checkable
+class FrameReader(Protocol):
+    """A log that can give events as they are sent, which spares an object for each of them."""
+
+    async def read_frames(self, channel: str, *, head: bytes, after: int, limit: int, until: int) -> FramePage:
+        """Events with ``after < offset <= until`` of one channel; ``head`` is what the JSON of each starts with, up to its
+        offset (``EventEncoder.head``).
+        """
+
+
 @runtime_checkable
 class LogReader(Protocol):
     """The durable log, as readers see it."""

@@ -246,12 +246,15 @@ class EventEncoder:
             channel, encoding, offset=entry.offset, type=entry.type, ts=entry.ts, data=bytes(entry.data)
         )
 
+    def head(self, channel: str) -> bytes:
+        """What every event on ``channel`` starts with in JSON: all before its offset."""
+        return b'{"op":"event","channel":%b,"epoch":%b,"offset":' % (msgspec.json.encode(channel), self._epoch_json)
+
     def value_payload(self, channel: str, encoding: Encoding, *, offset: int, type: str, ts: int, data: bytes) -> bytes:
         """The event object of a value; ``data`` is JSON."""
         if encoding == "json":
-            return b'{"op":"event","channel":%b,"epoch":%b,"offset":%d,"type":"%b","ts":%d,"data":%b}' % (
-                msgspec.json.encode(channel),
-                self._epoch_json,
+            return b'%b%d,"type":"%b","ts":%d,"data":%b}' % (
+                self.head(channel),
                 offset,
                 type.encode(),
                 ts,

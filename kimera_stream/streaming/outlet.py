@@ -226,7 +226,7 @@ class Outlet:
                 failures = 0
                 # Time has passed: the subscription may be gone, or its peer may have stopped reading.
                 if self._writable() and self._holds(lagging):
-                    if chunk.frames:
+                    if chunk.joined:
                         self._write(chunk.joined)
                     lagging.position = chunk.upto
         finally:
@@ -257,7 +257,7 @@ class Outlet:
                 if chunk is None:
                     return sub
                 chunks += 1
-                if chunk.frames:
+                if chunk.joined:
                     self._write(chunk.joined)
                 sub.position = chunk.upto
             if sub.position == hub.flushed and self._writable():

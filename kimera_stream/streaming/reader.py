@@ -84,9 +84,9 @@ class Reader:
                 return
         else:
             await anyio.lowlevel.checkpoint()
-        for (offset, type), frame in zip(chunk.events, chunk.frames, strict=True):
+        for offset, type, payload in chunk.parts():
             self._position = offset
-            yield ReaderEvent(offset, type, frames.payload(frame))
+            yield ReaderEvent(offset, type, payload)
         self._position = max(self._position, chunk.upto)
 
     def _closed(self) -> bool:

@@ -91,7 +91,10 @@ def test_the_kernel_is_clean_under_the_sanitizers(source: Path, tmp_path: Path) 
         ROOT / "kimera_stream", to / "kimera_stream", dirs_exist_ok=True,
         ignore=shutil.ignore_patterns("*.so", "__pycache__", "*.safetensors"),
     )  # fmt: skip
-    tests = [str(ROOT / "tests/kernels" / f"test_{name}.py") for name in ("scan", "sift", "quantize", "heads", "texts")]
+    tests = [
+        str(ROOT / "tests/kernels" / f"test_{name}.py")
+        for name in ("scan", "sift", "quantize", "heads", "texts", "framing")
+    ]
     options = ["-q", "-x", "-s", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)]
     result = run(
         ["-c", "import kimera_stream.kernels as k, pytest, sys; assert k.__file__.startswith(sys.argv[1]); "

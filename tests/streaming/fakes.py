@@ -11,7 +11,7 @@ import uvicorn
 
 from kimera_stream.api.egress import uvicorn_options
 from kimera_stream.api.websocket import StreamEndpoint
-from kimera_stream.core.interfaces import ALL_ROLES, LogPage, Principal, PublishResult
+from kimera_stream.core.interfaces import ALL_ROLES, FramePage, LogPage, Principal, PublishResult
 from kimera_stream.infrastructure.settings import Settings
 from kimera_stream.protocol import frames
 from kimera_stream.protocol.close_codes import CloseCode
@@ -81,6 +81,18 @@ class MemoryLog:
         more = len(found) > limit
         page = found[:limit]
         return LogPage(page, page[-1].offset if more else until, more)
+
+    async def read_frames(self, channel: str, *, head: bytes, after: int, limit: int, until: int) -> FramePage:
+        """As the vault does; events with filters and in MessagePack still come by way of `read`."""
+        page = await self.read(channel, after=after, limit=limit, until=until)
+        made = [
+            frames.frame(
+                frames.OP_TEXT,
+                b'%b%d,"type":"%b","ts":%d,"data":%b}' % (head, e.offset, e.type.encode(), e.ts, bytes(e.data)),
+            )
+            for e in page.entries
+        ]
+        return FramePage(b"".join(made), len(made), page.scanned, page.more)
 
 
 class FakeVault(MemoryLog):

@@ -135,10 +135,10 @@ async def test_the_end_of_the_hub_ends_readers() -> None:
 
 
 async def test_a_trimmed_log_surfaces() -> None:
-    hub, log = hub_of(300)
+    hub, log = hub_of(3_000)
     async with hub.reader("geoids", since=Position("E1", 0)) as (_, events):
         assert (await anext(events)).offset == 1
-        log.trim(200)
+        log.trim(2_000)
         with pytest.raises(Disconnect) as caught:
             async for _ in events:
                 pass

@@ -14,9 +14,10 @@ from zlib import crc32
 import msgspec
 from sqlalchemy import text
 
-from kimera_stream.core.interfaces import LogPage
+from kimera_stream.core.interfaces import FramePage, LogPage
 from kimera_stream.core.vault.errors import DamagedLogError
 from kimera_stream.infrastructure.database import Query, Transaction
+from kimera_stream.kernels.framing import BrokenRecordError, frame_records
 from kimera_stream.protocol.log import LogEntry
 
 PAGE_BYTES = 8 * 1024 * 1024
@@ -59,6 +60,15 @@ _QUERIES = {
     for dialect in ("sqlite", "postgresql")
     for channel in (False, True)
     for reverse in (False, True)
+}
+_PACKED_BYTES = (
+    "SELECT string_agg(CASE WHEN checksum IS NULL THEN convert_to('-' || chr(31) || n, 'UTF8') ELSE"
+    " convert_to(concat_ws(chr(31), checksum, n, type, ts, channels, ''), 'UTF8') || data END,"
+    " convert_to(chr(30), 'UTF8') ORDER BY n) FROM ({rows}) AS page"
+)
+_PACKED_QUERIES = {
+    "sqlite": _QUERIES["sqlite", True, False],
+    "postgresql": Query(text(_PACKED_BYTES.format(rows=_quoted(_CHANNEL.format(order="ASC"))))),
 }
 _STATE = Query(text("SELECT epoch, head, trimmed, payload_bytes, encoder FROM log_state WHERE id = 1"))
 _MORE = Query(
@@ -176,6 +186,31 @@ def read_page(
     if exhausted or (channel is not None and tx.row(_MORE, channel=channel, after=low, until=high) is None):
         return LogPage(entries, after if reverse else max(after, until), more=False)
     return LogPage(entries, high + 1 if reverse else low, more=True)
+
+
+def read_frames(
+    tx: Transaction, channel: str, *, head: bytes, after: int, until: int, limit: int, trimmed: int
+) -> FramePage:
+    """One page of a channel, as ``FrameReader.read_frames`` has it; ``until`` is a committed offset.
+
+    Raises:
+        DamagedLogError: an entry is not what was committed, or missing.
+    """
+    low = max(after, trimmed)
+    packed = None
+    if low < until:
+        query = _PACKED_QUERIES[tx.dialect]
+        packed = tx.value(query, channel=channel, after=low, until=until, limit=limit)
+    if packed is None:
+        return FramePage(b"", 0, max(after, until), more=False)
+    try:
+        framed = frame_records(packed, head)
+    except BrokenRecordError as broken:
+        what = "it is missing" if broken.missing else "checksum mismatch"
+        raise DamagedLogError(broken.offset, what) from None
+    if framed.count < limit:
+        return FramePage(framed.frames, framed.count, until, more=False)
+    return FramePage(framed.frames, framed.count, framed.last, more=framed.last < until)
 
 
 def _refuse_holes(found: list[LogEntry], *, low: int, high: int, wanted: int, reverse: bool) -> None:

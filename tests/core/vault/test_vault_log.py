@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from kimera_stream.core.interfaces import LogPage, VaultService, WriteBatch
+from kimera_stream.core.interfaces import FramePage, FrameReader, LogPage, VaultService, WriteBatch
 from kimera_stream.core.vault import entries as vault_entries
 from kimera_stream.core.vault.errors import DamagedLogError
 from kimera_stream.core.vault.vault import SqlVault
 from kimera_stream.infrastructure.database import Query
+from kimera_stream.protocol.codec import EventEncoder
 from kimera_stream.protocol.errors import ConflictError
 from kimera_stream.protocol.log import LogEntry
 
@@ -210,6 +211,10 @@ async def test_a_changed_byte_is_noticed_by_every_read(vault, samples, column):
             with pytest.raises(DamagedLogError) as caught:
                 await vault.read(channel, after=0, limit=10, reverse=reverse)
             assert caught.value.offset == 2
+    for channel in ("geoids", "geoid:b"):
+        with pytest.raises(DamagedLogError, match=r"entry 2 is damaged .checksum"):
+            await vault.read_frames(channel, head=b"", after=0, limit=10, until=3)
+    assert (await vault.read_frames("geoids", head=b"", after=2, limit=10, until=3)).count == 1
     assert [e.offset for e in (await vault.read("geoids", after=0, limit=10, until=1)).entries] == [1]
     assert [e.offset for e in (await vault.read(None, after=2, limit=10)).entries] == [3]
 
@@ -224,6 +229,31 @@ async def test_a_missing_entry_is_noticed_and_never_skipped(vault, samples, miss
             with pytest.raises(DamagedLogError) as caught:
                 await vault.read(channel, after=0, limit=10, reverse=reverse)
             assert caught.value.offset == missing
+    with pytest.raises(DamagedLogError, match=f"entry {missing} is damaged .it is missing"):
+        await vault.read_frames("geoids", head=b"", after=0, limit=10, until=3)
+
+
+async def test_frames_are_the_events_that_a_page_holds(vault, samples):
+    assert isinstance(vault, FrameReader)
+    encoder = EventEncoder(vault.epoch)
+    head = encoder.head("geoids")
+    assert await vault.read_frames("geoids", head=head, after=0, limit=5, until=0) == FramePage(b"", 0, 0, more=False)
+    await vault.commit(samples.publish(0, *"abcdefg", text='Grüße, "quoted" \x1e\x1f \\ 語', session_id="s"))
+    await vault.commit(samples.publish(7, "h"))
+    everything = (await vault.read("geoids", after=0, limit=99)).entries
+    for after in range(9):
+        for until in range(after, 9):
+            for limit in (1, 3, 99):
+                page = await vault.read_frames("geoids", head=head, after=after, limit=limit, until=until)
+                wanted = [entry for entry in everything if after < entry.offset <= until][:limit]
+                assert page.frames == b"".join(encoder.frame(entry, "geoids", "json") for entry in wanted)
+                assert page.count == len(wanted)
+                assert page.more == (after + len(wanted) < until)
+                assert page.scanned == (after + len(wanted) if page.more else until)
+    only = await vault.read_frames("session:s", head=encoder.head("session:s"), after=0, limit=99, until=8)
+    assert (only.count, only.scanned, only.more) == (7, 8, False)
+    await vault.trim(3)
+    assert (await vault.read_frames("geoids", head=head, after=0, limit=99, until=8)).count == 5
 
 
 async def test_trimming_drops_entries_and_keeps_entities(vault, samples):
