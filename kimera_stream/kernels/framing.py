@@ -58,10 +58,10 @@ def reference_frames(packed: bytes, head: bytes) -> Framed:
     made: list[bytes] = []
     first = last = 0
     for record in packed.split(RECORD):
-        checksum, _, body = record.partition(FIELD)
+        checksum, separator, body = record.partition(FIELD)
         parts = body.split(FIELD, 4)
         last = int(parts[0]) if _is_number(parts[0]) else 0
-        if checksum == b"-":
+        if checksum == b"-" and separator:
             raise BrokenRecordError(last, missing=True)
         if not _is_number(checksum) or int(checksum) != crc32(body) or len(parts) != 5:
             raise BrokenRecordError(last, missing=False)

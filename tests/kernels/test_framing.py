@@ -61,6 +61,7 @@ def test_a_changed_byte_is_told_as_defined_and_never_framed(records: list[bytes]
 @example(b"")
 @example(FIELD)
 @example(RECORD)
+@example(b"-")
 @example(b"-" + FIELD)
 @example(b"0" + FIELD)
 @example(b"-" + FIELD + b"18446744073709551616")
