@@ -1,6 +1,7 @@
 """``python -m tests.oracle``: a run of faults against a deployment, and a tally. Exit code 1 where a promise was broken."""
 
 import argparse
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +19,9 @@ def main() -> int:
     parser.add_argument("--only", default=None, help="kinds of faults, separated by commas")
     parser.add_argument("--rate", type=float, default=None, help="operations a second of each of the four publishers")
     parser.add_argument("--pause", type=float, default=0.5, help="mean seconds of quiet between faults")
+    parser.add_argument(
+        "--every-log", action="store_true", help="compare each log with a serial run, and not only the last"
+    )
     parser.add_argument("--folder", type=Path, default=None, help="keep data and output there")
     given = parser.parse_args()
     seed = given.seed if given.seed is not None else SystemRandom().randrange(1_000_000)
@@ -33,6 +37,7 @@ def main() -> int:
         seconds=given.minutes * 60,
         rate=given.rate or (4.0 if given.deployment == "cluster" else 8.0),
         pause=given.pause,
+        every_log=given.every_log,
         kinds=frozenset(given.only.split(",")) if given.only else None,
     )
     live = sys.stderr.isatty()
@@ -46,6 +51,8 @@ def main() -> int:
     if live:
         sys.stderr.write("\n")
     sys.stdout.write("\n".join([*tally.lines(), ""]))
+    if given.folder is None and not tally.violations:
+        shutil.rmtree(folder, ignore_errors=True)
     return 1 if tally.violations else 0
 
 

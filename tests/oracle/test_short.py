@@ -41,7 +41,7 @@ def everybody_had_something_to_do(tally: Tally) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_every_promise_is_kept_on_sqlite_whatever_happens(tmp_path: Path) -> None:
-    tally = told(Config("sqlite", SEED, tmp_path, faults=32, rate=6.0, pause=0.1, scale=0.5, every_log=False))
+    tally = told(Config("sqlite", SEED, tmp_path, faults=32, rate=6.0, pause=0.1, scale=0.5))
     assert tally.violations == [], tally.replay
     assert tally.faults.total() == 32
     assert set(tally.faults) == set(weights_of("sqlite", shimmed=build_shim(tmp_path) is not None, damage=True))
