@@ -296,15 +296,12 @@ def index_figures(n: int) -> dict[str, Any]:
             index = make(where)
             spent, copies = [], []
 
-            async def batches() -> Any:
-                for start in range(0, n, len(block)):
-                    yield [
-                        StoredGeoid(plain_geoid(f"{start + i:026d}"), row, "p")
-                        for i, row in enumerate(block[: n - start])
-                    ]
-
             resident = _resident()
-            await index.rebuild(batches())
+            for start in range(0, n, len(block)):
+                rows = block[: n - start]
+                await index.reserve(len(rows))
+                for i, row in enumerate(rows):
+                    index.put(StoredGeoid(plain_geoid(f"{start + i:026d}"), row, "p"))
             grown = (_resident() - resident) / n
             copied = np.empty((2_000, DIM), np.float32)
             for start in range(0, 2_000, 500):

@@ -262,3 +262,15 @@ async def test_a_block_that_an_exact_pass_answers_sooner_does_not_go_through_the
         found = await index.scan(queries, k=20, min_relatedness=0.3)
         assert len(found) == size
     assert through == [1, 4]
+
+
+@pytest.mark.parametrize("alike", [False, True], ids=["nothing related", "all the same"])
+async def test_statements_without_relatives_can_be_calibrated_with(alike: bool) -> None:
+    index = make()
+    vectors = np.eye(DIM, dtype=np.float32)
+    for i in range(2 * DIM):
+        index.put(stored(f"g{i}", vectors[0] if alike else vectors[i % DIM] * (-1 if i < DIM else 1), text="words"))
+    statistics = await index.make_sieve()
+    assert statistics.sieved == 2 * DIM
+    ((best, *_),) = await index.scan([stored("new", vectors[0], text="words")], k=5, min_relatedness=0.3)
+    assert best.relatedness == pytest.approx(1, abs=1e-3)

@@ -217,6 +217,8 @@ def _needs(sieve: Sieve, block: Queries, weights: Weights, exact: Hits, k: int) 
         n = int(exact.counts[i])
         at = positions(sieve, exact.slots[i, :n])
         at = at[at >= 0]
+        if not len(at):
+            continue  # nothing is related to that statement: it says nothing about slacks
         group, lane = at // LANES, at % LANES
         cell = np.searchsorted(sieve.starts, group, side="right") - 1
         lift = np.array([weights.flag * may_differ(kind, int(block.text[i])) for kind in range(KINDS + 1)], np.float32)
