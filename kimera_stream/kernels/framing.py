@@ -10,7 +10,7 @@ from zlib import crc32
 from kimera_stream.protocol import frames
 
 try:
-    from kimera_stream.kernels import _egress
+    from kimera_stream.kernels._egress import frame_records as _compiled
 except ImportError:
     COMPILED = False
 else:
@@ -47,7 +47,7 @@ def frame_records(packed: bytes, head: bytes) -> Framed:
     """
     if not COMPILED:
         return reference_frames(packed, head)
-    joined, count, first, last = _egress.frame_records(packed, head)
+    joined, count, first, last = _compiled(packed, head)
     if joined is None:
         raise BrokenRecordError(last, missing=bool(count))
     return Framed(joined, count, first, last)
