@@ -235,7 +235,7 @@ class Callers:
         while True:
             for engine in list(self.engines):
                 if request.partition in engine.keeper.owned:
-                    with anyio.move_on_after(0.5):
+                    with anyio.move_on_after(2.0):
                         try:
                             return await command(engine.pipeline, request)
                         except (UnavailableError, InternalError) as error:  # another owner, or this one has died

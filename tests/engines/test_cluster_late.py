@@ -62,3 +62,19 @@ async def test_an_heir_reads_what_the_former_owner_has_left(url):
         assert (word.version, word.provisional, word.model) == (2, False, "oracle-1")
         types = [entry.type for entry in await whole_log(heir.vault)]
         assert types == ["geoid.created", "geoid.created", "contradiction.found", "contradiction.found"]
+
+
+async def test_a_label_given_meanwhile_does_not_hide_a_statement_from_the_verifier(url):
+    oracle = Oracle(None)
+    async with Engine(url, "one", Heard(), oracle).running() as one:
+        callers = Callers([one])
+        for name, text in zip("ab", CLASH, strict=True):
+            await callers.publish(GeoidBody(id=name, text=text))
+        await scored(one.store, 2)
+        await callers.publish(GeoidBody(id="b", metadata={"seen": True}), merge=True)
+        assert await one.vault.trim(99) < 2  # what is still to be read stays in the log
+        oracle.probability = 0.01
+        await read_all(one)
+        [word] = await contradictions(one)
+        assert word.state == "dissolved"
+        assert await one.vault.trim(99) >= 2

@@ -26,8 +26,9 @@ _SET_TRIMMED = Query(
     .where(state.c.id == 1)
     .values(trimmed=bindparam("upto"), payload_bytes=state.c.payload_bytes - bindparam("freed"))
 )
+held = schema.geoid_slice
 _SCORED = Query(
-    select(func.min(schema.geoid_slice.c.scored)).where(schema.geoid_slice.c.lease_until > bindparam("since"))
+    select(func.min(func.coalesce(held.c.unread - 1, held.c.scored))).where(held.c.lease_until > bindparam("since"))
 )
 _WORKED_ON = 86_400_000
 """Milliseconds after which slices that nobody has leased keep nothing: whoever works on this database is alone by now."""
@@ -37,7 +38,7 @@ _TS = Query(select(entry.c.ts).where(entry.c.offset == bindparam("at")))
 def trim_step(tx: Transaction, upto: int, *, now: int) -> tuple[int, int]:
     """Drop at most ``STEP`` of the oldest entries at or below ``upto``; returns (how many, where the log now begins after).
 
-    Where several nodes work, what has not been scored stays. ``now``: unix ms.
+    Where several nodes work, what has not been scored, or not been read by the verifier, stays. ``now``: unix ms.
     """
     trimmed: int = tx.value(_LOCK)
     scored: int | None = tx.value(_SCORED, since=now - _WORKED_ON)

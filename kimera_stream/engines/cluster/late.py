@@ -1,10 +1,12 @@
 """The verifier's later word, by slices: what its owner decided without it is read again when there is time.
 
-slice.unread ──> a few statements ──> look among the slices that wait from there on ──> findings, final ──> unread moves
+slice.unread ──> a few entries ──> statements that still stand ──> look among the slices that wait from there on ──> findings, final ──> unread moves
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import msgspec
 
 from kimera_stream.core.geoid_cache import GeoidCache
 from kimera_stream.core.index import SlicedIndex
@@ -14,8 +16,17 @@ from kimera_stream.engines.cluster.owned import OwnedSlice
 from kimera_stream.protocol.errors import UnavailableError
 
 TOGETHER = 8
-"""Statements read again in one step: what is published meanwhile waits for no more than these."""
+"""Entries read again in one step: what is published meanwhile waits for no more than these."""
+STATEMENTS = "geoids"
+"""Channel of the log."""
 RETRY_AFTER = 0.5
+
+
+class _Named(msgspec.Struct):
+    id: str
+
+
+_named = msgspec.json.Decoder(_Named).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +66,14 @@ class LateWord:
         first = min(each.unread for each in waiting.values() if each.unread is not None)
         group = {number: each for number, each in waiting.items() if each.unread == first}
         last = min(min(each.last_unread, each.position) for each in group.values())
-        page = await self._vault.list_geoids(after=first - 1, limit=TOGETHER)
-        wanted = [geoid for geoid in page.items if geoid.offset <= last]
-        complete = page.next is None or len(wanted) < len(page.items)
-        upto = last if complete else wanted[-1].offset
-        stored = await self._cache.get_many([geoid.id for geoid in wanted]) if wanted else {}
-        fresh = sorted(stored.values(), key=lambda each: each.stated)
-        return LateStep(group, upto, await self._findings(fresh, group), len(fresh))
+        page = await self._vault.read(STATEMENTS, after=first - 1, limit=TOGETHER, until=last)
+        said = {_named(entry.data).id: entry.offset for entry in page.entries}
+        stored = await self._cache.get_many(list(said)) if said else {}
+        # Whoever states something else by now has been, or will be, judged by its later entry.
+        fresh = sorted(
+            (each for geoid_id, each in stored.items() if each.stated == said[geoid_id]), key=lambda each: each.stated
+        )
+        return LateStep(group, page.scanned, await self._findings(fresh, group), len(fresh))
 
     async def _findings(self, fresh: Sequence[StoredGeoid], group: Mapping[int, OwnedSlice]) -> list[Finding]:
         if not fresh:
