@@ -11,9 +11,11 @@ from urllib.parse import urlsplit
 
 import anyio
 import pytest
+from prometheus_client import CollectorRegistry
 
 from kimera_stream.infrastructure.bus.interface import LOG, NUDGE, Bus, Follower, Lost, Message, Work, Worker, replies
 from kimera_stream.infrastructure.bus.memory import MemoryBroker, MemoryBus
+from kimera_stream.infrastructure.bus.metrics import BusCollector
 from kimera_stream.infrastructure.bus.redis import RedisBus
 from kimera_stream.infrastructure.settings_model import BusSettings
 from kimera_stream.infrastructure.tasks import Service, ServiceSpec
@@ -457,3 +459,14 @@ async def test_counters_count_over_all_nodes_and_expire(start: Start) -> None:
         with anyio.fail_after(20):
             while await one.count("rate:p", 0, window=0.2) != 0:  # noqa: ASYNC110 - Redis' doing
                 await anyio.sleep(0.05)
+
+
+async def test_the_numbers_are_metrics(start: Start) -> None:
+    registry = CollectorRegistry()
+    async with start("one") as one:
+        BusCollector(one, registry)
+        assert registry.get_sample_value("kimera_bus_connected") == 1.0
+        if isinstance(one, RedisBus):
+            before = registry.get_sample_value("kimera_bus_sent_total") or 0.0
+            await one.add(0, "r", b"x")
+            assert (registry.get_sample_value("kimera_bus_sent_total") or 0.0) > before

@@ -9,6 +9,7 @@ import secrets
 
 import anyio
 import structlog
+from prometheus_client import CollectorRegistry
 
 from kimera_stream.api.auth import TokenAuthenticator
 from kimera_stream.api.nodes.edge import add_edge, edge_services
@@ -21,6 +22,7 @@ from kimera_stream.core.vault.retention import Retention
 from kimera_stream.core.vault.vault import SqlVault
 from kimera_stream.engines.contradiction import CascadeEngine
 from kimera_stream.infrastructure.bus.interface import Bus
+from kimera_stream.infrastructure.bus.metrics import BusCollector
 from kimera_stream.infrastructure.bus.redis import RedisBus
 from kimera_stream.infrastructure.container import Container, Services
 from kimera_stream.infrastructure.resources import Resources
@@ -44,8 +46,10 @@ def add_node(services: Services, settings: Settings) -> None:
     def node() -> Node:
         return Node(f"{name}~{secrets.token_hex(4)}", name, settings.role)
 
-    def bus(node: Node) -> RedisBus:
-        return RedisBus(settings.bus, node.id)
+    def bus(node: Node, registry: CollectorRegistry) -> RedisBus:
+        made = RedisBus(settings.bus, node.id)
+        BusCollector(made, registry)
+        return made
 
     def store() -> SqlCluster:
         return SqlCluster(database_url(settings), settings.database)
