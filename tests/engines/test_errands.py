@@ -309,6 +309,15 @@ async def test_what_is_asked_in_order_reaches_the_bus_in_order_however_the_cover
             await bus.until(lambda: len(bus.added) == 3)
             assert [decode_request(payload).geoid_id for _, payload in bus.added] == ["a", "b", "c"]  # type: ignore[union-attr]
             made.heard([Removed(request=request, offset=1) for request, _ in bus.added])
-    scored.newest = Coverage(0, 0, (uncovered,), ())
+    state = Coverage(0, 0, (uncovered,), ())
+    await scored.look()
+    async with anyio.create_task_group() as group:
+        group.start_soon(partial(knowledge.delete, "d", principal=ann))  # an engine may be starting
+        await bus.until(lambda: len(bus.added) == 4)
+        made.heard([Removed(request=bus.added[3][0], offset=1)])
+    scored._uncovered_since = time.monotonic() - SETTINGS.lease - 1
     with pytest.raises(UnavailableError, match="no engine"):
-        await knowledge.delete("d", principal=ann)
+        await knowledge.delete("e", principal=ann)
+    state = coverage(0)
+    await scored.look()
+    assert scored.uncovered_for == 0.0

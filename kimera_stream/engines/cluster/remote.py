@@ -174,8 +174,7 @@ class RemoteKnowledge:
     async def _send(self, lane: tuple[str, str], request: wire.Request) -> wire.Answer:
         # Nothing is awaited before the errand has its place: commands of a connection come here in their order.
         self._admit()
-        newest = self._scored.newest
-        if newest is not None and newest.completeness == 0.0:
+        if self._scored.uncovered_for > self._settings.lease:  # else engines are starting, or taking over
             raise UnavailableError("no engine is at work at present", retry_after=self._settings.lease)
         try:
             return await self._errands.send(lane, request)

@@ -40,6 +40,7 @@ class Scored:
         self._numbers = itertools.count()
         self._wake = anyio.Event()
         self._news = False
+        self._uncovered_since: float | None = None
         self.head = 0
         """What was found about everything up to ``upto`` is told in entries at or below this offset."""
         self.newest: Coverage | None = None
@@ -49,6 +50,11 @@ class Scored:
     def upto(self) -> int:
         """Everything up to here is scored against all slices."""
         return min(self._scored.values(), default=0) if self.newest is not None else 0
+
+    @property
+    def uncovered_for(self) -> float:
+        """Seconds for which no slice at all has been covered, as far as known."""
+        return 0.0 if self._uncovered_since is None else self._patience.clock() - self._uncovered_since
 
     def heard(self, progress: Progress) -> None:
         """An engine says how far it is."""
@@ -100,6 +106,10 @@ class Scored:
         """
         found = await self._ask()
         self.newest = found
+        if found.completeness:
+            self._uncovered_since = None
+        elif self._uncovered_since is None:
+            self._uncovered_since = self._patience.clock()
         self._take_in({each.number: each.scored for each in found.slices}, found.head)
         return found
 
