@@ -609,6 +609,7 @@ class Node:
         id: Of this run of the process: one that restarts is another node, so it inherits no lease without its index.
         name: As configured; what people and ``connect`` see.
         started_at, seen_at: Unix ms by the database's clock, so the nodes' clocks do not matter.
+        reachable: Whether work gets there. An engine that is cut off from the bus is given nothing while another one is not.
     """
 
     id: str
@@ -616,6 +617,7 @@ class Node:
     role: Literal["all", "edge", "engine"]
     started_at: int = 0
     seen_at: int = 0
+    reachable: bool = True
 
     @property
     def is_engine(self) -> bool:

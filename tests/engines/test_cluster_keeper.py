@@ -42,6 +42,8 @@ class Owner:
     def __init__(self, store: SqlCluster, name: str, role: str = "engine", lease: float = 60.0) -> None:
         self.slices: dict[int, int] = {}
         self.said: list[tuple[str, list[int]]] = []
+        self.in_contact = True
+        self.now = 0.0
         self.keeper = CoverageKeeper(
             store,
             Node(f"{name}#1", name, role),  # type: ignore[arg-type]
@@ -49,6 +51,8 @@ class Owner:
             lease=lease,
             gain=self.gain,
             lose=self.lose,
+            in_contact=lambda: self.in_contact,
+            monotonic=lambda: self.now,
         )
 
     async def gain(self, slices: Mapping[int, SliceState]) -> None:
@@ -123,6 +127,27 @@ async def test_a_slice_stays_where_it_is_until_its_heir_is_ready(store):
     await two.keeper.step()
     assert sorted(two.slices) == wanted
     assert (await store.coverage(lease=60.0)).completeness == 1.0
+
+
+async def test_an_engine_that_no_work_reaches_passes_its_slices_on_and_gets_them_back(store):
+    one, two = Owner(store, "one"), Owner(store, "two")
+    await settle(one, two, one)
+    before = dict(one.slices)
+    one.in_contact = False
+    one.now += 30.0
+    await settle(one, two)
+    assert one.slices == before  # a lease has not passed yet
+    one.now += 31.0
+    await settle(one, two)
+    assert (len(one.slices), len(two.slices)) == (0, SLICES)
+    two.in_contact = False
+    two.now += 61.0
+    await settle(two, one, two)
+    assert (len(one.slices), len(two.slices)) == (4, 4)  # nobody is better off
+    one.in_contact = two.in_contact = True
+    await settle(one, two)
+    assert (await store.coverage(lease=60.0)).completeness == 1.0
+    assert (len(one.slices), len(two.slices)) == (4, 4)
 
 
 async def test_an_edge_beats_and_owns_nothing(store):

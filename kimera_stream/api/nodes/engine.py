@@ -132,6 +132,7 @@ def add_engine(services: Services, settings: Settings) -> None:
             gain=ownership.gain,
             lose=ownership.lose,
             changed=lambda: bus.publish(NUDGE, b"coverage"),
+            in_contact=lambda: bus.connected,
         )
 
     def leader(store: ClusterStore, node: Node, retention: Retention) -> Leader:

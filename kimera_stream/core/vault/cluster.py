@@ -54,20 +54,25 @@ _SLICES = Query(
     ).order_by(held.c.number)
 )
 _NODES = Query(
-    select(node.c.id, node.c.name, node.c.role, node.c.started_at, node.c.seen_at)
+    select(node.c.id, node.c.name, node.c.role, node.c.started_at, node.c.seen_at, node.c.reachable)
     .where(node.c.seen_at >= DatabaseClock() - _ms("within"))
     .order_by(node.c.id)
 )
-_SEEN = Query(update(node).where(node.c.id == bindparam("node_id")).values(seen_at=DatabaseClock()))
+_SEEN = Query(
+    update(node)
+    .where(node.c.id == bindparam("node_id"))
+    .values(seen_at=DatabaseClock(), reachable=bindparam("now_reachable", type_=node.c.reachable.type))
+)
 _ARRIVE = Query(
     insert(node).from_select(
-        ["id", "name", "role", "started_at", "seen_at"],
+        ["id", "name", "role", "started_at", "seen_at", "reachable"],
         select(
             bindparam("node_id", type_=node.c.id.type),
             bindparam("name", type_=node.c.name.type),
             bindparam("role", type_=node.c.role.type),
             DatabaseClock(),
             DatabaseClock(),
+            bindparam("now_reachable", type_=node.c.reachable.type),
         ),
     )
 )
@@ -190,8 +195,8 @@ class SqlCluster:
         """Say that the node is alive and extend the leases that it still has; returns how things stand."""
 
         def renew(tx: Transaction) -> Coverage:
-            if tx.run(_SEEN, node_id=node.id) == 0:
-                tx.run(_ARRIVE, node_id=node.id, name=node.name, role=node.role)
+            if tx.run(_SEEN, node_id=node.id, now_reachable=node.reachable) == 0:
+                tx.run(_ARRIVE, node_id=node.id, name=node.name, role=node.role, now_reachable=node.reachable)
             if node.is_engine and tx.rows(_MINE_TO_RENEW, node_id=node.id):
                 tx.run(_RENEW, node_id=node.id, lease=_as_ms(lease))
             return _coverage(tx, lease)
@@ -306,5 +311,8 @@ def _mine(tx: Transaction, node_id: str, leases: Mapping[int, int]) -> list[int]
 
 def _coverage(tx: Transaction, lease: float) -> Coverage:
     slices = _slices(tx)  # before the head: what was found up to ``scored`` lies at or below it
-    nodes = [Node(*row) for row in tx.rows(_NODES, within=_as_ms(lease))]
+    nodes = [
+        Node(id_, name, role, started_at, seen_at, bool(reachable))
+        for id_, name, role, started_at, seen_at, reachable in tx.rows(_NODES, within=_as_ms(lease))
+    ]
     return Coverage(tx.value(_HEAD), int(tx.value(_CLUSTER) or 0), tuple(slices), tuple(nodes))

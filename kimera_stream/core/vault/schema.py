@@ -322,7 +322,9 @@ node = Table(
     Column("role", Text, nullable=False),
     Column("started_at", BigInteger, nullable=False),
     Column("seen_at", BigInteger, nullable=False),
+    Column("reachable", Boolean, nullable=False),
 )
+"""``reachable``: whether work gets there; a node that is cut off from the bus says of itself that it does not."""
 
 geoid_slice = Table(
     "slice",

@@ -8,7 +8,9 @@ Every node works out the same shares by itself (rendezvous hashing over the engi
 nobody to agree with. What an engine believes to hold is only a belief: each commit checks it in the database.
 """
 
+import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
 import anyio
 import structlog
@@ -37,6 +39,9 @@ class CoverageKeeper:
         gain: Awaited with slices that are this engine's from now on.
         lose: Awaited with slices before they are released, and with slices that are found to be gone.
         changed: Called whenever this node has taken or released slices: others may want to look at once.
+        in_contact: Whether work can get here. Where it has not been able to for a lease, others get this engine's slices, unless
+            none of them is any better off.
+        monotonic: Seconds.
     """
 
     def __init__(
@@ -49,6 +54,8 @@ class CoverageKeeper:
         gain: Callable[[Mapping[int, SliceState]], Awaitable[None]],
         lose: Callable[[Sequence[int]], Awaitable[None]],
         changed: Callable[[], None] = lambda: None,
+        in_contact: Callable[[], bool] = lambda: True,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._node = node
@@ -57,6 +64,9 @@ class CoverageKeeper:
         self._gain = gain
         self._lose = lose
         self._changed = changed
+        self._in_contact = in_contact
+        self._monotonic = monotonic
+        self._contact_at = monotonic()
         self._prepare: Callable[[Collection[int]], Collection[int]] = lambda numbers: numbers
         self._leases: dict[int, int] = {}
         self._look = anyio.Event()
@@ -114,11 +124,14 @@ class CoverageKeeper:
         Raises:
             UnavailableError: the database cannot be asked; what was taken or given until then stands.
         """
+        self._node = replace(self._node, reachable=self._is_reachable())
         coverage = self.coverage = await self._store.beat(self._node, lease=self._lease)
         if not self._node.is_engine or self._stopping:
             return coverage
         await self._drop_lost(coverage)
-        given = shares([node.id for node in coverage.nodes if node.is_engine], self._slices)
+        engines = [node for node in coverage.nodes if node.is_engine]
+        fit = [node for node in engines if node.reachable] or engines
+        given = shares([node.id for node in fit], self._slices)
         share = given.get(self._node.id, frozenset())
         await self._settle(coverage, share)
         await self._hand_over(coverage, given)
@@ -126,6 +139,12 @@ class CoverageKeeper:
         await self._take([each.number for each in wanted if not each.covered])
         await self._offer([each for each in wanted if each.covered])
         return coverage
+
+    def _is_reachable(self) -> bool:
+        now = self._monotonic()
+        if self._in_contact():
+            self._contact_at = now
+        return now - self._contact_at < self._lease
 
     async def _offer(self, others: Sequence[SliceState]) -> None:
         """Make ready for what is still another engine's, and tell it."""

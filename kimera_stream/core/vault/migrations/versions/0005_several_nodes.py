@@ -29,6 +29,7 @@ def upgrade() -> None:
         sa.Column("role", sa.Text, nullable=False),
         sa.Column("started_at", sa.BigInteger, nullable=False),
         sa.Column("seen_at", sa.BigInteger, nullable=False),
+        sa.Column("reachable", sa.Boolean, nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_node"),
     )
     op.create_table(
