@@ -28,6 +28,7 @@ from training.verifier.mining import named
 from training.verifier.recipe import OWN_CORPUS
 from training.verifier.stories import Story, read_stories, story_examples, training_pairs
 from training.verifier.templates_values import spell
+from training.verifier.wordnet import read_adjectives, substituted_clusters
 
 
 @pytest.fixture(scope="module")
@@ -221,3 +222,56 @@ def test_the_learning_rate_rises_holds_and_falls(steps: int, settle: float) -> N
     assert scales[: top + 1] == sorted(scales[: top + 1])
     assert scales[top:] == sorted(scales[top:], reverse=True)
     assert scales[-1] <= 1 / (settle * max(1, steps - max(1, int(0.06 * steps)))) + 1e-9
+
+
+# Two entries of each file in the form of WordNet 3.0 (wndb(5WN)); the numbers are the addresses of the entries.
+DATA = """\
+  1 a line of the licence begins with two blanks
+00000100 00 a 02 open 0 unfastened 0 002 & 00000300 a 0000 ! 00000200 a 0101 | affording free passage
+00000200 00 a 02 closed 0 shut 0 001 ! 00000100 a 0101 | not open
+"""
+INDEX = """\
+  1 a line of the licence begins with two blanks
+closed a 1 1 ! 1 1 00000200
+open a 1 2 & ! 1 1 00000100
+shut a 1 1 ! 1 1 00000200
+unfastened a 1 2 & ! 1 0 00000100
+"""
+
+
+@pytest.fixture
+def opposites(tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "data.adj").write_text(DATA, encoding="latin-1")
+    (tmp_path / "index.adj").write_text(INDEX, encoding="latin-1")
+    return read_adjectives(tmp_path)
+
+
+def test_only_the_word_that_has_the_antonym_gets_it(opposites: dict[str, str]) -> None:
+    assert opposites == {"open": "closed", "closed": "open"}
+
+
+def test_an_opposite_is_put_where_it_cannot_hold_beside_the_word(opposites: dict[str, str]) -> None:
+    told = ["The vestry door was open.", "The upper gate is closed at night."]
+    not_told = [
+        "The open door was heavy.",  # before a noun
+        "The door was not open.",
+        "The door is open if the bell rings.",
+        "The door, which was old, is open.",
+        "The door is open and the gate is closed.",
+        "Is the door open?",
+    ]
+    split = split_of("closed")
+    variants = [
+        f"The {thing} door is open." for thing in ("north", "south", "east", "west", "red", "blue", "old", "new")
+    ]
+    sentences = [text for text in told + not_told + variants if split_of(text) == split]
+    clusters = {each.anchor: each for each in substituted_clusters(sentences, opposites, split, 1)}
+    assert clusters
+    assert not set(clusters) & set(not_told)
+    for anchor, cluster in clusters.items():
+        labels = {item.text: item.label for item in cluster.items}
+        word, anti = ("open", "closed") if "open" in anchor else ("closed", "open")
+        assert labels[anchor.replace(word, anti)] == CONTRADICTION
+        assert labels[anchor.replace(word, f"not {word}")] == CONTRADICTION
+        assert labels[anchor.replace(word, f"not {anti}")] == ENTAILMENT
+        assert NEUTRAL in labels.values()

@@ -21,6 +21,8 @@ from training.verifier.loop import Stage
 from training.verifier.mining import mistaken, neighbours
 from training.verifier.public import found_examples, public_examples
 from training.verifier.stories import Story, read_stories, training_pairs
+from training.verifier.wordnet import DIRECTORY as WORDNET
+from training.verifier.wordnet import read_adjectives, substituted_clusters
 
 OWN_CORPUS = Path(__file__).parents[1] / "corpus"
 
@@ -186,6 +188,64 @@ def settled(materials: Materials, model: CrossEncoder) -> list[Example]:
     ]
 
 
+def broad(materials: Materials, _: CrossEncoder) -> list[Example]:
+    """Everything once, the written pairs in both orders, at a level rate: what the earlier stages saw a part of."""
+    clusters, seed = materials.training_clusters, materials.seed + 10
+    rng = materials.rng("broad")
+    written = anchor_examples(clusters)
+    found = [] if materials.found is None else found_examples(materials.found, seed)
+    return [
+        *written,
+        *map(turned, written),
+        *_some(rng, training_examples(clusters, seed), 60_000),
+        *training_pairs(materials.training_stories, seed, quiet=5),
+        *_some(rng, training_examples(generated_clusters("train", seed), seed), 20_000),
+        *_some(rng, public_examples(materials.data, "train", seed), 30_000),
+        *found,
+        *neighbours(clusters, seed, items=9_000, most=6_000),
+    ]
+
+
+def final(materials: Materials, model: CrossEncoder) -> list[Example]:
+    """Everything written once more and more of each story, antonyms in real sentences, what is still wrong twice; the rate falls
+    to nothing."""
+    clusters, seed = materials.training_clusters, materials.seed + 11
+    rng = materials.rng("final")
+    written = [either_way(rng, example) for example in anchor_examples(clusters)]
+    told = training_pairs(materials.training_stories, seed, quiet=6)
+    found = [] if materials.found is None else found_examples(materials.found, seed)
+    texts = [cluster.anchor for cluster in clusters]
+    return [
+        *written,
+        *told,
+        *mistaken(model, _some(rng, [*written, *told], 30_000)),
+        *_some(rng, training_examples(clusters, seed), 20_000),
+        *training_examples(antonyms(materials), seed),
+        *_some(rng, training_examples(generated_clusters("train", seed), seed), 8_000),
+        *_some(rng, public_examples(materials.data, "train", seed), 14_000),
+        *_some(rng, found, 26_000),
+        *neighbours(clusters, seed, items=9_000, most=5_000),
+        *(
+            Example(text, _said_again(rng, text), ENTAILMENT, "repeated", "repeated")
+            for text in _some(rng, texts, 2_000)
+        ),
+    ]
+
+
+def antonyms(materials: Materials) -> list[Cluster]:
+    """Clusters made with WordNet from sentences of the training parts; none where WordNet is not installed."""
+    if not (WORDNET / "data.adj").is_file():
+        print(f"no WordNet in {WORDNET} (Debian's wordnet-base): the stage goes without its antonyms", flush=True)
+        return []
+    pairs = public_examples(materials.data, "train", materials.seed)
+    if materials.found is not None:
+        pairs += found_examples(materials.found, materials.seed)
+    sentences = {text for pair in pairs for text in (pair.first, pair.second)}
+    sentences.update(cluster.anchor for cluster in materials.training_clusters)
+    sentences.update(line for story in materials.training_stories for line in story.lines)
+    return list(substituted_clusters(sorted(sentences), read_adjectives(), "train", materials.seed))
+
+
 STAGES: list[tuple[Stage, Callable[[Materials, CrossEncoder], list[Example]]]] = [
     (Stage("public", epochs=1.0, rate=1.2e-4, batch=48), public),
     (Stage("corpus", epochs=1.0, rate=1.1e-4, batch=32), corpus),
@@ -194,4 +254,6 @@ STAGES: list[tuple[Stage, Callable[[Materials, CrossEncoder], list[Example]]]] =
     (Stage("grown", epochs=1.0, rate=8e-5, batch=32, frozen=1, settle=0.15), grown),
     (Stage("settled", epochs=1.0, rate=8e-5, batch=32, frozen=1), settled),
     (Stage("repeated", epochs=1.0, rate=3e-5, batch=32, frozen=1), repeated),
+    (Stage("broad", epochs=1.0, rate=9e-5, batch=32, frozen=1, settle=0.08), broad),
+    (Stage("final", epochs=1.0, rate=9e-5, batch=32, frozen=1), final),
 ]
