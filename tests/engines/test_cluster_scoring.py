@@ -165,7 +165,7 @@ async def test_nothing_is_lost_when_engines_come_and_die(url, tmp_path, seed):
 async def test_a_slice_changes_hands_without_a_gap(url, tmp_path):
     """Statements that come while the new engine fills, between that and the hand-over, and after it."""
     heard = Heard()
-    async with Engine(url, "one", heard, lease=60.0).running(keep=False) as one:
+    async with Engine(url, "one", heard, lease=600.0).running(keep=False) as one:
         await one.keeper.step()
         callers, chance = Callers([one]), random.Random(6)
         counter = itertools.count()
@@ -176,7 +176,7 @@ async def test_a_slice_changes_hands_without_a_gap(url, tmp_path):
 
         await say(30)
         await scored(one.store, await one.vault.refresh())
-        async with Engine(url, "two", heard, lease=60.0).running(keep=False) as two:
+        async with Engine(url, "two", heard, lease=600.0).running(keep=False) as two:
             async with anyio.create_task_group() as group:
                 group.start_soon(say, 10)
                 await two.keeper.step()  # its share is known, and is prepared
@@ -185,7 +185,7 @@ async def test_a_slice_changes_hands_without_a_gap(url, tmp_path):
             await two.keeper.step()  # offered
             await one.keeper.step()  # handed over
             await say(10)
-            assert (await one.store.coverage(lease=60.0)).completeness == 1.0
+            assert (await one.store.coverage(lease=600.0)).completeness == 1.0
             before = two.index.open_slices
             await two.keeper.step()  # begun
             assert two.scorer.filled == before == two.keeper.owned
