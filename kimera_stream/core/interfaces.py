@@ -258,7 +258,12 @@ class VaultService(LogReader, Protocol):
 
     async def watches(self) -> list[tuple[Watch, Vector | None]]: ...
 
-    async def save_cursor(self, principal: str, name: str, channel: str, offset: int) -> None: ...
+    async def save_cursor(self, principal: str, name: str, channel: str, offset: int) -> None:
+        """Insert or move a durable cursor.
+
+        Raises:
+            LimitExceededError: the principal has as many others as it may keep.
+        """
 
     async def cursor(self, principal: str, name: str, channel: str) -> int | None: ...
 

@@ -35,6 +35,7 @@ class DatabaseSettings(Group):
     synchronous: Literal["FULL", "EXTRA"] = Field(
         "FULL", description="SQLite synchronous level; both keep every acked write through a power loss."
     )
+    max_cursors: Positive = Field(1_000, description="Durable cursors that one principal may keep.")
     group_commit_max: Positive = Field(512, description="Statements committed in one transaction at most.")
     retention_age: float = Field(0.0, ge=0, description="Drop log entries older than this many seconds; 0 keeps all.")
     retention_count: int = Field(0, ge=0, description="Keep at most this many log entries; 0 keeps all.")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, delete, select, update
+from sqlalchemy import bindparam, delete, func, select, update
 
 from kimera_stream.core.interfaces import IdempotencyRecord, Vector
 from kimera_stream.core.kept import UsageRecord
@@ -71,8 +71,26 @@ _CURSOR = Query(
 )
 
 
-def save_cursor(tx: Transaction, principal: str, name: str, channel: str, *, epoch: str, offset: int, now: int) -> None:
+_HAS_CURSOR = Query(
+    select(cursor.c.offset).where(
+        cursor.c.principal == bindparam("principal"),
+        cursor.c.name == bindparam("name"),
+        cursor.c.channel == bindparam("channel"),
+    )
+)
+_COUNT_CURSORS = Query(select(func.count()).select_from(cursor).where(cursor.c.principal == bindparam("principal")))
+
+
+def save_cursor(
+    tx: Transaction, principal: str, name: str, channel: str, *, epoch: str, offset: int, now: int, most: int
+) -> bool:
+    """Insert or move it; returns False, and leaves everything as it is, where the principal has ``most`` others already."""
+    if tx.value(_HAS_CURSOR, principal=principal, name=name, channel=channel) is None:
+        held: int = tx.value(_COUNT_CURSORS, principal=principal)
+        if held >= most:
+            return False
     tx.insert(_SAVE_CURSOR, [(principal, name, channel, epoch, offset, now)])
+    return True
 
 
 def find_cursor(tx: Transaction, principal: str, name: str, channel: str, *, epoch: str) -> int | None:

@@ -30,7 +30,7 @@ from kimera_stream.core.vault.locked import SqlLockedLog
 from kimera_stream.core.vault.migrate import migrate
 from kimera_stream.infrastructure.database import ABANDONED_AFTER, CommitInDoubtError, Database, Query, Transaction
 from kimera_stream.infrastructure.settings import DatabaseSettings
-from kimera_stream.protocol.errors import ConflictError, UnavailableError
+from kimera_stream.protocol.errors import ConflictError, LimitExceededError, UnavailableError
 from kimera_stream.protocol.objects import Contradiction, ContradictionState, Geoid, Scar, Watch
 
 log = structlog.get_logger(__name__)
@@ -401,7 +401,13 @@ class SqlVault:
         return await self._database.read(records.all_watches)
 
     async def save_cursor(self, principal: str, name: str, channel: str, offset: int) -> None:
-        await self._database.write(
+        """Insert or move it.
+
+        Raises:
+            LimitExceededError: the principal has ``max_cursors`` others already.
+        """
+        most = self._settings.max_cursors
+        saved = await self._database.write(
             partial(
                 records.save_cursor,
                 principal=principal,
@@ -410,8 +416,11 @@ class SqlVault:
                 epoch=self.epoch,
                 offset=offset,
                 now=self._clock(),
+                most=most,
             )
         )
+        if not saved:
+            raise LimitExceededError(f"name: a principal keeps at most {most} durable cursors", field="name")
 
     async def cursor(self, principal: str, name: str, channel: str) -> int | None:
         """The saved offset; None if there is none in this epoch."""

@@ -9,6 +9,7 @@ from kimera_stream.core.vault.records import SessionRecord
 from kimera_stream.core.vault.retention import Retention
 from kimera_stream.core.vault.tools import export, import_
 from kimera_stream.core.vault.vault import SqlVault
+from kimera_stream.protocol.errors import LimitExceededError
 from kimera_stream.protocol.objects import Watch
 
 pytestmark = pytest.mark.anyio
@@ -106,6 +107,22 @@ async def test_cursors_are_per_principal_name_and_channel(vault, restart):
         assert await again.cursor("bob", "c", "geoids") is None
     finally:
         await again.close()
+
+
+async def test_cursors_of_a_principal_are_bounded_and_those_it_has_still_move(vault, url, make_settings):
+    strict = SqlVault(url, make_settings(max_cursors=2))
+    await strict.start()
+    try:
+        for name in ("a", "b"):
+            await strict.save_cursor("ann", name, "geoids", 1)
+        with pytest.raises(LimitExceededError, match="at most 2"):
+            await strict.save_cursor("ann", "c", "geoids", 1)
+        await strict.save_cursor("ann", "b", "geoids", 2)
+        await strict.save_cursor("bob", "c", "geoids", 3)
+        assert await strict.cursor("ann", "b", "geoids") == 2
+        assert await strict.cursor("ann", "c", "geoids") is None
+    finally:
+        await strict.close()
 
 
 async def test_a_cursor_means_nothing_in_another_epoch(vault, url, samples, tmp_path, make_settings):
