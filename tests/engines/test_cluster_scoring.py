@@ -11,7 +11,7 @@ import anyio
 import msgspec
 import pytest
 
-from kimera_stream.core.slices import shares
+from kimera_stream.core.slices import lane_slice, shares
 from kimera_stream.protocol.errors import NotFoundError
 from kimera_stream.protocol.objects import GeoidBody
 from tests.engines.nodes import (
@@ -171,8 +171,11 @@ async def test_a_slice_changes_hands_without_a_gap(url, tmp_path):
         counter = itertools.count()
 
         async def say(count: int) -> None:
+            """On a lane of the first engine: the second one has not begun yet with what it is handed."""
+            lanes = (str(number) for number in itertools.count())
+            lane = next(each for each in lanes if lane_slice(ANNA.id, each, SLICES) in one.keeper.owned)
             for _ in range(count):
-                await callers.publish(statement(chance, f"g{next(counter)}"))
+                await callers.publish(statement(chance, f"g{next(counter)}"), lane=lane)
 
         await say(30)
         await scored(one.store, await one.vault.refresh())
