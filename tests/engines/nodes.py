@@ -16,9 +16,10 @@ import asyncpg
 from prometheus_client import CollectorRegistry
 
 from kimera_stream.core.conversation import ConversationMemory
+from kimera_stream.core.coverage import Node
 from kimera_stream.core.geoid_cache import GeoidCache
 from kimera_stream.core.index import FlatIndex, SlicedIndex
-from kimera_stream.core.interfaces import ContradictionEngine, IndexService, Node, PublishResult
+from kimera_stream.core.interfaces import ContradictionEngine, IndexService, PublishResult
 from kimera_stream.core.slices import lane_slice
 from kimera_stream.core.vault.cluster import SqlCluster
 from kimera_stream.core.vault.migrate import migrate

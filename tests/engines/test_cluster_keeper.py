@@ -7,7 +7,8 @@ import anyio
 import msgspec
 import pytest
 
-from kimera_stream.core.interfaces import Node, SliceState, WriteBatch
+from kimera_stream.core.coverage import Node, SliceState
+from kimera_stream.core.interfaces import WriteBatch
 from kimera_stream.core.vault.cluster import SqlCluster
 from kimera_stream.core.vault.vault import SqlVault
 from kimera_stream.engines.cluster.keeper import CoverageKeeper

@@ -10,7 +10,8 @@ import anyio
 import pytest
 from prometheus_client import CollectorRegistry
 
-from kimera_stream.core.interfaces import ALL_ROLES, Coverage, Principal, SliceState
+from kimera_stream.core.coverage import Coverage, SliceState
+from kimera_stream.core.interfaces import ALL_ROLES, Principal
 from kimera_stream.engines.cluster.errands import Errands
 from kimera_stream.engines.cluster.patience import Patience
 from kimera_stream.engines.cluster.remote import RemoteKnowledge

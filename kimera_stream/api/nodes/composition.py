@@ -16,7 +16,7 @@ from kimera_stream.api.nodes.edge import add_edge, edge_services
 from kimera_stream.api.nodes.engine import add_engine, engine_services
 from kimera_stream.api.runtime import Drain
 from kimera_stream.api.services import PATIENT, START_BUDGET, Parts, access_service, vault_service
-from kimera_stream.core.interfaces import ClusterStore, Node
+from kimera_stream.core.coverage import ClusterStore, Node
 from kimera_stream.core.vault.cluster import SqlCluster
 from kimera_stream.core.vault.retention import Retention
 from kimera_stream.core.vault.vault import SqlVault

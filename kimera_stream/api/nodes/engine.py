@@ -23,18 +23,11 @@ from kimera_stream.api.services import (
     encoder_service,
     verifier_service,
 )
+from kimera_stream.core.coverage import ClusterStore, Node, SliceState
 from kimera_stream.core.embedding import BatchingEmbedder
 from kimera_stream.core.geoid_cache import GeoidCache
 from kimera_stream.core.index import SlicedIndex
-from kimera_stream.core.interfaces import (
-    ClusterStore,
-    ContradictionEngine,
-    EmbeddingService,
-    IndexService,
-    Node,
-    SliceState,
-    Threads,
-)
+from kimera_stream.core.interfaces import ContradictionEngine, EmbeddingService, IndexService, Threads
 from kimera_stream.core.relay import unpack_entries
 from kimera_stream.core.vault.retention import Retention
 from kimera_stream.core.vault.vault import SqlVault

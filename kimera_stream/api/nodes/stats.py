@@ -9,7 +9,8 @@ import msgspec
 
 from kimera_stream.api.nodes.field import RemoteField
 from kimera_stream.api.nodes.presence import PresenceEverywhere
-from kimera_stream.core.interfaces import Coverage, Node, VaultService
+from kimera_stream.core.coverage import Coverage, Node
+from kimera_stream.core.interfaces import VaultService
 from kimera_stream.engines.cluster.errands import Errands
 from kimera_stream.engines.cluster.scored import Scored
 from kimera_stream.engines.metrics import PipelineMetrics

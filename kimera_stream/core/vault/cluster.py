@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import BigInteger, bindparam, delete, insert, null, or_, select, text, update
 
-from kimera_stream.core.interfaces import Coverage, Node, SliceState
+from kimera_stream.core.coverage import Coverage, Node, SliceState
 from kimera_stream.core.vault import schema
 from kimera_stream.core.vault.clock import DatabaseClock
 from kimera_stream.core.vault.locked import advance, hold

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from sqlalchemy import bindparam, select, update
 
-from kimera_stream.core.interfaces import IdempotencyRecord, Mark
+from kimera_stream.core.coverage import Mark
+from kimera_stream.core.interfaces import IdempotencyRecord
 from kimera_stream.core.vault import reading, schema
 from kimera_stream.core.vault.clock import DatabaseClock
 from kimera_stream.core.vault.errors import LeaseLostError

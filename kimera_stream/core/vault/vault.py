@@ -10,11 +10,11 @@ import structlog
 from sqlalchemy import bindparam, update
 
 from kimera_stream.core.columns import GeoidColumns
+from kimera_stream.core.coverage import LockedLog
 from kimera_stream.core.groups import Within
 from kimera_stream.core.interfaces import (
     FramePage,
     IdempotencyRecord,
-    LockedLog,
     LogPage,
     OutcomeUnknownError,
     Page,

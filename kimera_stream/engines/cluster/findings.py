@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from kimera_stream.core.interfaces import Judgement, LockedLog, StoredGeoid
+from kimera_stream.core.coverage import LockedLog
+from kimera_stream.core.interfaces import Judgement, StoredGeoid
 from kimera_stream.engines.planning import Planner
 from kimera_stream.protocol.objects import Contradiction
 

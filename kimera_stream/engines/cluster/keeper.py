@@ -15,7 +15,7 @@ from dataclasses import replace
 import anyio
 import structlog
 
-from kimera_stream.core.interfaces import ClusterStore, Coverage, Node, SliceState
+from kimera_stream.core.coverage import ClusterStore, Coverage, Node, SliceState
 from kimera_stream.core.slices import shares
 from kimera_stream.protocol.errors import UnavailableError
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import msgspec
 
+from kimera_stream.core.coverage import ClusterVault
 from kimera_stream.core.geoid_cache import GeoidCache
 from kimera_stream.core.index import SlicedIndex
-from kimera_stream.core.interfaces import ClusterVault, ContradictionEngine, StoredGeoid
+from kimera_stream.core.interfaces import ContradictionEngine, StoredGeoid
 from kimera_stream.engines.cluster.findings import Finding
 from kimera_stream.engines.cluster.owned import OwnedSlice
 from kimera_stream.protocol.errors import UnavailableError

@@ -12,7 +12,8 @@ from typing import Any
 import anyio
 import structlog
 
-from kimera_stream.core.interfaces import ClusterStore, ClusterVault, EventSink
+from kimera_stream.core.coverage import ClusterStore, ClusterVault
+from kimera_stream.core.interfaces import EventSink
 from kimera_stream.protocol.errors import OperationalError, UnavailableError
 from kimera_stream.protocol.log import LogEntry
 

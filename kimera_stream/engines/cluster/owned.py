@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from kimera_stream.core.interfaces import SliceState
+from kimera_stream.core.coverage import SliceState
 
 
 @dataclass(slots=True, eq=False)

@@ -13,7 +13,8 @@ import anyio
 import msgspec
 import structlog
 
-from kimera_stream.core.interfaces import Coverage, LogPage, Principal, PublishResult
+from kimera_stream.core.coverage import Coverage
+from kimera_stream.core.interfaces import LogPage, Principal, PublishResult
 from kimera_stream.core.validation import BodyLimits, check_key, check_reason, validate_body
 from kimera_stream.engines.cluster import wire
 from kimera_stream.engines.cluster.errands import Errands

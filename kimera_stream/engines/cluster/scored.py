@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import anyio
 import structlog
 
-from kimera_stream.core.interfaces import Coverage
+from kimera_stream.core.coverage import Coverage
 from kimera_stream.engines.cluster.patience import Patience
 from kimera_stream.engines.cluster.wire import Progress
 from kimera_stream.protocol.errors import UnavailableError

@@ -18,18 +18,10 @@ import anyio.lowlevel
 import msgspec
 import structlog
 
+from kimera_stream.core.coverage import ClusterStore, ClusterVault, LockedLog, SliceState
 from kimera_stream.core.geoid_cache import GeoidCache
 from kimera_stream.core.index import SlicedIndex
-from kimera_stream.core.interfaces import (
-    ClusterStore,
-    ClusterVault,
-    ContradictionEngine,
-    EventSink,
-    LockedLog,
-    SliceState,
-    StoredGeoid,
-    WriteBatch,
-)
+from kimera_stream.core.interfaces import ContradictionEngine, EventSink, StoredGeoid, WriteBatch
 from kimera_stream.core.vault.errors import LeaseLostError
 from kimera_stream.engines.cluster.findings import Finding, Written, write_findings
 from kimera_stream.engines.cluster.late import LateWord

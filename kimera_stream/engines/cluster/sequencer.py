@@ -17,16 +17,9 @@ from typing import Any
 import msgspec
 import structlog
 
+from kimera_stream.core.coverage import ClusterVault, LockedLog
 from kimera_stream.core.geoid_cache import GeoidCache
-from kimera_stream.core.interfaces import (
-    ClusterVault,
-    EventSink,
-    IdempotencyRecord,
-    IndexService,
-    LockedLog,
-    PublishResult,
-    WriteBatch,
-)
+from kimera_stream.core.interfaces import EventSink, IdempotencyRecord, IndexService, PublishResult, WriteBatch
 from kimera_stream.core.vault.errors import LeaseLostError
 from kimera_stream.engines.metrics import PipelineMetrics
 from kimera_stream.engines.planning import Planner

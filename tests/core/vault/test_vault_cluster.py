@@ -8,7 +8,8 @@ import anyio
 import msgspec
 import pytest
 
-from kimera_stream.core.interfaces import Node, WriteBatch
+from kimera_stream.core.coverage import Node
+from kimera_stream.core.interfaces import WriteBatch
 from kimera_stream.core.slices import slice_of
 from kimera_stream.core.vault.cluster import SqlCluster
 from kimera_stream.core.vault.errors import LeaseLostError
