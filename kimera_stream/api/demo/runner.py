@@ -111,17 +111,18 @@ async def run_until_told(options: DemoOptions) -> bool:
     Returns whether it came to its end.
     """
     finished = False
-    async with anyio.create_task_group() as group:
+    # Open until the server has been stopped: a second signal must not end the demo in the middle of that and leave a server behind.
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        async with anyio.create_task_group() as group:
 
-        async def receive_signals() -> None:
-            with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+            async def receive_signals() -> None:
                 async for _ in signals:
                     group.cancel_scope.cancel()
 
-        group.start_soon(receive_signals)
-        await run_demo(options)
-        finished = True
-        group.cancel_scope.cancel()
+            group.start_soon(receive_signals, name="demo:signals")
+            await run_demo(options)
+            finished = True
+            group.cancel_scope.cancel()
     return finished
 
 
