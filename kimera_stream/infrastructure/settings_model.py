@@ -29,6 +29,9 @@ class DatabaseSettings(Group):
         description="SQLAlchemy URL: sqlite+aiosqlite:///FILE or postgresql+asyncpg://... Empty: SQLite in the data directory.",
     )
     pool_size: Positive = Field(4, description="Pooled reading connections.")
+    page_cache_bytes: Bytes = Field(
+        16_777_216, description="Bytes of pages that each connection to SQLite keeps in memory."
+    )
     busy_timeout: Seconds = Field(
         5.0, description="Seconds to wait for a locked database before refusing with `unavailable`."
     )

@@ -86,7 +86,7 @@ async def _open_sqlite(path: str, settings: DatabaseSettings, write: bool) -> Sq
         try:
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute(f"PRAGMA synchronous = {settings.synchronous}")
-            connection.execute("PRAGMA cache_size = -16384")
+            connection.execute(f"PRAGMA cache_size = -{settings.page_cache_bytes // 1024}")
             connection.execute("PRAGMA temp_store = MEMORY")
             if write:
                 connection.execute("PRAGMA journal_mode = WAL")
