@@ -230,3 +230,14 @@ def _check_json(value: object, field: str, depth: int) -> None:
         _check_scalar(value, field)
     else:  # MessagePack can carry bytes, timestamps and extensions, JSON cannot
         raise BadRequestError(f"{field}: expected JSON values only, got {type(value).__name__}", field=field)
+
+
+def validate_query(text: str | None, vector: list[float] | None, limits: BodyLimits, *, where: str) -> None:
+    """Check what is asked about: a text or a vector, not both.
+
+    Raises:
+        BadRequestError, TooLargeError: names the field and what was expected.
+    """
+    if (text is None) == (vector is None):
+        raise BadRequestError("text: expected either text or vector", field="text")
+    validate_body(GeoidBody(text=text, vector=vector), limits, where=where)

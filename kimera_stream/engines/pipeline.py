@@ -17,7 +17,7 @@ import structlog
 
 from kimera_stream.core.geoid import unit
 from kimera_stream.core.interfaces import EmbeddingService, Principal, PublishResult, VaultService
-from kimera_stream.core.validation import BodyLimits, check_key, check_reason, validate_body
+from kimera_stream.core.validation import BodyLimits, check_key, check_reason, validate_body, validate_query
 from kimera_stream.engines.checkpoint import KeptWork
 from kimera_stream.engines.intake import Intake, Ticket
 from kimera_stream.engines.metrics import PipelineMetrics
@@ -204,9 +204,7 @@ class Pipeline:
         filter: Mapping[str, Any] | None = None,
     ) -> list[ScoredGeoid]:
         """Stored geoids that relate to, or contradict, a statement; the best first."""
-        if (text is None) == (vector is None):
-            raise BadRequestError("text: expected either text or vector", field="text")
-        validate_body(GeoidBody(text=text, vector=vector), self._limits, where="query")
+        validate_query(text, vector, self._limits, where="query")
         return await self._queries.search(text=text, vector=vector, relation=relation, k=k, filter=filter)
 
     async def watch(
@@ -221,9 +219,7 @@ class Pipeline:
         filter: Mapping[str, Any] | None,
     ) -> Watch:
         """Keep a standing query; see ``WatchRegistry``."""
-        if (text is None) == (vector is None):
-            raise BadRequestError("text: expected either text or vector", field="text")
-        validate_body(GeoidBody(text=text, vector=vector), self._limits, where="watch")
+        validate_query(text, vector, self._limits, where="watch")
         return await self._queries.watch(
             name, principal=principal, text=text, vector=vector, kinds=kinds, min_score=min_score, filter=filter
         )

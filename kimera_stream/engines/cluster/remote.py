@@ -15,7 +15,7 @@ import structlog
 
 from kimera_stream.core.coverage import Coverage
 from kimera_stream.core.interfaces import LogPage, Principal, PublishResult
-from kimera_stream.core.validation import BodyLimits, check_key, check_reason, validate_body
+from kimera_stream.core.validation import BodyLimits, check_key, check_reason, validate_body, validate_query
 from kimera_stream.engines.cluster import wire
 from kimera_stream.engines.cluster.errands import Errands
 from kimera_stream.engines.cluster.scored import Scored
@@ -238,9 +238,7 @@ class RemoteKnowledge:
         Raises:
             UnavailableError: some slices are not covered at present; a part is never given for the whole.
         """
-        if (text is None) == (vector is None):
-            raise BadRequestError("text: expected either text or vector", field="text")
-        validate_body(GeoidBody(text=text, vector=vector), self._limits, where="query")
+        validate_query(text, vector, self._limits, where="query")
         if not 1 <= k <= MOST_RESULTS:
             raise BadRequestError(f"k: expected 1 to {MOST_RESULTS}", field="k")
         question = wire.encode(
@@ -331,9 +329,7 @@ class RemoteKnowledge:
         filter: Mapping[str, Any] | None,
     ) -> Watch:
         """Keep a standing query: an engine encodes it, the database keeps it, every engine matches it from then on."""
-        if (text is None) == (vector is None):
-            raise BadRequestError("text: expected either text or vector", field="text")
-        validate_body(GeoidBody(text=text, vector=vector), self._limits, where="watch")
+        validate_query(text, vector, self._limits, where="watch")
         question = wire.WatchQuestion(
             name=name,
             principal=principal.id,
