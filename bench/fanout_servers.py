@@ -108,6 +108,9 @@ class Nobody:
     def known(self, token: str | None) -> Principal | None:
         return Principal("bench", ALL_ROLES)
 
+    def holds(self, principal: Principal) -> bool:
+        return True
+
 
 class Quiet(uvicorn.Server):
     def _log_started_message(self, listeners: Any) -> None:

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from kimera_stream import __version__, kernels
 from kimera_stream.api.auth import TokenAuthenticator
+from kimera_stream.api.auth.revoking import Revoking
 from kimera_stream.api.http.door import HttpDoor
 from kimera_stream.api.runtime import Runtime
 from kimera_stream.api.services import Parts, service_specs
@@ -98,6 +99,9 @@ def _base(services: Services, settings: Settings) -> None:
     def authenticator(threads: Threads) -> TokenAuthenticator:
         return TokenAuthenticator(settings.security, open_access=access_is_open(settings), threads=threads)
 
+    def revoking(vault: SqlVault, authenticator: TokenAuthenticator) -> Revoking:
+        return Revoking(vault, authenticator.revocations, look=authenticator.look, changed=authenticator.changed)
+
     def tracing(server: ServerInfo) -> Tracing:
         return configure_tracing(settings.telemetry, node=server.node, version=server.version)
 
@@ -109,6 +113,7 @@ def _base(services: Services, settings: Settings) -> None:
     services.add(Metrics, factory=Metrics)
     services.add(Resources, factory=worker_threads, also=[Threads])
     services.add(TokenAuthenticator, factory=authenticator, also=[Authenticator])
+    services.add(Revoking, factory=revoking)
     services.add(Tracing, factory=tracing)
     services.add(SqlVault, factory=vault, also=[VaultService, LogReader], cleanup=SqlVault.close)
 

@@ -8,6 +8,7 @@ import anyio
 import structlog
 
 from kimera_stream.api.auth import TokenAuthenticator
+from kimera_stream.api.auth.revoking import Revoking
 from kimera_stream.api.http.door import DoorServices, HttpDoor
 from kimera_stream.api.runtime import Drain, Runtime
 from kimera_stream.api.stats import StatsService
@@ -82,6 +83,18 @@ def access_service(container: Container) -> Run:
     return access
 
 
+def revoking_service(container: Container) -> Run:
+    """Word on tokens that no longer count. What lets anybody in waits for it."""
+
+    async def revoking(service: Service) -> None:
+        made = container.get(Revoking)
+        await made.load(container.get(Hub).recheck)
+        service.ready()
+        await made.run()
+
+    return revoking
+
+
 def vault_service(container: Container) -> Run:
     """The durable log and entities."""
 
@@ -135,7 +148,7 @@ def service_specs(
             await container.start(*keys)
 
     async def hub(service: Service) -> None:
-        await assembled(Hub, FieldDynamics)
+        await assembled(Hub, FieldDynamics, Revoking)
         service.ready()
         await container.get(Hub).run()
 
@@ -157,6 +170,7 @@ def service_specs(
             hub=container.get(Hub),
             field=container.get(FieldDynamics),
             commands=parts.stream.commands,
+            revoker=container.get(Revoking),
         )
         service.ready()
         await made.run()
@@ -213,13 +227,14 @@ def service_specs(
         ServiceSpec("vault", vault_service(container), backoff=PATIENT, budget=START_BUDGET),
         ServiceSpec("encoder", encoder_service(container), backoff=PATIENT),
         ServiceSpec("hub", hub, after=("vault",)),
+        ServiceSpec("revoking", revoking_service(container), after=("access", "hub"), backoff=PATIENT),
         ServiceSpec("index", index, after=("vault", "encoder", "hub")),
         ServiceSpec("field", field, after=("index",)),
         ServiceSpec("retention", retention, after=("vault",)),
         ServiceSpec("conversation", conversation, after=("vault",), on_end="ignore", backoff=PATIENT),
     ]
     specs.append(ServiceSpec("sieve", sieve, after=("index",)))
-    before_work = ["index", "access", "hub"]
+    before_work = ["index", "revoking"]
     try:
         container.get(CrossEncoderVerifier)
     except MissingServiceError:

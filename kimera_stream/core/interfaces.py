@@ -8,7 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from kimera_stream.core.columns import GeoidColumns
-from kimera_stream.core.kept import CheckpointRequest, DeadLetter, RequestRef, UsageRecord
+from kimera_stream.core.kept import (
+    CheckpointRequest,
+    DeadLetter,
+    RequestRef,
+    Revocation,
+    RevocationKind,
+    UsageRecord,
+)
 from kimera_stream.protocol.errors import LimitExceededError, UnavailableError
 from kimera_stream.protocol.log import LogEntry
 from kimera_stream.protocol.objects import (
@@ -37,11 +44,19 @@ ALL_ROLES: frozenset[Role] = frozenset({"publish", "subscribe", "resolve", "admi
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who is asking. ``expires`` in unix seconds, None if the credential does not expire. ``admin`` implies all roles."""
+    """Who is asking. ``admin`` implies all roles.
+
+    Attributes:
+        expires: Unix seconds; None if the credential does not expire.
+        credential: Which token was shown, without its secret; empty: none.
+        issued: Unix seconds; None if the token does not say.
+    """
 
     id: str
     roles: frozenset[Role]
     expires: int | None = None
+    credential: str = field(default="", compare=False)
+    issued: int | None = field(default=None, compare=False)
 
     def may(self, role: Role) -> bool:
         return role in self.roles or "admin" in self.roles
@@ -586,6 +601,36 @@ class Authenticator(Protocol):
 
         Raises:
             UnauthorizedError: missing, malformed, expired, revoked or unknown; the message never repeats the token.
+        """
+
+    def holds(self, principal: Principal) -> bool:
+        """Whether what the principal has shown still counts: it was not revoked, nor changed, as far as this node has heard.
+        Expiry is the caller's to watch."""
+
+    async def revoked(self, principal: Principal) -> None:
+        """Return once ``holds`` would say no."""
+
+
+class RevocationStore(Protocol):
+    """The word on tokens that no longer count, the same for every node."""
+
+    async def revoke(self, kind: RevocationKind, subject: str, *, by: str, expires_at: int | None = None) -> Revocation:
+        """Record it durably.
+
+        Args:
+            by: Id of the principal who says so, for the audit trail.
+            expires_at: Unix ms after which the token is refused anyway, and this may be forgotten.
+
+        Raises:
+            LimitExceededError: too many are kept already.
+            UnavailableError: it was not recorded.
+        """
+
+    async def revocations(self, *, after: int, limit: int) -> list[Revocation]:
+        """Those with a greater id than ``after``, in its order.
+
+        Raises:
+            UnavailableError: they cannot be read.
         """
 
 

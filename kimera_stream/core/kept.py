@@ -1,7 +1,7 @@
-"""What the vault keeps beside the log and the geoids, as it is handed around: accepted requests, dead letters, usage."""
+"""What the vault keeps beside the log and the geoids, as it is handed around: accepted requests, dead letters, usage, revocations."""
 
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 RequestRef: TypeAlias = tuple[str, int]
 """Which row keeps a request: its checkpoint and its place in it."""
@@ -56,3 +56,23 @@ class UsageRecord:
     statements: int
     text_bytes: int
     tokens: int
+
+
+RevocationKind = Literal["principal", "key", "jwt"]
+"""principal: every token issued to them so far. key: one API key. jwt: one JSON Web Token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """Word that tokens no longer count.
+
+    Attributes:
+        id: Given by the vault; later ones are greater.
+        subject: Whose, or which: the principal, the id of the API key, the digest of the JSON Web Token.
+        revoked_at: Unix ms.
+    """
+
+    id: int
+    kind: RevocationKind
+    subject: str
+    revoked_at: int

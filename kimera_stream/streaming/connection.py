@@ -112,6 +112,12 @@ class Connection:
         """The server stops: finish what is in flight, then close."""
         self._apply(self._session.drain())
 
+    def outlet_doubted(self) -> None:
+        """Tokens may have been revoked."""
+        principal = self._session.principal
+        if principal is not None and not self._authenticator.holds(principal):
+            self._apply(self._session.revoked())
+
     def _timer(self) -> None:
         self._deadline = self._deadline_at = None
         self._apply(self._session.timer(self._hub.clock()))

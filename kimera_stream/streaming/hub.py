@@ -501,6 +501,12 @@ class Hub:
         for reader in list(self._readers):
             reader.end()
 
+    def recheck(self) -> None:
+        """Have every connection ask again whether it may be here."""
+        for outlet in list(self._outlets):
+            if outlet.owner is not None:
+                outlet.owner.outlet_doubted()
+
     async def shutdown(self, deadline: float) -> int:
         """Flush, ask every connection to finish, and wait; those still there after ``deadline`` seconds are aborted.
 

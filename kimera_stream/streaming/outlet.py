@@ -38,6 +38,9 @@ class OutletOwner(Protocol):
     def outlet_draining(self) -> None:
         """The server stops: end the outlet when what is in flight is done."""
 
+    def outlet_doubted(self) -> None:
+        """What lets the connection in may not count any more: look again, and end the outlet if it does not."""
+
 
 class Subscription:
     """One connection on one channel.

@@ -389,6 +389,10 @@ class Session:
             return [Send(Expiring(expires=self.principal.expires))]
         return []
 
+    def revoked(self) -> list[Effect]:
+        """The token does not count any more: close with 4003, for the client may have, or get, one that does."""
+        return [] if self.state is State.CLOSING else self._close(CloseCode.TOKEN_EXPIRED, "token_revoked")
+
     def drain(self) -> list[Effect]:
         """The server stops: no new commands; close with 4000 when those in flight have been answered."""
         if self.state is State.CLOSING:

@@ -201,6 +201,12 @@ class Peer:
     def encode(self, message: Any) -> str | bytes:
         return msgspec.json.encode(message).decode() if self.encoding == "json" else msgspec.msgpack.encode(message)
 
+    async def closed(self) -> tuple[int | None, str | None]:
+        """Wait for the server to close; code and reason."""
+        with anyio.fail_after(PATIENCE):
+            await self.ws.wait_closed()
+        return self.ws.close_code, self.ws.close_reason
+
     async def send(self, op: str, **fields: Any) -> int:
         """A command; returns its id."""
         self._id += 1

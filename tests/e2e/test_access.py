@@ -1,13 +1,15 @@
 """Who may do what, at every door: API keys and JSON Web Tokens, roles, origins, expiry, DNS rebinding."""
 
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import anyio
 import anyio.to_thread
+import msgspec
 import pytest
 from joserfc import jwt
 from joserfc.jwk import OctKey
@@ -249,6 +251,71 @@ async def test_a_revoked_key_is_refused_soon(guarded: Guarded) -> None:
         return not await accepted()
 
     await until(refused, every=0.1)
+
+
+async def test_a_key_that_is_taken_back_ends_what_it_let_in(guarded: Guarded) -> None:
+    key, stored = create_api_key("leaver", ["subscribe"], expires=None, created=int(time.time()))
+    changed, wider = create_api_key("climber", ["subscribe"], expires=None, created=int(time.time()))
+    for each in (stored, wider):
+        await anyio.to_thread.run_sync(add_api_key, guarded.file, each)
+
+    async def accepted() -> bool:
+        async with handshake(guarded.server) as client:
+            return (await client.ask("connect", token=key))["op"] == "connected"
+
+    await until(accepted, every=0.1)
+    async with (
+        peer(guarded.server, token=key) as leaver,
+        peer(guarded.server, token=changed) as climber,
+        peer(guarded.server, token=guarded.keys["subscribe"]) as stayer,
+        web(guarded.server, headers={"authorization": f"Bearer {key}"}) as http,
+        http.stream("GET", "/v1/events?channel=geoids") as events,
+    ):
+        await anyio.to_thread.run_sync(revoke_api_key, guarded.file, stored.id)
+        assert await leaver.closed() == (4003, "token_revoked")
+        async for _ in events.aiter_bytes():
+            pass  # until it ends
+        # A key with other roles is shown again, and counts for what it now allows.
+        await anyio.to_thread.run_sync(revoke_api_key, guarded.file, wider.id)
+        assert await climber.closed() == (4003, "token_revoked")
+        await anyio.to_thread.run_sync(add_api_key, guarded.file, msgspec.structs.replace(wider, roles=["publish"]))
+        await stayer.done("ping")
+
+
+async def test_tokens_are_revoked_by_whoever_may(guarded: Guarded) -> None:
+    mine = token("carl", "publish", iat=int(time.time()) - 5)
+    key, stored = create_api_key("dora", ["subscribe"], expires=None, created=int(time.time()))
+    await anyio.to_thread.run_sync(add_api_key, guarded.file, stored)
+
+    async def accepted() -> bool:
+        async with handshake(guarded.server) as client:
+            return (await client.ask("connect", token=key))["op"] == "connected"
+
+    await until(accepted, every=0.1)
+    async with (
+        web(guarded.server, headers={"authorization": f"Bearer {guarded.keys['admin']}"}) as admin,
+        web(guarded.server, headers={"authorization": f"Bearer {mine}"}) as carl,
+        peer(guarded.server, token=key) as dora,
+    ):
+        assert (await carl.post("/v1/revocations", json={"principal": "dora"})).status_code == 403
+        for body in ({}, {"principal": "x", "token": "y"}, {"token": "nonsense"}, {"principal": ""}):
+            assert (await admin.post("/v1/revocations", json=body)).status_code == 400, body
+
+        async def lines() -> AsyncIterator[bytes]:
+            yield b'{"text": "Said while the token counted."}\n'
+            answer = await admin.post("/v1/revocations", json={"principal": "carl"})
+            assert answer.status_code == 201, answer.text
+            yield b'{"text": "Said afterwards."}\n'
+
+        stream = {"content-type": "application/x-ndjson"}
+        said = (await carl.post("/v1/geoids", content=lines(), headers=stream)).text.splitlines()
+        assert [json.loads(line).get("code") for line in said] == [None, "unauthorized"], said
+        assert (await carl.get("/v1/geoids")).status_code == 401
+
+        answer = await admin.post("/v1/revocations", json={"token": stored.id})
+        assert answer.json() | {"revoked_at": 0} == {"kind": "key", "subject": stored.id, "revoked_at": 0}
+        assert await dora.closed() == (4003, "token_revoked")
+        assert not await accepted()
 
 
 @pytest.mark.parametrize(

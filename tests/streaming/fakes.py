@@ -222,6 +222,12 @@ class FakeAuthenticator:
         granted = frozenset(roles.split("+")) if roles else ALL_ROLES
         return Principal(name, granted - {"none"}, int(expires) if expires else None)  # type: ignore[arg-type]
 
+    def holds(self, principal: Principal) -> bool:
+        return True
+
+    async def revoked(self, principal: Principal) -> None:
+        await anyio.sleep_forever()
+
 
 @dataclass(eq=False)
 class FakeEgress:

@@ -23,6 +23,7 @@ from kimera_stream.protocol.errors import UnauthorizedError
 
 PREFIX: Final = "kst_"
 RELOAD_INTERVAL: Final = 1.0
+_ID: Final = re.compile(r"[0-9a-f]{12}")
 _TOKEN: Final = re.compile(r"kst_([0-9a-f]{12})_([A-Za-z0-9_-]{32,128})")
 
 log = structlog.get_logger(__name__)
@@ -53,6 +54,8 @@ class ApiKeyStore:
         self._clock = clock
         self._file = None if path is None else WatchedFile(path, self._parse, threads, clock, RELOAD_INTERVAL)
         self._loaded = False
+        self._known: dict[str, ApiKey] = {}
+        self._told = self._known
 
     async def load(self) -> int:
         """Read the file now; returns the number of keys.
@@ -60,9 +63,24 @@ class ApiKeyStore:
         Raises:
             ValueError: the file cannot be read, or a line of it cannot be understood; the message names the line.
         """
-        keys = {} if self._file is None else await self._file.value()
+        self._told = await self._read()
         self._loaded = True
-        return len(keys)
+        return len(self._told)
+
+    async def look(self) -> bool:
+        """Read the file again if its time has come; whether it says something else than at the last look."""
+        before, self._told = self._told, await self._read()
+        return self._told is not before
+
+    async def _read(self) -> dict[str, ApiKey]:
+        if self._file is not None:
+            self._known = await self._file.value()
+        return self._known
+
+    def holds(self, key_id: str, principal: Principal) -> bool:
+        """Whether the key stands for that principal still, as of when the file was last read."""
+        key = self._known.get(key_id)
+        return key is not None and _principal(key) == principal
 
     async def authenticate(self, token: str) -> Principal:
         """The principal of a key.
@@ -72,7 +90,7 @@ class ApiKeyStore:
                 which only the holder of the right secret learns of.
         """
         match = _TOKEN.fullmatch(token)
-        keys = {} if self._file is None else await self._file.value()
+        keys = await self._read()
         key = keys.get(match[1]) if match is not None else None
         # An unknown key takes as long as a wrong secret.
         right = verify_secret(match[2] if match is not None else "", key.hash if key is not None else None)
@@ -80,7 +98,7 @@ class ApiKeyStore:
             raise UnauthorizedError("token: the API key is not valid", field="token")
         if key.expires is not None and self._clock() >= key.expires:
             raise UnauthorizedError("token: the API key has expired", field="token")
-        return Principal(key.principal, frozenset(key.roles), key.expires)
+        return _principal(key)
 
     def _parse(self, content: bytes | None) -> dict[str, ApiKey]:
         """Keys by id. Strict when the server starts; later a bad line costs that key alone, and a missing file every key:
@@ -107,6 +125,20 @@ class ApiKeyStore:
         return keys
 
 
+def _principal(key: ApiKey) -> Principal:
+    return Principal(key.principal, frozenset(key.roles), key.expires, f"key:{key.id}", key.created)
+
+
+def is_key_id(text: str) -> bool:
+    return _ID.fullmatch(text) is not None
+
+
+def id_of_token(token: str) -> str | None:
+    """The id in a token; None: it is no API key."""
+    match = _TOKEN.fullmatch(token)
+    return None if match is None else match[1]
+
+
 def parse_api_key(line: bytes) -> ApiKey:
     """One line of the file.
 
@@ -114,7 +146,7 @@ def parse_api_key(line: bytes) -> ApiKey:
         ValueError: not such an object; the message never repeats the hash.
     """
     key = msgspec.json.decode(line, type=ApiKey)
-    if not re.fullmatch(r"[0-9a-f]{12}", key.id):
+    if not is_key_id(key.id):
         raise ValueError("id: expected 12 hexadecimal digits")
     if not is_hash(key.hash):
         raise ValueError("hash: expected blake2b$<salt>$<digest>")

@@ -4,9 +4,11 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+import anyio
 import structlog
 
 from kimera_stream.api.auth.api_keys import PREFIX, ApiKeyStore
+from kimera_stream.api.auth.revoking import MAX_TOKEN_CHARS, Revocations
 from kimera_stream.core.interfaces import ALL_ROLES, Principal, Threads
 from kimera_stream.infrastructure.settings import Problem, SecuritySettings, SettingsError
 from kimera_stream.protocol.errors import UnauthorizedError
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
     from kimera_stream.api.auth.jwt import JwtVerifier
 
 ANONYMOUS: Final = Principal("anonymous", ALL_ROLES)
-MAX_TOKEN_CHARS: Final = 8_192
 
 log = structlog.get_logger(__name__)
 
@@ -42,6 +43,8 @@ class TokenAuthenticator:
         self._jwt = _jwt_verifier(security, threads, clock)
         self._keys = ApiKeyStore(security.api_keys_file, threads, clock)
         self._has_keys = security.api_keys_file is not None
+        self._changed = anyio.Event()
+        self.revocations = Revocations()
 
     @property
     def required(self) -> bool:
@@ -89,13 +92,39 @@ class TokenAuthenticator:
             if len(token) > MAX_TOKEN_CHARS or not token.isascii():
                 raise UnauthorizedError("token: it is malformed", field="token")  # noqa: TRY301
             if kind == "api_key":
-                return await self._keys.authenticate(token)
-            if self._jwt is None:
+                principal = await self._keys.authenticate(token)
+            elif self._jwt is None:
                 raise UnauthorizedError("token: its algorithm is not accepted", field="token")  # noqa: TRY301
-            return await self._jwt.authenticate(token)
+            else:
+                principal = await self._jwt.authenticate(token)
+            # From here until the caller has the principal nothing is awaited: who is let in now is found by the next recheck.
+            if self.revocations.cover(principal):
+                raise UnauthorizedError("token: it has been revoked", field="token")  # noqa: TRY301
+            return principal  # noqa: TRY300
         except UnauthorizedError as error:
             log.info("authentication_refused", kind=kind, reason=error.message)
             raise
+
+    async def look(self) -> bool:
+        """Whether the file of API keys has changed since the last look."""
+        return await self._keys.look()
+
+    def holds(self, principal: Principal) -> bool:
+        """See ``core.interfaces.Authenticator``."""
+        kind, _, which = principal.credential.partition(":")
+        if kind == "key" and not self._keys.holds(which, principal):
+            return False
+        return not self.revocations.cover(principal)
+
+    def changed(self) -> None:
+        """Something may not hold any more that did."""
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    async def revoked(self, principal: Principal) -> None:
+        """See ``core.interfaces.Authenticator``."""
+        while self.holds(principal):
+            await self._changed.wait()
 
 
 def _jwt_verifier(security: SecuritySettings, threads: Threads, clock: Callable[[], float]) -> "JwtVerifier | None":

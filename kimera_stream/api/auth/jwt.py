@@ -19,6 +19,7 @@ from joserfc.jwk import ECKey, GuestProtocol, Key, KeySet, OctKey, OKPKey, RSAKe
 from joserfc.jws import JWSRegistry
 from joserfc.jwt import ClaimsOption, JWTClaimsRegistry, decode
 
+from kimera_stream.api.auth.revoking import digest_of
 from kimera_stream.api.auth.watched import WatchedFile
 from kimera_stream.core.interfaces import ALL_ROLES, Principal, Role, Threads
 from kimera_stream.infrastructure.settings import SecuritySettings
@@ -99,7 +100,7 @@ class JwtVerifier:
             self._claims.validate(claims)
         except (JoseError, ValueError, TypeError, RecursionError) as error:
             raise UnauthorizedError(f"token: {_reason(error)}", field="token") from None
-        return _principal(claims)
+        return _principal(claims, token)
 
 
 class _PinnedRegistry(JWSRegistry):
@@ -180,13 +181,19 @@ def _reason(error: Exception) -> str:
             return "it is malformed"
 
 
-def _principal(claims: dict[str, Any]) -> Principal:
-    subject, expires = claims["sub"], claims["exp"]
+def _principal(claims: dict[str, Any], token: str) -> Principal:
+    subject, expires, issued = claims["sub"], claims["exp"], claims.get("iat")
     if not isinstance(subject, str) or not 0 < len(subject) <= MAX_SUBJECT or not subject.isprintable():
         raise UnauthorizedError("token: its claim sub is not accepted", field="token")
     if expires > FARTHEST_EXPIRY:
         raise UnauthorizedError("token: its claim exp is not accepted", field="token")
-    return Principal(subject, _roles(claims), math.floor(expires))
+    return Principal(
+        subject,
+        _roles(claims),
+        math.floor(expires),
+        f"jwt:{digest_of(token)}",
+        None if issued is None else math.floor(issued),
+    )
 
 
 def _roles(claims: dict[str, Any]) -> frozenset[Role]:

@@ -16,6 +16,7 @@ from kimera_stream.core.interfaces import (
     Threads,
     VaultService,
 )
+from kimera_stream.core.kept import Revocation, RevocationKind
 from kimera_stream.infrastructure.settings import Settings
 from kimera_stream.infrastructure.telemetry import Metrics
 from kimera_stream.protocol.errors import OverloadedError, UnavailableError
@@ -56,6 +57,13 @@ class ReaderEvent(Protocol):
 
     @property
     def payload(self) -> bytes: ...
+
+
+class Revoker(Protocol):
+    """Makes tokens count no longer, on every node."""
+
+    async def revoke(self, kind: RevocationKind, subject: str, *, by: str, expires_at: int | None = None) -> Revocation:
+        """See ``RevocationStore.revoke``."""
 
 
 class EventHub(Protocol):
@@ -176,6 +184,7 @@ class DoorServices:
     commands: HistoryPages
     hub: EventHub
     field: FieldService
+    revoker: Revoker
 
 
 @dataclass(slots=True, kw_only=True)

@@ -23,7 +23,7 @@ from kimera_stream.api.http.outflow import STOP_PATIENCE, Outflow, PeerStalled
 from kimera_stream.api.http.protocol import abort
 from kimera_stream.api.http.publishing import LineProblem, OrderedPublisher, PublishedAnswer, parse_item
 from kimera_stream.core.interfaces import KnowledgeService, Principal
-from kimera_stream.protocol.errors import BadRequestError, TooLargeError, UnavailableError
+from kimera_stream.protocol.errors import BadRequestError, TooLargeError, UnauthorizedError, UnavailableError
 
 log = structlog.get_logger(__name__)
 
@@ -173,6 +173,10 @@ class NdjsonExchange:
             for line in lines if more else chain(lines, self._splitter.finish()):
                 if stopping.is_set():
                     await self._say_stopping(publisher, line.number)
+                    return
+                if not self._door.authenticator.holds(self._principal):
+                    words = f"line {line.number}: the token has been revoked"
+                    await publisher.refuse(UnauthorizedError(words, field="token"), line=line.number)
                     return
                 await self._submit(publisher, line)
 

@@ -2,7 +2,7 @@
 
 from starlette.routing import Route
 
-from kimera_stream.api.http import contradictions, geoids, health, meaning, stream, usage
+from kimera_stream.api.http import contradictions, geoids, health, meaning, revocations, stream, usage
 from kimera_stream.api.http.documents import Documents
 from kimera_stream.api.http.door import HttpDoor
 from kimera_stream.api.http.operations import Operation, routes_of
@@ -13,6 +13,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *meaning.OPERATIONS,
     *stream.OPERATIONS,
     *usage.OPERATIONS,
+    *revocations.OPERATIONS,
     *health.OPERATIONS,
 )
 

@@ -154,6 +154,10 @@ class EventStream:
             await anyio.sleep(max(0.0, expires - time.time()))
             pumping.cancel()
 
+        async def end_when_revoked() -> None:
+            await self._door.authenticator.revoked(self._principal)
+            pumping.cancel()
+
         async def keep_alive() -> None:
             while True:
                 quiet_for = anyio.current_time() - outflow.sent_at
@@ -173,5 +177,7 @@ class EventStream:
             group.start_soon(end_at_stop, name="sse:stop")
             if self._principal.expires is not None:
                 group.start_soon(end_at_expiry, self._principal.expires, name="sse:expiry")
+            if self._principal.credential:
+                group.start_soon(end_when_revoked, name="sse:revoked")
             await outflow.write_out({"type": "http.response.start", "status": 200, "headers": HEADERS})
             group.cancel_scope.cancel()

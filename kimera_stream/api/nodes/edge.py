@@ -8,13 +8,14 @@ import anyio
 import structlog
 from prometheus_client import CollectorRegistry
 
+from kimera_stream.api.auth.revoking import Revoking
 from kimera_stream.api.http.door import DoorServices
 from kimera_stream.api.nodes.field import RemoteField
 from kimera_stream.api.nodes.hearing import Hearing, keep_watches
 from kimera_stream.api.nodes.presence import ConnectionsElsewhere, PresenceEverywhere
 from kimera_stream.api.nodes.stats import NodeStats, cluster_numbers
 from kimera_stream.api.runtime import Drain
-from kimera_stream.api.services import PATIENT, Assemble, Parts
+from kimera_stream.api.services import PATIENT, Assemble, Parts, revoking_service
 from kimera_stream.api.websocket import StreamEndpoint
 from kimera_stream.core.coverage import ClusterStore, Node
 from kimera_stream.core.interfaces import Authenticator, FieldService, KnowledgeService
@@ -188,7 +189,7 @@ def edge_services(parts: Parts, assembled: Assemble) -> tuple[list[ServiceSpec],
     container, settings, streams = parts.container, parts.settings, parts.door.streams
 
     async def hub(service: Service) -> None:
-        await assembled(Hub)
+        await assembled(Hub, Revoking)
         service.ready()
         await container.get(Hub).run()
 
@@ -237,6 +238,7 @@ def edge_services(parts: Parts, assembled: Assemble) -> tuple[list[ServiceSpec],
             hub=container.get(Hub),
             field=container.get(RemoteField),
             commands=parts.stream.commands,
+            revoker=container.get(Revoking),
         )
         service.ready()
         await anyio.sleep_forever()
@@ -248,9 +250,10 @@ def edge_services(parts: Parts, assembled: Assemble) -> tuple[list[ServiceSpec],
 
     specs = [
         ServiceSpec("hub", hub, after=("vault",)),
+        ServiceSpec("revoking", revoking_service(container), after=("access", "hub"), backoff=PATIENT),
         ServiceSpec("following", following, after=("hub", "bus"), backoff=PATIENT),
         ServiceSpec("errands", errands, after=("hub", "bus", "store"), backoff=PATIENT),
-        ServiceSpec("door", door, after=("access", "following", "errands")),
+        ServiceSpec("door", door, after=("revoking", "following", "errands")),
         ServiceSpec("stats", stats, after=("door",)),
     ]
     if settings.role == "edge":

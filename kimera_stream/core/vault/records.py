@@ -1,4 +1,4 @@
-"""What the vault keeps besides the log and the geoids: watches, cursors, keys, sessions, usage."""
+"""What the vault keeps besides the log and the geoids: watches, cursors, keys, sessions, usage, revocations."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import bindparam, delete, func, select, update
 
 from kimera_stream.core.interfaces import IdempotencyRecord, Vector
-from kimera_stream.core.kept import UsageRecord
+from kimera_stream.core.kept import Revocation, RevocationKind, UsageRecord
 from kimera_stream.core.vault import rows, schema
 from kimera_stream.infrastructure.database import Insert, Query, QueryIn, Transaction
 from kimera_stream.infrastructure.database.statements import among
@@ -14,6 +14,7 @@ from kimera_stream.protocol.objects import Watch
 
 watch, cursor, key = schema.watch, schema.cursor, schema.idempotency_key
 session, usage, audit = schema.session, schema.usage, schema.audit_entry
+revocation = schema.revocation
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,3 +200,55 @@ def usage_since(tx: Transaction, day: int, principal: str | None = None, limit: 
 def audit_since(tx: Transaction, since: int, limit: int) -> list[tuple[int, str, str, str]]:
     """(unix ms, principal, action, target), oldest first."""
     return [(row[0], row[1], row[2], row[3]) for row in tx.rows(_AUDIT, since=since, limit=limit)]
+
+
+_SAVE_REVOCATION = Insert(revocation, ("kind", "subject", "revoked_at", "expires_at"))
+_SAVE_AUDIT = Insert(audit, ("ts", "principal", "action", "target"))
+_COUNT_REVOCATIONS = Query(select(func.count()).select_from(revocation))
+_OVER = Query(delete(revocation).where(revocation.c.expires_at < bindparam("before")))
+_ABOUT = Query(
+    select(revocation.c.id, revocation.c.revoked_at)
+    .where(revocation.c.kind == bindparam("kind"), revocation.c.subject == bindparam("subject"))
+    .order_by(revocation.c.id.desc())
+    .limit(1)
+)
+_REPLACED = Query(
+    delete(revocation).where(
+        revocation.c.kind == bindparam("kind"),
+        revocation.c.subject == bindparam("subject"),
+        revocation.c.id < bindparam("newest"),
+    )
+)
+_REVOCATIONS = Query(
+    select(revocation.c.id, revocation.c.kind, revocation.c.subject, revocation.c.revoked_at)
+    .where(revocation.c.id > bindparam("after"))
+    .order_by(revocation.c.id)
+    .limit(bindparam("limit"))
+)
+_LEEWAY_MS = 600_000
+"""Above what any node forgives the clock of a token's issuer."""
+
+
+def revoke(
+    tx: Transaction, kind: RevocationKind, subject: str, *, by: str, expires_at: int | None, now: int, most: int
+) -> Revocation | None:
+    """Record that tokens no longer count; a later word on the same subject takes the place of an earlier one.
+
+    Returns:
+        None, with nothing written, where ``most`` others are kept already.
+    """
+    tx.value(_LOCK)
+    tx.run(_OVER, before=now - _LEEWAY_MS)
+    if int(tx.value(_COUNT_REVOCATIONS)) >= most and tx.row(_ABOUT, kind=kind, subject=subject) is None:
+        return None
+    tx.insert(_SAVE_REVOCATION, [(kind, subject, now, expires_at)])
+    row = tx.row(_ABOUT, kind=kind, subject=subject)
+    assert row is not None
+    tx.run(_REPLACED, kind=kind, subject=subject, newest=row[0])
+    tx.insert(_SAVE_AUDIT, [(now, by, f"revoke:{kind}", subject)])
+    return Revocation(row[0], kind, subject, row[1])
+
+
+def revocations_after(tx: Transaction, after: int, limit: int) -> list[Revocation]:
+    """Those with a greater id than ``after``, in its order."""
+    return [Revocation(*row) for row in tx.rows(_REVOCATIONS, after=after, limit=limit)]

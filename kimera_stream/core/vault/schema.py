@@ -226,6 +226,19 @@ idempotency_key = Table(
     Column("result", LargeBinary, nullable=False),
 )
 
+revocation = Table(
+    "revocation",
+    metadata,
+    Column("id", Number, primary_key=True, autoincrement=True),
+    Column("kind", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("revoked_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger),
+    Index(None, "kind", "subject"),
+)
+"""Tokens that no longer count. Written under the log's lock, so that who has read up to an id has missed none below it.
+``expires_at`` (unix ms): from then on the token is refused anyway."""
+
 audit_entry = Table(
     "audit_entry",
     metadata,

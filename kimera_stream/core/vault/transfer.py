@@ -40,7 +40,7 @@ _LEFT_OUT = {schema.log_state.name, schema.cursor.name, *_NODES}
 _TABLES: dict[str, Table] = {
     str(table.name): table for table in schema.metadata.sorted_tables if table.name not in _LEFT_OUT
 }
-_OWN_NUMBER = {(schema.audit_entry.name, "id"), (schema.dead_letter.name, "id")}
+_OWN_NUMBER = {(schema.audit_entry.name, "id"), (schema.dead_letter.name, "id"), (schema.revocation.name, "id")}
 """Columns that the target numbers itself."""
 
 _SET_STATE = Query(

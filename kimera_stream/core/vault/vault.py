@@ -4,6 +4,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
+from typing import Final
 
 import anyio
 import structlog
@@ -22,7 +23,14 @@ from kimera_stream.core.interfaces import (
     Vector,
     WriteBatch,
 )
-from kimera_stream.core.kept import CheckpointRequest, DeadLetter, RequestRef, UsageRecord
+from kimera_stream.core.kept import (
+    CheckpointRequest,
+    DeadLetter,
+    RequestRef,
+    Revocation,
+    RevocationKind,
+    UsageRecord,
+)
 from kimera_stream.core.vault import reading, records, requests, schema, trimming, writing
 from kimera_stream.core.vault.columns import columns_after
 from kimera_stream.core.vault.entries import LogState, read_frames, read_page, read_state
@@ -34,6 +42,8 @@ from kimera_stream.protocol.errors import ConflictError, LimitExceededError, Una
 from kimera_stream.protocol.objects import Contradiction, ContradictionState, Geoid, Scar, Watch
 
 log = structlog.get_logger(__name__)
+
+MOST_REVOCATIONS: Final = 100_000
 
 _SET_ENCODER = Query(update(schema.log_state).where(schema.log_state.c.id == 1).values(encoder=bindparam("name")))
 
@@ -492,3 +502,26 @@ class SqlVault:
     async def audit(self, *, since: int = 0, limit: int = 1_000) -> list[tuple[int, str, str, str]]:
         """Audit entries (unix ms, principal, action, target), oldest first."""
         return await self._database.read(partial(records.audit_since, since=since, limit=limit))
+
+    async def revoke(self, kind: RevocationKind, subject: str, *, by: str, expires_at: int | None = None) -> Revocation:
+        """See ``RevocationStore.revoke``."""
+        made = await self._database.write(
+            partial(
+                records.revoke,
+                kind=kind,
+                subject=subject,
+                by=by,
+                expires_at=expires_at,
+                now=self._clock(),
+                most=MOST_REVOCATIONS,
+            )
+        )
+        if made is None:
+            raise LimitExceededError(
+                f"at most {MOST_REVOCATIONS} revocations are kept: revoke whole principals instead"
+            )
+        return made
+
+    async def revocations(self, *, after: int, limit: int) -> list[Revocation]:
+        """See ``RevocationStore.revocations``."""
+        return await self._database.read(partial(records.revocations_after, after=after, limit=limit))

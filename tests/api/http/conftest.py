@@ -20,7 +20,7 @@ from kimera_stream.api.http.routes import http_routes
 from kimera_stream.api.middleware import http_middleware
 from kimera_stream.api.problems import EXCEPTION_HANDLERS
 from kimera_stream.core.interfaces import ALL_ROLES, LogPage, Page, Principal, PublishResult, StoredGeoid
-from kimera_stream.core.kept import UsageRecord
+from kimera_stream.core.kept import Revocation, RevocationKind, UsageRecord
 from kimera_stream.infrastructure.settings import Settings
 from kimera_stream.infrastructure.telemetry import Metrics, Tracing
 from kimera_stream.protocol.errors import (
@@ -307,6 +307,23 @@ class TokenNames:
         name, _, roles = rest.partition("/")
         return Principal(name, frozenset(filter(None, roles.split("+"))), int(expires) if expires else None)  # type: ignore[arg-type]
 
+    def holds(self, principal: Principal) -> bool:
+        return True
+
+    async def revoked(self, principal: Principal) -> None:
+        await anyio.sleep_forever()
+
+
+class MemoryRevoker:
+    """Remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, str, int | None]] = []
+
+    async def revoke(self, kind: RevocationKind, subject: str, *, by: str, expires_at: int | None = None) -> Revocation:
+        self.asked.append((kind, subject, by, expires_at))
+        return Revocation(len(self.asked), kind, subject, 1_700_000_000_000)
+
 
 class InlineThreads:
     async def run(self, purpose: str, fn: Callable[..., Any], *args: Any) -> Any:
@@ -337,6 +354,7 @@ class World:
         self.vault = MemoryVault()
         self.hub = Hub(self.vault, self.settings.stream)
         self.knowledge = MemoryKnowledge(self.vault, self.hub)
+        self.revoker = MemoryRevoker()
         self.authenticator = TokenNames()
         self.state = State()
         self.checks: dict[str, Look] = {"vault": Look()}
@@ -360,6 +378,7 @@ class World:
                 commands=Commands(self.hub, self.knowledge, self.vault),  # type: ignore[arg-type]
                 hub=self.hub,
                 field=MemoryField(),
+                revoker=self.revoker,
             ),
         )
 

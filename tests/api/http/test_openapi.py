@@ -30,6 +30,7 @@ CONTRACT = {
     "/v1/stats": {"get"},
     "/v1/field": {"get"},
     "/v1/usage": {"get"},
+    "/v1/revocations": {"post"},
     "/livez": {"get"},
     "/readyz": {"get"},
     "/health": {"get"},

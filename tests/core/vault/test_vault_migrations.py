@@ -69,7 +69,7 @@ async def test_down_and_up_again_keeps_log_and_entities(url, samples, make_setti
         await vault.close()
     before = vault.epoch
 
-    assert await migrate(url, "-4") == "0001"
+    assert await migrate(url, "-5") == "0001"
     assert await current_revision(url) == "0001"
     assert await migrate(url) == HEAD
 
@@ -131,6 +131,29 @@ async def test_dead_letters_come_beside_the_requests_that_are_kept(url, make_set
         assert await vault.take_up(due=0, held_until=1, limit=9) == [replace(kept, key="k2", attempts=5)]
         await vault.set_aside([DeadLetter(first, 9, "internal", "it failed")], most=5)
         assert await vault.count_dead_letters() == 1
+    finally:
+        await vault.close()
+
+
+async def test_revocations_come_and_go_beside_the_rest(url, samples, make_settings, clock):
+    assert await migrate(url, "0005") == "0005"
+    assert await migrate(url) == HEAD
+    vault = SqlVault(url, make_settings(), clock=clock)
+    await vault.start()
+    try:
+        await vault.commit(samples.publish(0, "a"))
+        made = await vault.revoke("principal", "ann", by="root")
+        assert await vault.revocations(after=0, limit=9) == [made]
+    finally:
+        await vault.close()
+    assert await migrate(url, "0005") == "0005"
+    assert await migrate(url) == HEAD
+    vault = SqlVault(url, make_settings(), clock=clock)
+    await vault.start()
+    try:
+        assert await vault.revocations(after=0, limit=9) == []
+        assert (await vault.geoid("a")).geoid.id == "a"
+        await vault.revoke("key", "x", by="root")
     finally:
         await vault.close()
 

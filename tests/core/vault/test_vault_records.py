@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from kimera_stream.core.interfaces import IdempotencyRecord, WriteBatch
-from kimera_stream.core.kept import UsageRecord
+from kimera_stream.core.kept import Revocation, UsageRecord
+from kimera_stream.core.vault import vault as vault_module
 from kimera_stream.core.vault.records import SessionRecord
 from kimera_stream.core.vault.retention import Retention
 from kimera_stream.core.vault.tools import export, import_
@@ -196,5 +197,49 @@ async def test_the_encoder_of_the_vectors_is_remembered(vault, restart):
     again = await restart()
     try:
         assert (vault.encoder, again.encoder) == ("minilm/1", "minilm/1")
+    finally:
+        await again.close()
+
+
+async def test_a_later_word_on_the_same_tokens_takes_the_place_of_an_earlier_one(vault, clock):
+    first = await vault.revoke("principal", "ann", by="root")
+    other = await vault.revoke("key", "ann", by="root")
+    clock.now += 5
+    again = await vault.revoke("principal", "ann", by="root")
+    assert again == Revocation(again.id, "principal", "ann", first.revoked_at + 5)
+    # Whoever has heard of the first two hears of the third: ids only grow.
+    assert await vault.revocations(after=other.id, limit=9) == [again]
+    assert await vault.revocations(after=0, limit=9) == [other, again]
+    assert await vault.revocations(after=0, limit=1) == [other]
+    assert [each[1:] for each in await vault.audit()] == [
+        ("root", "revoke:principal", "ann"),
+        ("root", "revoke:key", "ann"),
+        ("root", "revoke:principal", "ann"),
+    ]
+
+
+async def test_revocations_are_bounded_and_go_with_the_tokens(vault, clock, monkeypatch):
+    monkeypatch.setattr(vault_module, "MOST_REVOCATIONS", 2)
+    await vault.revoke("jwt", "short", by="root", expires_at=clock.now)
+    await vault.revoke("principal", "ann", by="root")
+    with pytest.raises(LimitExceededError, match="revoke whole principals"):
+        await vault.revoke("principal", "ben", by="root")
+    await vault.revoke("principal", "ann", by="root")  # takes no place
+    assert len(await vault.revocations(after=0, limit=9)) == 2
+    clock.now += 3_600_000
+    await vault.revoke("principal", "ben", by="root")
+    assert [each.subject for each in await vault.revocations(after=0, limit=9)] == ["ann", "ben"]
+
+
+async def test_a_copy_of_the_vault_refuses_what_was_revoked(vault, url, tmp_path, make_settings):
+    made = await vault.revoke("principal", "ann", by="root")
+    await export(url, tmp_path / "all.gz")
+    copy = f"sqlite+aiosqlite:///{tmp_path / 'copy.sqlite3'}"
+    await import_(tmp_path / "all.gz", copy)
+    again = SqlVault(copy, make_settings())
+    await again.start()
+    try:
+        (kept,) = await again.revocations(after=0, limit=9)
+        assert (kept.kind, kept.subject, kept.revoked_at) == (made.kind, made.subject, made.revoked_at)
     finally:
         await again.close()
