@@ -67,6 +67,18 @@ def test_a_flipped_bit_is_told_unless_it_is_in_the_last_transaction(crashed: Pat
     assert (lost_commits(bytes(content)) > 0) is (behind > 1)
 
 
+@pytest.mark.parametrize("bit", [0, 63])
+@pytest.mark.parametrize("field", [8, 16], ids=["salts", "checksum"])
+def test_the_head_of_a_frame_is_looked_at_as_a_whole(crashed: Path, field: int, bit: int) -> None:
+    """Random flips hit these bytes of a page of 4,096 once in a while only."""
+    content = wal_of(crashed)
+    for frame in range((len(content) - 32) // FRAME):
+        damaged = bytearray(content)
+        damaged[32 + frame * FRAME + field + bit // 8] ^= 1 << bit % 8
+        told = lost_commits(bytes(damaged)) > 0
+        assert told is (commits_from(content, frame) > 1), frame
+
+
 def test_a_failed_sync_leaves_what_is_sound(crashed: Path) -> None:
     """A transaction that was written over one whose sync had failed: of the other, a part with its commit stands behind."""
     content = wal_of(crashed)

@@ -76,6 +76,7 @@ def lost_commits(content: bytes) -> int:
         return 0
     count = int(ours[-1]) + 1
     linked = _linked(frames[:count], heads[:count], content, page)
+    linked &= (heads[:count, 2:4] == salts).all(axis=1)  # which no checksum covers, and SQLite asks for
     broken = np.flatnonzero(~linked)
     if not broken.size:
         return 0
@@ -87,7 +88,7 @@ def lost_commits(content: bytes) -> int:
 
 
 def _linked(frames: npt.NDArray[np.uint8], heads: Words, content: bytes, page: int) -> npt.NDArray[np.bool_]:
-    """For each frame whether its checksum follows from the one stored before it."""
+    """For each frame whether its checksum follows from the one before it, as that is stored or as it should be."""
     order = "<u4" if int.from_bytes(content[:4], "big") == _MAGIC_LITTLE else ">u4"
     first = np.frombuffer(content, dtype=">u4", count=2, offset=24).astype(np.uint32)
     before = np.vstack([first[None, :], heads[:-1, 4:6]])
@@ -99,6 +100,11 @@ def _linked(frames: npt.NDArray[np.uint8], heads: Words, content: bytes, page: i
         words = np.concatenate([part[:, :8], part[:, _FRAME_HEADER:]], axis=1).view(order).astype(np.uint32)
         sums[begin : begin + step] += words @ weights
     found: npt.NDArray[np.bool_] = (sums == heads[:, 4:6]).all(axis=1)
+    # Where it is the stored checksum itself that is damaged, the next frame follows from what it should be.
+    suspects = np.flatnonzero(~found[1:] & ~found[:-1]) + 1
+    found[suspects] = (
+        sums[suspects] + (sums[suspects - 1] - heads[suspects - 1, 4:6]) @ carry.T == heads[suspects, 4:6]
+    ).all(axis=1)
     return found
 
 
