@@ -23,7 +23,7 @@ from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).parent
 MODES = ("auto", "optional", "force", "forbid")
-SOURCES = ("dispatch", "quantize", "signature", "symbolic", "topk", "pool", "scan", "sieve", "head")
+SOURCES = ("dispatch", "quantize", "signature", "overlap", "symbolic", "topk", "pool", "scan", "sieve", "head")
 DIRECTIVES = {
     "language_level": 3,
     "boundscheck": False,

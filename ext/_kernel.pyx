@@ -109,8 +109,18 @@ cdef extern from "kimera.h" nogil:
                      const float *thresholds, int64_t *indices, float *cosines)
     int km_text_signature(const char *text, int64_t n, uint32_t *signature)
 
+    ctypedef struct km_text:
+        const void *data
+        int64_t length
+        int kind
+
+    int km_text_overlaps(const km_text *texts, int64_t n, const uint32_t *ignored, int64_t slots, float *out)
+
 cdef extern from "Python.h":
     bint PyUnicode_IS_ASCII(object text)
+    int PyUnicode_KIND(object text)
+    void *PyUnicode_DATA(object text)
+    Py_ssize_t PyUnicode_GET_LENGTH(object text)
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
 
 
@@ -182,6 +192,29 @@ def text_signatures(list texts, uint32_t[::1] out):
         else:
             left.append(i)
     return left
+
+
+def text_overlaps(list texts, const uint32_t[::1] ignored, float[::1] out):
+    """Of the first text with each of the others; out has room for those."""
+    cdef Py_ssize_t i, n = len(texts)
+    cdef int failed
+    cdef km_text *read = <km_text *>malloc(n * sizeof(km_text))
+    if read == NULL:
+        raise MemoryError
+    try:
+        for i in range(n):
+            text = texts[i]
+            if not isinstance(text, str):
+                raise TypeError(f"texts: expected strings, got {type(text).__name__}")
+            read[i].data = PyUnicode_DATA(text)
+            read[i].length = PyUnicode_GET_LENGTH(text)
+            read[i].kind = PyUnicode_KIND(text)
+        # The GIL is kept: this takes less time than a thread takes to get it back.
+        failed = km_text_overlaps(read, n, &ignored[0], ignored.shape[0], &out[0]) if n > 1 else 0
+    finally:
+        free(read)
+    if failed:
+        raise MemoryError
 
 
 cdef class View:

@@ -130,6 +130,16 @@ void km_grade_query(const float *row, int64_t dim, int64_t stride, uint8_t *grad
 /* signature.c */
 int km_text_signature(const char *text, int64_t n, uint32_t *signature); /* 0: not plain, to be done in Python */
 
+/* overlap.c */
+typedef struct {
+    const void *data;
+    int64_t length; /* characters */
+    int kind;       /* bytes of each: 1, 2 or 4 */
+} km_text;
+/* ignored: hashes of words without weight, in an open table of slots (a power of two), one of them 0 at least; out: n - 1.
+   Returns -1 when out of memory. */
+int km_text_overlaps(const km_text *texts, int64_t n, const uint32_t *ignored, int64_t slots, float *out);
+
 /* symbolic.c */
 int km_opposed(const uint64_t *query, const uint64_t *row, int *same_subject);
 float km_layer_conflict(const uint64_t *query, const uint64_t *row);

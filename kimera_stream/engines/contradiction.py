@@ -1,6 +1,6 @@
 """The cascade: which of everything said before cannot hold beside what is said now.
 
-    scan (index) ──> prefilter (related enough, ranked with the rules) ──> verify (cross-encoder) ──> scope ──> threshold
+    scan (index) ──> prefilter (related enough, ranked by words, then by the rules) ──> verify (cross-encoder) ──> scope ──> threshold
 
 Each stage makes the set smaller and the judgement dearer. The symbolic layer goes past all of them: it is exact. Without a
 verifier the rules of ``evidence`` decide; with one they rank what it reads and explain what it finds.
@@ -30,6 +30,7 @@ from kimera_stream.engines.scope import OTHER_DAY, other_day, supersedes
 from kimera_stream.engines.symbolic import SymbolicVerdict, compare_states
 from kimera_stream.engines.verifier import Verifier
 from kimera_stream.infrastructure.settings import ScoringSettings
+from kimera_stream.kernels import text_overlaps
 from kimera_stream.protocol.errors import UnavailableError
 from kimera_stream.protocol.objects import ScoreResult
 
@@ -50,6 +51,18 @@ READ_RELATED = 0.3
 LEAST_READ = 4
 """Pairs of one statement that are read however large the batch is: of the contradictions that the verifier flags among 16
 pairs, 98 % are among the 4 most promising (development clusters in a pool of 10,000)."""
+OVERLAP_SHARE = 0.25
+"""Weight of the words shared, beside the cosine, in the order in which candidates are read. Of 1,482 contradictions of stories in
+a pool of 16,000 statements (cosine of at least 0.3, in percent)::
+
+    place of the contradicted statement below    4     8    16    24    32    64
+    by cosine                                  72.6  80.7  87.2  89.9  91.6  94.9
+    by cosine and words                        76.3  83.9  89.3  92.4  93.3  94.9
+    the same among 128 candidates              76.2  84.3  89.9  93.0  94.3  97.0
+"""
+SUSPICION_SHARE = 0.25
+"""Weight of the rules' probability in the order in which the verifier reads: with twice as much 74.5 % of those contradictions
+are among the 4 first and 89.1 % among 16, with this 75.9 % and 89.3 %."""
 INLINE_PAIRS = 4
 """So few pairs are compared on the event loop: a hand-over to a thread would cost more."""
 ASKS = 0.2
@@ -94,6 +107,8 @@ class _Pair:
     verdict: SymbolicVerdict
     cosine: float | None
     related: float
+    overlap: float = 0.0
+    """Words shared, in [0, 1]."""
     evidence: Evidence | None = None
     verified: float | None = None
     fallen_back: bool = False
@@ -106,6 +121,11 @@ class _Pair:
     @property
     def has_texts(self) -> bool:
         return self.older.geoid.text is not None and self.newer.geoid.text is not None
+
+    @property
+    def promise(self) -> float:
+        """How likely the two are about the same thing, by cosine and shared words; it only ranks."""
+        return self.related + OVERLAP_SHARE * self.overlap
 
     @property
     def day(self) -> str:
@@ -321,6 +341,7 @@ class CascadeEngine:
         near = cosines >= self._settings.min_relatedness
         symbolic = np.array([bool(each.geoid.symbolic_state) for each in fresh])
         for number, newer in enumerate(fresh):
+            found: list[_Pair] = []
             for candidate in scanned[number]:
                 older = loaded.get(candidate.geoid_id)
                 if older is None or candidate.geoid_id in replaced or candidate.geoid_id == newer.geoid.id:
@@ -330,7 +351,7 @@ class CascadeEngine:
                 if not everywhere and not self.comparable(older, newer):
                     continue  # it went elsewhere since the scan
                 known = None if older.vector is None or newer.vector is None else candidate.relatedness
-                self._consider(older, newer, known, number, pairs, owner)
+                self._consider(older, newer, known, found)
             close = near[:number, number] | (symbolic[:number] & symbolic[number])
             for earlier in np.flatnonzero(close).tolist():
                 if among is not None and not among.takes(fresh[earlier], newer):
@@ -339,26 +360,35 @@ class CascadeEngine:
                     continue
                 apart = fresh[earlier].vector is None or newer.vector is None
                 known = None if apart else float(cosines[earlier, number])
-                self._consider(fresh[earlier], newer, known, number, pairs, owner)
+                self._consider(fresh[earlier], newer, known, found)
+            found = self._promising(newer, found) if self._stages.prefilter else found
+            pairs += found
+            owner += [number] * len(found)
             replaced.add(newer.geoid.id)
         return pairs, owner
 
-    def _consider(
-        self,
-        older: StoredGeoid,
-        newer: StoredGeoid,
-        known: float | None,
-        number: int,
-        pairs: list[_Pair],
-        owner: list[int],
-    ) -> None:
+    def _consider(self, older: StoredGeoid, newer: StoredGeoid, known: float | None, found: list[_Pair]) -> None:
         no_symbols = not older.geoid.symbolic_state or not newer.geoid.symbolic_state
         if no_symbols and (known is None or known < self._settings.min_relatedness):
             return  # most pairs end here
         pair = _pair(older, newer, known)
         if self._worth_a_look(pair):
-            pairs.append(pair)
-            owner.append(number)
+            found.append(pair)
+
+    def _promising(self, newer: StoredGeoid, found: list[_Pair]) -> list[_Pair]:
+        """Of the pairs of one new statement those that the rules read: the best by cosine and shared words, and what clashes by
+        its symbols."""
+        readable = [pair for pair in found if pair.has_texts]
+        if not readable:
+            return found
+        overlaps = text_overlaps(newer.geoid.text or "", [pair.older.geoid.text or "" for pair in readable])
+        for pair, overlap in zip(readable, overlaps.tolist(), strict=True):
+            pair.overlap = overlap
+        if len(found) <= self._settings.read_candidates:
+            return found
+        readable.sort(key=lambda pair: -pair.promise)
+        chosen = set(map(id, readable[: self._settings.read_candidates]))
+        return [pair for pair in found if pair.verdict.conflicts or id(pair) in chosen]
 
     def _worth_a_look(self, pair: _Pair) -> bool:
         if pair.verdict.apart:
@@ -408,7 +438,7 @@ class CascadeEngine:
                 pair.evidence = evidence
 
     def _prefilter(self, pairs: list[_Pair], owner: Sequence[int]) -> list[_Pair]:
-        """The most promising pairs of each new statement, by cosine and the rules' suspicion; of a large batch fewer each."""
+        """The most promising pairs of each new statement, by cosine, words and the rules' suspicion; of a large batch fewer each."""
         by_owner: dict[int, list[_Pair]] = {}
         for pair, number in zip(pairs, owner, strict=True):
             if pair.evidence is not None and (pair.related >= READ_RELATED or pair.evidence.plain):
@@ -421,7 +451,11 @@ class CascadeEngine:
         )
         chosen: list[_Pair] = []
         for group in by_owner.values():
-            group.sort(key=lambda pair: -(pair.related + 0.5 * (pair.evidence.probability if pair.evidence else 0.0)))
+            group.sort(
+                key=lambda pair: (
+                    -(pair.promise + SUSPICION_SHARE * (pair.evidence.probability if pair.evidence else 0.0))
+                )
+            )
             chosen += group[:most]
         return chosen
 

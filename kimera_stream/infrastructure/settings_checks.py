@@ -244,6 +244,12 @@ def _parts(settings: Settings) -> Iterator[Problem]:
             f"{scoring.verify_candidates} is more than the {scoring.candidates} of KIMERA_SCORING__CANDIDATES",
             fatal=False,
         )
+    elif scoring.verify_candidates > scoring.read_candidates and "prefilter" in scoring.stages:
+        yield Problem(
+            "KIMERA_SCORING__VERIFY_CANDIDATES",
+            f"{scoring.verify_candidates} is more than the {scoring.read_candidates} of KIMERA_SCORING__READ_CANDIDATES",
+            fatal=False,
+        )
 
 
 def _deployment(settings: Settings) -> Iterator[Problem]:

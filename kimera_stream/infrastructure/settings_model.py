@@ -200,6 +200,11 @@ class ScoringSettings(Group):
         None, description="Score at which a pair is reported; overrides the operating point."
     )
     candidates: Positive = Field(64, description="Candidates the scan hands on per statement.")
+    read_candidates: Positive = Field(
+        24,
+        description="Candidates that the rules read per statement at most, the most promising by cosine and shared words; clashing "
+        "symbols are looked at beyond that.",
+    )
     verify_candidates: Positive = Field(16, description="Candidates the verifier reads per statement at most.")
     verify_pairs: Positive = Field(
         256,

@@ -30,7 +30,7 @@ from kimera_stream.kernels.layout import (
 )
 from kimera_stream.kernels.reference import Reference
 from kimera_stream.kernels.sieving import Sieve
-from kimera_stream.kernels.texts import text_signature, text_signatures
+from kimera_stream.kernels.texts import text_overlaps, text_signature, text_signatures
 
 try:
     import kimera_stream.kernels._kernel as _kernel
@@ -72,6 +72,7 @@ __all__ = [
     "record_codes",
     "record_length",
     "stride_of",
+    "text_overlaps",
     "text_signature",
     "text_signatures",
     "variants",

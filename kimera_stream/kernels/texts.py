@@ -1,7 +1,7 @@
-"""What texts are compared by besides their vectors: a word of 32 bits each.
+"""What texts are compared by besides their vectors: a word of 32 bits each, and the words that two of them share.
 
-``reference_signature`` is the definition, the fallback and the tests' oracle; the compiled module does the same for texts that are
-plain (ASCII, no number of more than 15 digits) and leaves the others to it.
+``reference_signature`` and ``reference_overlaps`` are the definitions, the fallback and the tests' oracle. The compiled module
+computes the same signatures for texts that are plain (ASCII, no number of more than 15 digits) and leaves the others to it.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kimera_stream.kernels.layout import NEGATED_BIT, NUMBERS_MASK, TEXT_BIT, U32
+from kimera_stream.kernels.layout import F32, NEGATED_BIT, NUMBERS_MASK, TEXT_BIT, U32
 
 try:
     import kimera_stream.kernels._kernel as _kernel
@@ -112,3 +112,87 @@ def text_signatures(texts: Sequence[str | None]) -> U32:
     for place in _compiled.text_signatures(list(texts), signatures):
         signatures[place] = reference_signature(texts[place])
     return signatures
+
+
+OVERLAP_CHARS = 2000
+"""Of a text that its overlap with others is computed from."""
+_NUMBERED = 2
+"""Weight of a word with a digit in it: two statements about V12 have more in common than two about a valve."""
+_LIGHT = (
+    "a an the of to in on at by for with from as into onto upon about against between through during be is are was were am "
+    "been being have has had do does did will would can could shall should may might must it its this that these those there "
+    "here and or but so than then if while when where who whom whose which what how i you he she we they them him her his "
+    "their our my your me us mine yours hers theirs ours just also too very really quite still already yet again now only "
+    "even some any such own same other another each per via ll ve re d s t m not no never up out off over"
+)
+"""Words that nearly every statement has: they have no weight."""
+_WORD = re.compile("[0-9a-zA-Z\u00c0-\u1fff]+|[\u2e80-\U0010ffff]")
+_UPPER = (("A", "Z"), ("\u00c0", "\u00de"), ("\u0391", "\u03a9"), ("\u0410", "\u042f"))
+_LOWER = {code: code + 0x20 for first, last in _UPPER for code in range(ord(first), ord(last) + 1)}
+
+
+def _hash(word: str) -> int:
+    """32 bits, never 0, of a word in small letters."""
+    value = 2166136261
+    for letter in word:
+        value = (value ^ ord(letter)) * 16777619 & 0xFFFF_FFFF
+    return value or 1
+
+
+def _weights(text: str) -> dict[int, int]:
+    """Weight by hash of each word that has one, without a plural's s."""
+    words = (word.translate(_LOWER) for word in _WORD.findall(text[:OVERLAP_CHARS]))
+    weights: dict[int, int] = {}
+    for word in words:
+        key = _hash(word[:-1] if len(word) > 3 and word.endswith("s") else word)
+        if key not in _LIGHT_HASHES:
+            numbered = any("0" <= letter <= "9" for letter in word)
+            weights.setdefault(key, _NUMBERED if numbered else 1)
+    return weights
+
+
+_LIGHT_HASHES: frozenset[int] = frozenset()
+_LIGHT_HASHES = frozenset(key for word in _LIGHT.split() for key in _weights(word))
+
+
+def _open_table(hashes: frozenset[int], slots: int) -> U32:
+    """The hashes as the compiled module looks them up: from the slot of the low bits on, until one is 0."""
+    table = np.zeros(slots, np.uint32)
+    for each in sorted(hashes):
+        slot = each % slots
+        while table[slot]:
+            slot = (slot + 1) % slots
+        table[slot] = each
+    return table
+
+
+_LIGHT_TABLE = _open_table(_LIGHT_HASHES, 512)
+
+
+def reference_overlaps(text: str, others: Sequence[str]) -> F32:
+    """``text_overlaps`` as it is defined."""
+    mine = _weights(text)
+    overlaps = np.zeros(len(others), np.float32)
+    for place, other in enumerate(others):
+        theirs = _weights(other)
+        least = min(sum(mine.values()), sum(theirs.values()))
+        shared = sum(weight for key, weight in theirs.items() if key in mine)
+        overlaps[place] = np.float32(shared) / np.float32(least) if least else 0.0
+    return overlaps
+
+
+def text_overlaps(text: str, others: Sequence[str]) -> F32:
+    """How much of the words of one text others share, float32 (n,), in [0, 1]: the weight of the words in both, divided by the
+    smaller of the weights of all words of either; 0 where one has none.
+
+    A word is a run of letters and digits, or one character of a script without spaces; small and capital letters, a plural's s
+    and order make no difference. Words of grammar have no weight. Of each text the first ``OVERLAP_CHARS`` are read.
+
+    Raises:
+        TypeError: one of them is no string.
+    """
+    if _compiled is None:
+        return reference_overlaps(text, others)
+    overlaps = np.empty(len(others), np.float32)
+    _compiled.text_overlaps([text, *others], _LIGHT_TABLE, overlaps)
+    return overlaps

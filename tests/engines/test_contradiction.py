@@ -150,6 +150,34 @@ async def test_no_more_pairs_are_read_than_the_setting_allows() -> None:
     assert ("The red pump in hall 3 is running.", "The red pump in hall 3 is stopped.") in oracle.asked
 
 
+async def test_the_rules_read_the_candidates_that_share_most_words() -> None:
+    world = World(oracle := Oracle(0.0), read_candidates=2)
+    crowd = [geoid(f"g{i}", f"The red pump in hall {i} is running.") for i in range(8)]
+    world.put(*crowd)
+    new = geoid("new", "The red pump in hall 3 is stopped.")
+    await world.hits(new)
+    assert len(oracle.asked) == 2
+    assert oracle.asked[0] == ("The red pump in hall 3 is running.", "The red pump in hall 3 is stopped.")
+    oracle.asked.clear()
+    await World(oracle, read_candidates=2).hits(*crowd, new)
+    asked = [older for older, newer in oracle.asked if newer == "The red pump in hall 3 is stopped."]
+    assert asked[0] == "The red pump in hall 3 is running."
+    assert len(asked) == 2, "those of one batch are counted like stored ones"
+    oracle.asked.clear()
+    unfiltered = World(oracle, Stages(prefilter=False), read_candidates=2)
+    unfiltered.put(*crowd)
+    await unfiltered.hits(new)
+    assert len(oracle.asked) == 8
+
+
+async def test_a_clash_of_symbols_is_found_however_few_candidates_are_read() -> None:
+    world = World(read_candidates=1)
+    world.put(geoid("near", "The red pump in hall 3 is running."))
+    world.put(*(geoid(f"far-{i}", f"Water level {i}", subject="pump", state="on") for i in range(3)))
+    new = geoid("new", "The red pump in hall 3 is stopped.", subject="pump", state="off")
+    assert sorted((await world.hits(new))[0]) == ["far-0", "far-1", "far-2", "near"]
+
+
 async def test_without_the_prefilter_every_readable_candidate_is_read() -> None:
     oracle = Oracle(0.0)
     world = World(oracle, Stages(prefilter=False), verify_candidates=1)

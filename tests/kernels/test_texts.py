@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 
 from kimera_stream import kernels
 from kimera_stream.kernels import NEGATED_BIT, NUMBERS_MASK, TEXT_BIT
-from kimera_stream.kernels.texts import _NEGATIONS, _NUMBER_WORDS, reference_signature
+from kimera_stream.kernels.texts import (
+    _NEGATIONS,
+    _NUMBER_WORDS,
+    OVERLAP_CHARS,
+    reference_overlaps,
+    reference_signature,
+)
 
 WORDS = sorted(
     {*_NEGATIONS, *_NUMBER_WORDS, "one", "notable", "nine's", "don't", "CAN'T", "it't", "isn't5", "n't", "seventeens"}
@@ -60,3 +66,59 @@ def test_what_a_signature_tells_apart() -> None:
 def test_what_is_no_text_is_refused(text: object) -> None:
     with pytest.raises((TypeError, AttributeError)):
         kernels.text_signatures([text])  # type: ignore[list-item]
+
+
+STATEMENTS = st.lists(
+    st.one_of(
+        st.sampled_from(["the", "The", "valve", "valves", "VALVES", "V12", "v12", "bus", "gas", "s", "is", "ourselves", "don't"]),
+        st.sampled_from(["Ärger", "ärger", "ÑANDÚS", "ñandú", "Σ", "σ", "ЖУК", "жук", "東京", "東", "a東b", "😀", "\ud800", "×", "\0"]),
+        st.text(max_size=4),
+        st.integers(0, 300).map(str),
+    ),
+    max_size=12,
+).map(" ".join)  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
+@given(STATEMENTS, st.lists(STATEMENTS, max_size=5))
+@example("", ["", "a word"])
+@example("the", ["the"])
+def test_the_compiled_overlap_is_the_defined_one(text: str, others: list[str]) -> None:
+    found = kernels.text_overlaps(text, others)
+    assert found.dtype == np.float32
+    assert found.tolist() == reference_overlaps(text, others).tolist()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        " ".join(map(str, range(1500))),
+        "".join(map(chr, range(0x4E00, 0x4E00 + 3000))),
+        "x" * 3000,
+        "ab " * 667 + "valves",
+    ],
+)
+def test_of_a_long_text_the_same_part_is_read(text: str) -> None:
+    others = [text, text[:OVERLAP_CHARS], text[: OVERLAP_CHARS - 1], text[::-1], text[OVERLAP_CHARS:]]
+    found = kernels.text_overlaps(text, others)
+    assert found.tolist() == reference_overlaps(text, others).tolist()
+    assert found[:2].tolist() == [1.0, 1.0]
+
+
+def test_what_an_overlap_counts() -> None:
+    def of(one: str, other: str) -> float:
+        return float(kernels.text_overlaps(one, [other])[0])
+
+    assert of("The valves are open.", "An OPEN valve") == 1.0
+    assert of("The valve is open.", "The valve is closed.") == 0.5
+    assert of("The valve V12 is open.", "The valve V12 is closed.") == 0.75
+    assert of("The valve V12 is open.", "The valve V13 is closed.") == 0.25
+    assert of("It is not there.", "It is not there.") == 0.0
+    assert of("valve", "The valve in the cellar leaks since Monday.") == 1.0
+    assert kernels.text_overlaps("valve", []).shape == (0,)
+
+
+@pytest.mark.parametrize(("text", "others"), [(None, []), ("a", [None]), (b"a", ["a"]), ("a", [5])])
+def test_an_overlap_with_what_is_no_text_is_refused(text: object, others: list[object]) -> None:
+    with pytest.raises((TypeError, AttributeError)):
+        kernels.text_overlaps(text, others)  # type: ignore[arg-type]
