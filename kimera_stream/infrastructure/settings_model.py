@@ -100,6 +100,12 @@ class BusSettings(Group):
     presence_ttl: Seconds = Field(
         10.0, description="Seconds after which what a silent node shared (presence, counts) is forgotten."
     )
+    rebalance_above: float = Field(
+        0.0,
+        ge=0,
+        description="Share by which an edge may have more connections than the average edge (0.2: a fifth); what it has beyond is "
+        "closed with 4005, a few at a time, to come back through a balancer. 0: any number.",
+    )
 
 
 class ApiSettings(Group):

@@ -108,9 +108,9 @@ class Connection:
         """The server's side was closed, here or by the hub."""
         self._session.closed()
 
-    def outlet_draining(self) -> None:
-        """The server stops: finish what is in flight, then close."""
-        self._apply(self._session.drain())
+    def outlet_draining(self, code: CloseCode) -> None:
+        """Finish what is in flight, then close."""
+        self._apply(self._session.drain(code))
 
     def outlet_doubted(self) -> None:
         """Tokens may have been revoked."""

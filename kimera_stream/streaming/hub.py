@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from itertools import islice
 from typing import Any
 
 import anyio
@@ -500,6 +501,17 @@ class Hub:
             outlet.end(code)
         for reader in list(self._readers):
             reader.end()
+
+    @property
+    def connections(self) -> int:
+        """Connections, whoever's they are."""
+        return len(self._outlets)
+
+    def send_away(self, count: int) -> None:
+        """Close so many connections with 4005, the oldest of those that have all that there is: they come back elsewhere."""
+        settled = (outlet for outlet in self._outlets if outlet.identified and outlet.caught_up)
+        for outlet in list(islice(settled, count)):
+            outlet.egress_draining(CloseCode.REBALANCE)
 
     def recheck(self) -> None:
         """Have every connection ask again whether it may be here."""

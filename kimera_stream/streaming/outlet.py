@@ -35,8 +35,8 @@ class OutletOwner(Protocol):
     def outlet_ended(self) -> None:
         """The outlet was closed, whoever decided it."""
 
-    def outlet_draining(self) -> None:
-        """The server stops: end the outlet when what is in flight is done."""
+    def outlet_draining(self, code: CloseCode) -> None:
+        """The server stops, or has too many connections: end the outlet with ``code`` when what is in flight is done."""
 
     def outlet_doubted(self) -> None:
         """What lets the connection in may not count any more: look again, and end the outlet if it does not."""
@@ -173,13 +173,13 @@ class Outlet:
         if not self.caught_up:
             self.catch_up()
 
-    def egress_draining(self) -> None:
+    def egress_draining(self, code: CloseCode = CloseCode.SHUTDOWN) -> None:
         if self._ended:
             return
         if self.owner is None:
-            self.end(CloseCode.SHUTDOWN)
+            self.end(code)
         else:
-            self.owner.outlet_draining()
+            self.owner.outlet_draining(code)
 
     def _give_up(self) -> None:
         self._stall = None

@@ -58,6 +58,11 @@ from kimera_stream.streaming.ratelimit import TokenBucket
 _EXPIRY_NOTICE: Final = 30.0
 """Seconds before its token expires that a connection is told."""
 
+_DRAINING: Final = {
+    CloseCode.SHUTDOWN: "the server is stopping",
+    CloseCode.REBALANCE: "this connection goes to another node: connect again",
+}
+
 ROLE_OF_OP: Final[dict[str, Role]] = {
     "publish": "publish",
     "delete": "publish",
@@ -137,7 +142,7 @@ class Session:
         self._in_flight_bytes = 0
         self._refreshing: dict[int, None] = {}
         self._opening: dict[str, deque[Subscribe | Unsubscribe]] = {}
-        self._draining = False
+        self._draining: CloseCode | None = None
         self.channels: dict[str, None] = {}
         """Channels that are open or being opened."""
         self.principal: Principal | None = None
@@ -187,8 +192,8 @@ class Session:
             return self._refuse(
                 command.id, ConflictError(f"id: command {command.id} has not been answered yet", field="id")
             )
-        if self._draining:
-            return self._refuse(command.id, UnavailableError("the server is stopping", retry_after=1.0))
+        if self._draining is not None:
+            return self._refuse(command.id, UnavailableError(_DRAINING[self._draining], retry_after=1.0))
         if self.in_flight >= self._limits.in_flight or self._in_flight_bytes + size > self._limits.in_flight_bytes:
             error = OverloadedError(
                 f"commands: at most {self._limits.in_flight} may wait for their replies", retry_after=0.1
@@ -365,8 +370,8 @@ class Session:
     def _settle(self, id: int) -> list[Effect]:
         """The command has had its reply."""
         self._in_flight_bytes -= self._in_flight.pop(id, 0)
-        if self._draining and not self.in_flight:
-            return self._close(CloseCode.SHUTDOWN)
+        if self._draining is not None and not self.in_flight:
+            return self._close(self._draining)
         return []
 
     def _refuse(self, id: int, error: OperationalError) -> list[Effect]:
@@ -393,13 +398,13 @@ class Session:
         """The token does not count any more: close with 4003, for the client may have, or get, one that does."""
         return [] if self.state is State.CLOSING else self._close(CloseCode.TOKEN_EXPIRED, "token_revoked")
 
-    def drain(self) -> list[Effect]:
-        """The server stops: no new commands; close with 4000 when those in flight have been answered."""
+    def drain(self, code: CloseCode = CloseCode.SHUTDOWN) -> list[Effect]:
+        """No new commands; close with ``code``, 4000 or 4005, when those in flight have been answered."""
         if self.state is State.CLOSING:
             return []
-        self._draining = True
+        self._draining = code
         if not self.in_flight:
-            return self._close(CloseCode.SHUTDOWN)
+            return self._close(code)
         return []
 
     def closed(self) -> None:

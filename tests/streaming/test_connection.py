@@ -34,7 +34,7 @@ async def test_a_close_does_not_overtake_the_replies_before_it(first: str) -> No
     connection.receive('{"op":"connect","id":1,"subs":[{"channel":"geoids"}]}')
     connection.receive(first)
     connection.receive('{"op":"unsubscribe","id":3,"channel":"thermodynamics"}')
-    connection.outlet_draining()
+    connection.outlet_draining(CloseCode.SHUTDOWN)
     (authenticating,) = started
     await authenticating
     assert sorted(message["id"] for message in egress.messages()) == [1, 2, 3], "each command has its reply"

@@ -292,6 +292,22 @@ def test_drain_waits_for_what_is_in_flight() -> None:
     assert session().drain() == [Close(CloseCode.SHUTDOWN, "shutdown")]
 
 
+def test_a_connection_that_is_sent_elsewhere_is_answered_first() -> None:
+    s = connected()
+    say(s, "ping", 2)
+    assert s.drain(CloseCode.REBALANCE) == []
+    assert "connect again" in error_of(say(s, "ping", 3)).message
+    _, close = s.done(2, Pong(id=2, epoch="e", offset=1))
+    assert close == Close(CloseCode.REBALANCE, "rebalance")
+
+
+def test_a_token_that_is_revoked_closes_at_once() -> None:
+    s = connected()
+    say(s, "ping", 2)
+    assert s.revoked() == [Close(CloseCode.TOKEN_EXPIRED, "token_revoked")]
+    assert s.revoked() == []
+
+
 def test_the_wrong_frame_type_closes() -> None:
     assert connected().receive(b"{}", 0.0) == [Close(CloseCode.UNSUPPORTED_DATA, "unsupported_data")]
 

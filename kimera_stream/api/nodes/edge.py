@@ -13,6 +13,7 @@ from kimera_stream.api.http.door import DoorServices
 from kimera_stream.api.nodes.field import RemoteField
 from kimera_stream.api.nodes.hearing import Hearing, keep_watches
 from kimera_stream.api.nodes.presence import ConnectionsElsewhere, PresenceEverywhere
+from kimera_stream.api.nodes.rebalancing import Rebalancing
 from kimera_stream.api.nodes.stats import NodeStats, cluster_numbers
 from kimera_stream.api.runtime import Drain
 from kimera_stream.api.services import PATIENT, Assemble, Parts, revoking_service
@@ -61,6 +62,9 @@ def add_edge(services: Services, settings: Settings) -> None:
 
     def elsewhere(bus: Bus) -> ConnectionsElsewhere:
         return ConnectionsElsewhere(bus)
+
+    def rebalancing(bus: Bus, hub: Hub) -> Rebalancing:
+        return Rebalancing(bus, count=lambda: hub.connections, move=hub.send_away, above=bus_settings.rebalance_above)
 
     def hub(vault: SqlVault, registry: CollectorRegistry, elsewhere: ConnectionsElsewhere, resources: Resources) -> Hub:
         made = Hub(vault, settings.stream, metrics=HubMetrics(registry), refresh=vault.refresh, elsewhere=elsewhere)
@@ -162,6 +166,7 @@ def add_edge(services: Services, settings: Settings) -> None:
     services.add(EdgeMetrics, factory=metrics)
     services.add(ConnectionsElsewhere, factory=elsewhere)
     services.add(Hub, factory=hub)
+    services.add(Rebalancing, factory=rebalancing)
     services.add(Following, factory=following)
     services.add(Errands, factory=errands)
     services.add(Scored, factory=scored)
@@ -202,7 +207,7 @@ def edge_services(parts: Parts, assembled: Assemble) -> tuple[list[ServiceSpec],
             group.start_soon(container.get(Hearing).run, name="following:bus")
 
     async def errands(service: Service) -> None:
-        await assembled(Errands, Scored, WatchList, ConnectionsElsewhere, PresenceEverywhere)
+        await assembled(Errands, Scored, WatchList, ConnectionsElsewhere, PresenceEverywhere, Rebalancing)
         await container.get(Scored).look()
         await container.get(WatchList).load()
         container.get(PresenceEverywhere).begin()
@@ -211,6 +216,7 @@ def edge_services(parts: Parts, assembled: Assemble) -> tuple[list[ServiceSpec],
             group.start_soon(container.get(Errands).run, name="errands:again")
             group.start_soon(container.get(Scored).run, name="errands:scored")
             group.start_soon(keep_watches, container.get(WatchList), name="errands:watches")
+            group.start_soon(container.get(Rebalancing).run, name="errands:balance")
             group.start_soon(
                 container.get(ConnectionsElsewhere).run, container.get(Hub).principals, name="errands:counts"
             )
