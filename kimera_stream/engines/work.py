@@ -16,10 +16,12 @@ class RequestId:
     Attributes:
         id: The same each time it comes.
         partition: Of the intake it came through: only who owns that may commit it.
+        generation: Of the ownership under which it was taken: what a former one left undone comes again, in its order. None: of any.
     """
 
     id: str
     partition: int
+    generation: int | None = None
 
 
 @dataclass(slots=True)

@@ -24,7 +24,7 @@ from tests.engines.nodes import (
     until,
     whole_log,
 )
-from tests.engines.world import ANNA, outcome
+from tests.engines.world import ANNA, outcome, together
 
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
 
@@ -154,6 +154,22 @@ async def test_work_of_a_partition_that_is_gone_is_left_to_its_new_owner(url):
         assert again.offset == 1
         await sleeper.keeper.step()
         assert sleeper.keeper.owned.isdisjoint(heir.keeper.owned)
+
+
+async def test_work_of_a_former_ownership_is_left_to_come_again(url):
+    heard = Heard()
+    async with Engine(url, "one", heard).running(keep=False) as one:
+        await takes_over(one)
+        generation = one.keeper.leases[3]
+        publishing = [
+            one.pipeline.publish(body, principal=ANNA, request=RequestId(body.id, 3, of))
+            for body, of in ((OPEN, generation - 1), (CLOSED, generation), (OTHER, None))
+        ]
+        stale, new, any_one = await together(*publishing)
+        assert isinstance(stale, LeaseLostError)
+        assert new.geoid.id == "closed"
+        assert any_one.geoid.id == "other"
+        assert [entry.value()["id"] for entry in (await whole_log(one.vault))[:2]] == ["closed", "other"]
 
 
 async def test_judging_everything_again_writes_nothing_twice(url):

@@ -8,6 +8,7 @@ from typing import Any
 import anyio
 import pytest
 
+from kimera_stream.core.coverage import SliceState
 from kimera_stream.core.interfaces import PublishResult
 from kimera_stream.core.vault.errors import LeaseLostError
 from kimera_stream.engines.cluster import wire
@@ -56,6 +57,10 @@ class Pipeline:
                 await self.changed.wait()
 
 
+def owned(generation: int) -> SliceState:
+    return SliceState(PARTITION, "engine", generation, True, 0)
+
+
 class Scene:
     """An edge's bus and an engine's desk on one broker."""
 
@@ -65,8 +70,12 @@ class Scene:
         self.pipeline = Pipeline()
         self.desk = Desk(engine, self.pipeline, most=most, forget_after=60.0)  # type: ignore[arg-type]
 
-    async def add(self, text: str, request: str | None = None, age: float = 0.0) -> None:
-        asked = wire.PublishRequest(at=int(1000 * (time.time() - age)), principal="ann", body=GeoidBody(text=text))
+    async def add(
+        self, text: str, request: str | None = None, age: float = 0.0, after: str | None = None, turn: int = 0
+    ) -> None:
+        asked = wire.PublishRequest(
+            at=int(1000 * (time.time() - age)), after=after, turn=turn, principal="ann", body=GeoidBody(text=text)
+        )
         await self.edge.add(PARTITION, request or f"r-{text}", wire.encode(asked))
 
     async def answers(self, follower: Any, count: int) -> list[wire.Answer]:
@@ -96,7 +105,7 @@ async def scene(most: int = 100) -> AsyncIterator[Scene]:
             await service.became_ready.wait()
         made = Scene(broker, edge, engine, most)
         group.start_soon(made.desk.run)
-        await made.desk.gain([PARTITION])
+        await made.desk.gain({PARTITION: owned(1)})
         yield made
         group.cancel_scope.cancel()
 
@@ -106,7 +115,7 @@ async def test_work_is_carried_out_in_order_answered_and_let_go() -> None:
         for text in "abc":
             await made.add(text)
         await made.pipeline.until(3)
-        assert made.pipeline.asked == [(text, RequestId(f"r-{text}", PARTITION)) for text in "abc"]
+        assert made.pipeline.asked == [(text, RequestId(f"r-{text}", PARTITION, 1)) for text in "abc"]
         assert await made.edge.depth(PARTITION) == 3, "it stays on the bus until it is answered"
         made.pipeline.go.set()
         answers = await made.answers(follower, 3)
@@ -165,6 +174,47 @@ async def test_what_crashes_the_pipeline_twice_is_refused() -> None:
         (answer,) = await made.answers(follower, 1)
         assert isinstance(answer, wire.Refused)
         assert answer.code == "internal"
+
+
+async def test_nothing_overtakes_what_the_bus_has_lost() -> None:
+    async with scene() as made, made.edge.follow(replies("edge")) as follower:
+        await made.add("a")
+        await made.pipeline.until(1)
+        await made.add("c", after="r-b", turn=4)
+        await made.add("d", after="r-c")
+        early = await made.answers(follower, 2)
+        assert early == [wire.Early(request="r-c", turn=4), wire.Early(request="r-d", turn=0)]
+        await made.add("b", after="r-a")
+        await made.add("c", after="r-b", turn=5)
+        await made.pipeline.until(3)
+        made.pipeline.go.set()
+        assert len(await made.answers(follower, 3)) == 3
+        await made.add("d", after="r-c", turn=1)  # what it comes after is done
+        (answer,) = await made.answers(follower, 1)
+        assert isinstance(answer, wire.Committed)
+        assert [text for text, _ in made.pipeline.asked] == ["a", "b", "c", "d"]
+        await made.all_done()
+
+
+async def test_nothing_overtakes_what_was_left_undone_or_begun_under_another_ownership() -> None:
+    async with scene() as made, made.edge.follow(replies("edge")) as follower:
+        made.pipeline.outcomes["a"] = LeaseLostError.of([PARTITION])
+        await made.add("a")
+        await made.pipeline.until(1)
+        made.pipeline.go.set()
+        await until(lambda: not made.desk.waiting)
+        await made.add("b", after="r-a")
+        (early,) = await made.answers(follower, 1)
+        assert early == wire.Early(request="r-b", turn=0)
+        (answer,) = await made.answers(follower, 1)  # it came again
+        assert answer.request == "r-a"
+        await made.desk.lose([PARTITION])
+        await made.desk.gain({PARTITION: owned(3)})
+        await made.add("b", after="r-a")
+        await made.add("c")
+        early, answer = await made.answers(follower, 2)
+        assert early == wire.Early(request="r-b", turn=0)
+        assert made.pipeline.asked[-1] == ("c", RequestId("r-c", PARTITION, 3))
 
 
 async def test_no_more_than_its_measure_is_under_way() -> None:

@@ -16,7 +16,15 @@ from kimera_stream.engines.cluster.errands import Errands
 from kimera_stream.engines.cluster.patience import Patience
 from kimera_stream.engines.cluster.remote import RemoteKnowledge
 from kimera_stream.engines.cluster.scored import Scored
-from kimera_stream.engines.cluster.wire import DeleteRequest, Progress, Refused, Removed, decode_request
+from kimera_stream.engines.cluster.wire import (
+    DeleteRequest,
+    Early,
+    Progress,
+    Refused,
+    Removed,
+    decode_request,
+    encode,
+)
 from kimera_stream.engines.metrics import PipelineMetrics
 from kimera_stream.infrastructure.settings import BusSettings
 from kimera_stream.protocol.errors import NotFoundError, OverloadedError, UnavailableError
@@ -119,11 +127,75 @@ async def test_what_the_bus_lost_is_added_again_under_the_same_name(how: str) ->
             made.lost()
         else:
             bus.waiting = 0
-        await bus.until(lambda: min(bus.added.count(each) for each in bus.added[:2]) >= 2)
-        assert set(bus.added) == set(bus.added[:2])
+        names = {request for request, _ in bus.added}
+
+        def times(request: str) -> int:
+            return sum(each == request for each, _ in bus.added)
+
+        await bus.until(lambda: all(times(request) >= 2 for request in names))
+        assert {request for request, _ in bus.added} == names
         made.heard([Removed(request=request, offset=1) for request, _ in bus.added[:2]])
     assert results.keys() == {"a", "b"}
     assert made.numbers.added_again >= 2
+
+
+def placed(bus: LossyBus, begin: int = 0) -> list[tuple[str, str | None, int]]:
+    """What was added: the geoid, the one that it may not overtake, and how often it had been added before."""
+    name = {request: _geoid_of(payload) for request, payload in bus.added}
+    asked = [decode_request(payload) for _, payload in bus.added[begin:]]
+    return [(_geoid_of(encode(each)), None if each.after is None else name[each.after], each.turn) for each in asked]
+
+
+def _geoid_of(payload: bytes) -> str:
+    asked = decode_request(payload)
+    assert isinstance(asked, DeleteRequest)
+    return asked.geoid_id
+
+
+async def test_each_names_the_one_before_it_that_has_no_answer() -> None:
+    bus, results = LossyBus(), {}
+    bus.waiting = 1
+    async with errands(bus) as made, anyio.create_task_group() as group:
+        for name in ("a", "b", "c"):
+            group.start_soon(ask, made, name, results)
+        group.start_soon(made.send, ("ann", "another session"), deletion("x"))
+        await bus.until(lambda: len(bus.added) == 4)
+        assert placed(bus) == [("a", None, 0), ("b", "a", 0), ("c", "b", 0), ("x", None, 0)]
+        made.heard([Removed(request=bus.added[1][0], offset=1)])
+        bus.full = True
+        with pytest.raises(OverloadedError):
+            await made.send(LANE, deletion("refused"))
+        bus.full = False
+        group.start_soon(ask, made, "d", results)
+        await bus.until(lambda: len(bus.added) == 5)
+        made.heard([Removed(request=request, offset=1) for request, _ in bus.added])
+        await made.idle()
+        group.start_soon(ask, made, "e", results)
+        await bus.until(lambda: len(bus.added) == 6)
+        assert placed(bus, 4) == [("d", "c", 0), ("e", None, 0)]
+        made.heard([Removed(request=bus.added[5][0], offset=1)])
+
+
+async def test_what_is_sent_back_is_added_again_with_its_lane_and_before_what_comes_later() -> None:
+    bus, results = LossyBus(), {}
+    bus.waiting = 1
+    async with errands(bus) as made, anyio.create_task_group() as group:
+        for name in ("a", "b", "c"):
+            group.start_soon(ask, made, name, results)
+        group.start_soon(made.send, ("ann", "another session"), deletion("x"))
+        await bus.until(lambda: len(bus.added) == 4)
+        a, b, c = (request for request, _ in bus.added[:3])
+        made.heard([Early(request=b, turn=0)])
+        group.start_soon(ask, made, "d", results)
+        made.heard([Early(request=c, turn=0)])  # the copy that was added first: that is known
+        await bus.until(lambda: len(bus.added) >= 8)
+        assert placed(bus, 4) == [("a", None, 1), ("b", "a", 1), ("c", "b", 1), ("d", "c", 0)]
+        made.heard([Removed(request=a, offset=1), Early(request=b, turn=1)])
+        await bus.until(lambda: len(bus.added) >= 11)
+        assert placed(bus, 8) == [("b", None, 2), ("c", "b", 2), ("d", "c", 1)]
+        made.heard([Removed(request=request, offset=1) for request, _ in bus.added])
+    assert results.keys() == {"a", "b", "c", "d"}
+    assert made.numbers.added_again == 6
 
 
 async def test_what_waits_in_its_partition_is_left_alone() -> None:

@@ -316,6 +316,35 @@ async def test_a_full_partition_refuses(start: Start) -> None:
         await edge.add(0, "r11", b"x")
 
 
+async def test_what_is_added_behind_something_that_found_no_room_is_refused_as_well(start: Start) -> None:
+    refused: set[str] = set()
+
+    async def add(request: str) -> None:
+        try:
+            await edge.add(0, request, b"x")
+        except OverloadedError:
+            refused.add(request)
+
+    async with start("edge", work_items=2) as edge, edge.worker() as worker:
+        worker.take(0)
+        for request in ("a", "b"):
+            await edge.add(0, request, b"x")
+        works = await take(worker, 2)
+        async with (
+            anyio.create_task_group() as group
+        ):  # sent in one go: the answer to the first comes after all of them
+            group.start_soon(add, "c")
+            group.start_soon(worker.done, works)
+            group.start_soon(add, "d")
+            group.start_soon(add, "e")
+        assert refused == ({"c"} if isinstance(edge, MemoryBus) else {"c", "d", "e"}), (
+            "calls in memory are over at once"
+        )
+        await worker.done(await take(worker, 3 - len(refused)))
+        await edge.add(0, "f", b"x")
+        assert [work.request for work in await take(worker, 1)] == ["f"]
+
+
 # topics
 
 

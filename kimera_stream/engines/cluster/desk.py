@@ -4,16 +4,21 @@
 
 Work comes at least once. The pipeline commits it once, by its request id; here it is only kept from being under way twice. What a
 lost lease or a stop leaves undone is not answered: the next owner of the partition takes it up.
+
+The bus may lose some of a lane's work and keep what comes after it. So work names what it may not overtake, and is begun only where that
+was begun before it, under the same ownership; else it goes back to its edge (``wire.Early``), which adds the lane again in its order.
 """
 
 import time
-from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import anyio
+import anyio.abc
 import msgspec
 import structlog
 
+from kimera_stream.core.coverage import SliceState
 from kimera_stream.core.interfaces import Principal
 from kimera_stream.core.vault.errors import LeaseLostError
 from kimera_stream.engines.cluster import wire
@@ -24,6 +29,9 @@ from kimera_stream.infrastructure.bus.interface import Bus, Work, Worker, replie
 from kimera_stream.protocol.errors import InternalError, OperationalError, OverloadedError, UnavailableError
 
 log = structlog.get_logger(__name__)
+
+BEGUN = 1_024
+"""Requests per partition that are remembered as begun: what is forgotten costs its successor another way to the edge."""
 
 
 class Desk:
@@ -50,7 +58,10 @@ class Desk:
         self._most = most
         self._forget_after = forget_after
         self._clock = clock
-        self._owned: set[int] = set()
+        self._owned: dict[int, int] = {}
+        """Partitions, and the generation of their ownership."""
+        self._begun: dict[int, OrderedDict[str, None]] = {}
+        """By partition, what was begun under this ownership and not left undone."""
         self._worker: Worker | None = None
         self._under_way: dict[str, list[Work]] = {}
         self._room = anyio.Event()
@@ -68,16 +79,19 @@ class Desk:
 
     # -- whose work it is
 
-    async def gain(self, numbers: Collection[int]) -> None:
+    async def gain(self, slices: Mapping[int, SliceState]) -> None:
         """These partitions are this engine's now."""
-        self._owned |= set(numbers)
-        if self._worker is not None and not self._closed:
-            for number in numbers:
+        for number, state in slices.items():
+            self._owned[number] = state.generation
+            self._begun[number] = OrderedDict()
+            if self._worker is not None and not self._closed:
                 self._worker.take(number)
 
     async def lose(self, numbers: Collection[int]) -> None:
         """These partitions are to go, or are gone: nothing more is read of them when this returns."""
-        self._owned -= set(numbers)
+        for number in numbers:
+            self._owned.pop(number, None)
+            self._begun.pop(number, None)
         if self._worker is not None:
             for number in numbers:
                 await self._worker.give(number)
@@ -89,6 +103,8 @@ class Desk:
         self._under_way.clear()
         self._answers.clear()
         self._done.clear()
+        for begun in self._begun.values():
+            begun.clear()
         try:
             async with self._bus.worker() as worker, anyio.create_task_group() as group:
                 self._worker = worker
@@ -100,58 +116,77 @@ class Desk:
                         self._room = anyio.Event()
                         await self._room.wait()
                     for work in await worker.receive():
-                        if self._is_new(work):
-                            # Started in order, and the pipeline's intake is reached without waiting: a lane keeps its order.
-                            group.start_soon(self._carry_out, work, worker, name="desk:work")
+                        self._begin(work, worker, group)
         finally:
             self._worker = None
             self._idle.set()
 
-    def _is_new(self, work: Work) -> bool:
-        """Whether it is to be started; the same request, added again meanwhile, is done with the one under way."""
+    def _begin(self, work: Work, worker: Worker, group: anyio.abc.TaskGroup) -> None:
+        """Start it, where it is new and its turn has come."""
         same = self._under_way.get(work.request)
-        if same is not None:
+        if same is not None:  # added again meanwhile: it is done with the one under way
             same.append(work)
-            return False
+            return
+        generation = self._owned.get(work.partition)
+        if generation is None:
+            worker.release([work])
+            return
+        try:
+            asked: wire.Request = wire.decode_request(work.payload)
+        except msgspec.MsgspecError:
+            log.exception("work on the bus cannot be read", partition=work.partition)
+            unreadable = OperationalError("the request could not be read by the engine")
+            self._reply(work.reply_to, wire.Refused.of(work.request, unreadable), [work])
+            return
+        begun = self._begun[work.partition]
+        if asked.after is not None and asked.after not in begun:
+            self._reply(work.reply_to, wire.Early(request=work.request, turn=asked.turn), [work])
+            return
+        begun[work.request] = None
+        begun.move_to_end(work.request)
+        if len(begun) > BEGUN:
+            begun.popitem(last=False)
         self._under_way[work.request] = [work]
         if self._idle.is_set():
             self._idle = anyio.Event()
-        return True
+        request = RequestId(work.request, work.partition, generation)
+        # Started in order, and the pipeline's intake is reached without waiting: a lane keeps its order.
+        group.start_soon(self._carry_out, work, asked, request, worker, name="desk:work")
 
-    async def _carry_out(self, work: Work, worker: Worker) -> None:
+    async def _carry_out(self, work: Work, asked: wire.Request, request: RequestId, worker: Worker) -> None:
         answer: wire.Answer | None
         try:
-            answer = await self._ask_pipeline(work)
+            answer = await self._ask_pipeline(asked, request)
         except LeaseLostError:
             answer = None  # the new owner does it
         except UnavailableError as error:
             answer = None if self._closed else wire.Refused.of(work.request, error)
         except InternalError as error:
             # The pipeline has failed while this was under way, perhaps because of it: once more, then no more.
-            known = work.again or isinstance(error, DefectError)
+            known = work.again or asked.turn > 0 or isinstance(error, DefectError)
             answer = wire.Refused.of(work.request, error) if known else None
         except OperationalError as error:
             answer = wire.Refused.of(work.request, error)
         same = self._under_way.pop(work.request)
         self._room.set()
-        if answer is None:
-            worker.release(same)
+        if answer is not None:
+            self._reply(work.reply_to, answer, same)
         else:
-            self._answers[work.reply_to].append(answer)
-            self._done += same
-            self._finished.set()
+            worker.release(same)
+            if self._owned.get(work.partition) == request.generation:
+                self._begun[work.partition].pop(work.request, None)
         if not self._under_way:
             self._idle.set()
 
-    async def _ask_pipeline(self, work: Work) -> wire.Answer:
-        try:
-            asked: wire.Request = wire.decode_request(work.payload)
-        except msgspec.MsgspecError as error:
-            log.exception("work on the bus cannot be read", partition=work.partition)
-            raise OperationalError("the request could not be read by the engine") from error
+    def _reply(self, edge: str, answer: wire.Answer, done: Sequence[Work]) -> None:
+        """Have the edge told, and the work let go."""
+        self._answers[edge].append(answer)
+        self._done += done
+        self._finished.set()
+
+    async def _ask_pipeline(self, asked: wire.Request, request: RequestId) -> wire.Result:
         if self._clock() - asked.at / 1000 > self._forget_after:
             raise OverloadedError("the request has waited too long", retry_after=1.0)
-        request = RequestId(work.request, work.partition)
         principal = Principal(asked.principal, frozenset())
         match asked:
             case wire.PublishRequest():
@@ -166,13 +201,13 @@ class Desk:
                     request=request,
                 )
                 return wire.Committed(
-                    request=work.request, geoid=result.geoid, offset=result.offset, duplicate=result.duplicate
+                    request=request.id, geoid=result.geoid, offset=result.offset, duplicate=result.duplicate
                 )
             case wire.DeleteRequest():
                 offset = await self._pipeline.delete(
                     asked.geoid_id, principal=principal, session_id=asked.session_id, request=request
                 )
-                return wire.Removed(request=work.request, offset=offset)
+                return wire.Removed(request=request.id, offset=offset)
             case wire.ResolveRequest():
                 scar, offset = await self._pipeline.resolve(
                     asked.contradiction_id,
@@ -182,7 +217,7 @@ class Desk:
                     session_id=asked.session_id,
                     request=request,
                 )
-                return wire.Settled(request=work.request, scar=scar, offset=offset)
+                return wire.Settled(request=request.id, scar=scar, offset=offset)
 
     async def _answer(self, worker: Worker) -> None:
         """Send answers, many in one message where they come together, and let the work go."""

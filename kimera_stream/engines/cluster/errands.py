@@ -5,6 +5,9 @@
 
 The bus may lose anything. A request that is carried out twice is committed once (the engines record its id with its result), so
 adding it again is always right, and an answer always comes while any engine works.
+
+A lane keeps its order whatever is lost: each request names the one before it that has no answer yet, an engine begins none whose
+predecessor it has not begun (``Desk``), and what it sends back for that (``wire.Early``) is added again with its whole lane.
 """
 
 import time
@@ -13,11 +16,12 @@ from dataclasses import dataclass, field
 from uuid import uuid4
 
 import anyio
+import msgspec
 import structlog
 
 from kimera_stream.core.slices import lane_slice
 from kimera_stream.engines.cluster.patience import Patience
-from kimera_stream.engines.cluster.wire import Answer, Refused, Request, encode
+from kimera_stream.engines.cluster.wire import Answer, Early, Refused, Request, Result, encode
 from kimera_stream.infrastructure.bus.interface import Bus
 from kimera_stream.infrastructure.settings import BusSettings
 from kimera_stream.protocol.errors import OperationalError, OverloadedError, UnavailableError
@@ -26,19 +30,42 @@ log = structlog.get_logger(__name__)
 
 LOOK_EVERY = 0.25
 """Seconds between looks for requests that have waited too long."""
+TOGETHER = 64
+"""Requests added again without waiting for the bus to have each."""
+AT_ONCE = 3
+"""Times that an engine may send a request back and it is added again at once; then with the next look."""
+
+Lane = tuple[str, str]
 
 
 @dataclass(slots=True, eq=False)
 class Errand:
-    """One request under way, ``since`` when. ``added_at``: when it was last given to the bus; 0: it has to be. Monotonic seconds."""
+    """One request under way.
+
+    Attributes:
+        since: When it came. Monotonic seconds, like the next.
+        added_at: When it was last given to the bus; 0: it has to be.
+        turn: Times that it had to be added again.
+        before, behind: Its neighbours in the lane, as far as they have no answer.
+    """
 
     request: str
+    lane: Lane
     partition: int
-    payload: bytes
+    asked: Request
     since: float
     added_at: float = 0.0
+    turn: int = 0
+    before: "Errand | None" = None
+    behind: "Errand | None" = None
     done: anyio.Event = field(default_factory=anyio.Event)
-    answer: Answer | None = None
+    answer: Result | None = None
+
+    @property
+    def payload(self) -> bytes:
+        """As it goes to the bus now."""
+        after = None if self.before is None else self.before.request
+        return encode(msgspec.structs.replace(self.asked, after=after, turn=self.turn))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +104,15 @@ class Errands:
         self._clock = clock
         self._waiting: dict[str, Errand] = {}
         self._held: dict[int, set[str]] = {}
-        """By partition, the requests that have not reached the bus."""
+        """By partition, the requests that have not reached the bus, or have to be added again."""
+        self._last: dict[Lane, Errand] = {}
+        """By lane, the newest without an answer."""
         self._patience = Patience(settings.answer_within, at_most, clock)
         self._moved_at: dict[int, float] = {}
         """By partition, when the last answer came."""
         self._bytes = 0
         self._added_again = 0
-        self._lost = anyio.Event()
+        self._due = anyio.Event()
         self._idle = anyio.Event()
         self._idle.set()
         self._closed = False
@@ -92,7 +121,7 @@ class Errands:
     def numbers(self) -> ErrandNumbers:
         return ErrandNumbers(len(self._waiting), self._bytes, self._added_again)
 
-    async def send(self, lane: tuple[str, str], request: Request) -> Answer:
+    async def send(self, lane: Lane, request: Request) -> Result:
         """Have it carried out after everything of the same lane that was sent before; its answer. Waits as long as the engine
         gets on with the partition.
 
@@ -102,10 +131,18 @@ class Errands:
             UnavailableError: the node is stopping.
             OperationalError: the engine refused it.
         """
-        payload = encode(request)
+        errand = Errand(
+            uuid4().hex,
+            lane,
+            lane_slice(*lane, self._settings.slices),
+            request,
+            self._clock(),
+            before=self._last.get(lane),
+        )
+        payload = errand.payload
         self._admit(len(payload))
-        errand = Errand(uuid4().hex, lane_slice(*lane, self._settings.slices), payload, self._clock())
         self._waiting[errand.request] = errand
+        self._line_up(errand)
         self._bytes += len(payload)
         if self._idle.is_set():
             self._idle = anyio.Event()
@@ -113,12 +150,13 @@ class Errands:
             if self._held.get(errand.partition):
                 self._hold(errand)  # behind what has not reached the bus: a lane keeps its order
             else:
-                await self._add(errand)
+                await self._add(errand, payload)
             await self._patience.wait(
                 errand.done, lambda: self._moved_at.get(errand.partition, 0.0), since=errand.since
             )
         finally:
             del self._waiting[errand.request]
+            self._step_out(errand)
             self._unhold(errand)
             self._bytes -= len(payload)
             if not self._waiting:
@@ -137,21 +175,45 @@ class Errands:
                 retry_after=1.0,
             )
 
-    async def _add(self, errand: Errand) -> None:
+    def _line_up(self, errand: Errand) -> None:
+        """Behind what is under way in its lane."""
+        if errand.before is not None:
+            errand.before.behind = errand
+        self._last[errand.lane] = errand
+
+    def _step_out(self, errand: Errand) -> None:
+        """It is not under way any more: what comes after it need not wait for it. Again is nothing."""
+        if errand.before is not None:
+            errand.before.behind = errand.behind
+        if errand.behind is not None:
+            errand.behind.before = errand.before
+        elif self._last.get(errand.lane) is errand:
+            if errand.before is None:
+                del self._last[errand.lane]
+            else:
+                self._last[errand.lane] = errand.before
+        errand.before = errand.behind = None
+
+    async def _add(self, errand: Errand, payload: bytes) -> None:
         """Give it to the bus; where there is no contact it stays due, and ``run`` tries again."""
-        errand.added_at = self._clock()
+        errand.added_at, turn = self._clock(), errand.turn
         try:
-            await self._bus.add(errand.partition, errand.request, errand.payload)
+            await self._bus.add(errand.partition, errand.request, payload)
         except UnavailableError as error:
             if not self._held:
                 log.warning("work waits for the bus", reason=error.message)
             self._hold(errand)
         else:
-            self._unhold(errand)
+            if errand.turn == turn:  # else it has to be added again already
+                self._unhold(errand)
 
     def _hold(self, errand: Errand) -> None:
-        errand.added_at = 0.0
-        self._held.setdefault(errand.partition, set()).add(errand.request)
+        """It has to be added, and what comes later to the partition waits for that."""
+        if errand.added_at:
+            errand.added_at = 0.0
+            errand.turn += 1
+        if errand.request in self._waiting:
+            self._held.setdefault(errand.partition, set()).add(errand.request)
 
     def _unhold(self, errand: Errand) -> None:
         held = self._held.get(errand.partition)
@@ -164,50 +226,76 @@ class Errands:
         """What engines say has become of requests; those of callers who have gone are passed over."""
         for answer in answers:
             errand = self._waiting.get(answer.request)
-            if errand is not None and errand.answer is None:
-                errand.answer = answer
-                errand.done.set()
-                self._moved_at[errand.partition] = self._clock()
+            if errand is None or errand.answer is not None:
+                continue
+            if isinstance(answer, Early):
+                if answer.turn == errand.turn:  # else it was held since
+                    self._sent_back(errand)
+                continue
+            errand.answer = answer
+            errand.done.set()
+            self._step_out(errand)
+            self._moved_at[errand.partition] = self._clock()
+
+    def _sent_back(self, errand: Errand) -> None:
+        """What it may not overtake is not where it was begun: the whole lane is added again."""
+        each: Errand | None = errand
+        while each is not None and each.before is not None:
+            each = each.before
+        while each is not None:
+            self._hold(each)
+            each = each.behind
+        if errand.turn <= AT_ONCE:
+            self._due.set()
 
     def lost(self) -> None:
         """Work or replies may be gone from the bus: everything is added again."""
-        self._lost.set()
+        for errand in self._waiting.values():
+            if not errand.done.is_set():
+                self._hold(errand)
+        self._due.set()
 
     async def run(self) -> None:
         """Add again what may have been lost, until cancelled."""
         while True:
             with anyio.move_on_after(min(LOOK_EVERY, self._settings.retry_after)):
-                await self._lost.wait()
-            if self._lost.is_set():
-                self._lost = anyio.Event()
-                due = list(self._waiting.values())
-            else:
-                due = await self._overdue()
-            for errand in due:
-                if errand.done.is_set():
-                    continue
-                if errand.added_at:
-                    self._added_again += 1
-                try:
-                    await self._add(errand)
-                except OverloadedError as error:
-                    log.info("work is added again later", partition=errand.partition, error=error.message)
-                    break
-                if not errand.added_at:
-                    break  # no contact: the rest waits as well, in its order
+                await self._due.wait()
+            self._due = anyio.Event()
+            for errand in await self._overdue():
+                self._hold(errand)
+            await self._add_held()
+
+    async def _add_held(self) -> None:
+        """Add what is held, in its order, as far as there is contact."""
+        due = [errand for errand in self._waiting.values() if not errand.added_at]
+        for begin in range(0, len(due), TOGETHER):
+            some = [errand for errand in due[begin : begin + TOGETHER] if not errand.done.is_set()]
+            async with anyio.create_task_group() as group:
+                for errand in some:
+                    self._added_again += errand.turn > 0
+                    group.start_soon(self._add_again, errand, name="errands:add")
+            if any(not errand.added_at for errand in some):
+                return  # no contact, or no room: the rest waits as well
+
+    async def _add_again(self, errand: Errand) -> None:
+        try:
+            await self._add(errand, errand.payload)
+        except OverloadedError as error:
+            log.info("work is added again later", partition=errand.partition, error=error.message)
+            self._hold(errand)
 
     async def _overdue(self) -> list[Errand]:
-        """What never reached the bus, and what has waited long for an engine though its partition is empty."""
+        """What has waited long for an engine though its partition is empty."""
         before = self._clock() - self._settings.retry_after
-        late = [errand for errand in self._waiting.values() if errand.added_at < before]
+        late = [errand for errand in self._waiting.values() if 0 < errand.added_at < before]
         empty: dict[int, bool] = {}
         for errand in late:
-            if errand.added_at and errand.partition not in empty:
+            if errand.partition not in empty:
                 try:
                     empty[errand.partition] = await self._bus.depth(errand.partition) == 0
                 except OperationalError:
                     empty[errand.partition] = False
-        return [errand for errand in late if not errand.added_at or empty[errand.partition]]
+        return [errand for errand in late if empty[errand.partition] and not errand.done.is_set()]
 
     def close(self) -> None:
         """Take nothing more."""

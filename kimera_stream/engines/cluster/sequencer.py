@@ -171,12 +171,13 @@ class ClusterSequencer:
                 raise
             except Exception as error:
                 raise Fault(error) from error
-            attempted = _Attempt(self, works, prepared, self._leases())
+            leases = dict(self._leases())
+            attempted = _Attempt(self, works, prepared, leases)
             began = time.perf_counter()
             try:
                 batch = await self._vault.transact(attempted.write)
             except LeaseLostError as lost:
-                works = self._give_up(works, lost)
+                works = self._give_up(works, leases, lost)
                 continue
             except _OutdatedError as outdated:
                 log.info("others were faster, preparing again", attempt=attempt + 1)
@@ -195,17 +196,14 @@ class ClusterSequencer:
             return
         raise UnavailableError("others changed the same geoids each time; try again", retry_after=0.5)
 
-    def _give_up(self, works: Sequence[Work], lost: LeaseLostError) -> list[Work]:
+    def _give_up(self, works: Sequence[Work], held: Mapping[int, int], lost: LeaseLostError) -> list[Work]:
         """Leave to its new owner what came through a partition that is gone; returns the rest."""
-        kept: list[Work] = []
-        for work in works:
-            request = _request(work)
-            if request is not None and request.partition in lost.numbers:
-                work.ticket.refuse(lost)
-            else:
-                kept.append(work)
-        log.info("work left to another engine", partitions=lost.numbers, works=len(works) - len(kept))
-        return kept
+        stale = [work for work in works if _is_stale(_request(work), held)]
+        given_up = stale or [work for work in works if (of := _request(work)) and of.partition in lost.numbers]
+        for work in given_up:
+            work.ticket.refuse(lost)
+        log.info("work left to another engine", partitions=lost.numbers, works=len(given_up))
+        return [work for work in works if not work.ticket.finished]
 
     async def _prepare(self, works: Sequence[Work]) -> _Prepared:
         prepared = _Prepared(int(self._clock() * 1000), await self._watches_now())
@@ -299,10 +297,11 @@ class _Attempt:
         return planner.batch
 
     def _check_leases(self, locked: LockedLog) -> None:
-        wanted = {request.partition for work in self._works if (request := _request(work)) is not None}
-        missing = wanted - self._held.keys()
-        if missing:
-            raise LeaseLostError.of(sorted(missing))
+        requests = [request for work in self._works if (request := _request(work)) is not None]
+        stale = {request.partition for request in requests if _is_stale(request, self._held)}
+        if stale:
+            raise LeaseLostError.of(sorted(stale))
+        wanted = {request.partition for request in requests}
         locked.hold(self._owner.node_id, {number: self._held[number] for number in sorted(wanted)}, shared=True)
 
     def _first_results(self, locked: LockedLog, now: int) -> list[Work]:
@@ -384,6 +383,14 @@ class _Attempt:
 
 def _request(work: Work) -> RequestId | None:
     return work.request if isinstance(work, PublishWork | DeleteWork | ResolveWork) else None
+
+
+def _is_stale(request: RequestId | None, held: Mapping[int, int]) -> bool:
+    """Whether its partition is another engine's by now, or was so since it was taken: what came before it may have been left then."""
+    if request is None:
+        return False
+    generation = held.get(request.partition)
+    return generation is None or request.generation not in (None, generation)
 
 
 def _names(work: Work) -> list[tuple[str, str]]:

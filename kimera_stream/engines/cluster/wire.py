@@ -16,13 +16,17 @@ from kimera_stream.protocol.objects import (
     WatchKind,
 )
 
-# -- work: from an edge to the engine that owns the partition. ``at``: unix ms by the edge's clock when it was taken in -----
+# -- work: from an edge to the engine that owns the partition. ``at``: unix ms by the edge's clock when it was taken in;
+# ``after``: the request of the same lane that it may not overtake, as far as that has no answer yet; ``turn``: counts the
+# times that it is added. -----
 
 
 class PublishRequest(msgspec.Struct, frozen=True, kw_only=True, tag="publish", omit_defaults=True):
     """See ``KnowledgeService.publish``."""
 
     at: int
+    after: str | None = None
+    turn: int = 0
     principal: str
     session_id: str | None = None
     body: GeoidBody
@@ -36,6 +40,8 @@ class DeleteRequest(msgspec.Struct, frozen=True, kw_only=True, tag="delete", omi
     """See ``KnowledgeService.delete``."""
 
     at: int
+    after: str | None = None
+    turn: int = 0
     principal: str
     session_id: str | None = None
     geoid_id: str
@@ -45,6 +51,8 @@ class ResolveRequest(msgspec.Struct, frozen=True, kw_only=True, tag="resolve", o
     """See ``KnowledgeService.resolve``."""
 
     at: int
+    after: str | None = None
+    turn: int = 0
     principal: str
     session_id: str | None = None
     contradiction_id: str
@@ -55,6 +63,16 @@ class ResolveRequest(msgspec.Struct, frozen=True, kw_only=True, tag="resolve", o
 Request: TypeAlias = PublishRequest | DeleteRequest | ResolveRequest
 
 # -- answers: from the engine to the edge that waits ----------------------------------------------------------------------
+
+
+class Early(msgspec.Struct, frozen=True, kw_only=True, tag="early", omit_defaults=True):
+    """The work was not begun, because what it may not overtake has not come: it is to be added again, behind that.
+
+    ``turn``: of the copy that is meant.
+    """
+
+    request: str
+    turn: int
 
 
 class Committed(msgspec.Struct, frozen=True, kw_only=True, tag="committed", omit_defaults=True):
@@ -106,7 +124,8 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused", omit_def
         return kind(self.message, field=self.field, retry_after=self.retry_after)
 
 
-Answer: TypeAlias = Committed | Removed | Settled | Refused
+Result: TypeAlias = Committed | Removed | Settled | Refused
+Answer: TypeAlias = Result | Early
 
 # -- progress: from an engine to the edges -----------------------------------------------------------------------------------
 

@@ -191,7 +191,8 @@ class Bus(Protocol):
         """Put work at the end of ``partition``; returns when Redis has it. Calls made in order arrive in order. ``reply_to`` is this node.
 
         Raises:
-            OverloadedError: the partition holds ``bus.work_items`` already (``retry_after`` set), or this node's outbox is full. Nothing was added.
+            OverloadedError: the partition holds ``bus.work_items`` already (``retry_after`` set), or this node's outbox is full. Nothing was added,
+                nor is anything that was given to the partition after it and before this was known.
             UnavailableError: no contact, or no confirmation within ``bus.timeout``. It may have been added.
         """
         ...

@@ -61,6 +61,8 @@ class RedisBus:
         self._holes: set[str] = set()
         self._hole_made = anyio.Event()
         self._working = False
+        self._volleys: dict[int, int] = {}
+        """By partition, how often it was found full."""
         self._dropped = self._refused = self._received = self._lost = 0
 
     @property
@@ -127,16 +129,18 @@ class RedisBus:
     # work
 
     async def add(self, partition: int, request: str, payload: bytes) -> None:
+        volley = self._volleys.get(partition, 0)
         try:
             added = await self._link.call(
-                *(b"EVAL", ADD, 1, self._keys.work(partition)),
-                *(self._settings.work_items, request, self._node, payload),
+                *(b"EVAL", ADD, 2, self._keys.work(partition), self._keys.full(partition)),
+                *(self._settings.work_items, request, self._node, payload, volley),
             )
         except (OverloadedError, UnavailableError):
             self._refused += 1
             raise
         if added is None:
             self._refused += 1
+            self._volleys[partition] = max(volley + 1, self._volleys.get(partition, 0))
             raise OverloadedError(
                 f"{self._settings.work_items} statements wait in this slice already; try again shortly",
                 retry_after=FULL_RETRY_AFTER,

@@ -3,6 +3,7 @@
 | key | holds |
 | --- | --- |
 | ``work:P`` | stream: the work of partition P that is not done (done work is deleted, so its length is the depth) |
+| ``full:P`` | hash: by node, the volley of its work that P was too full for |
 | ``topic:T`` | stream: the last messages of topic T, each with its number ``n`` |
 | ``number:T`` | hash: ``n``, the number of the last message of T (it begins with the time in microseconds, so after a flush it never goes on
   where it was), and ``items`` and ``bytes`` since T was last trimmed |
@@ -37,6 +38,9 @@ class Keys:
     def work(self, partition: int) -> str:
         return f"{self._prefix}work:{partition}"
 
+    def full(self, partition: int) -> str:
+        return f"{self._prefix}full:{partition}"
+
     def topic(self, topic: str) -> str:
         return f"{self._prefix}topic:{topic}"
 
@@ -56,10 +60,18 @@ def expiry_of(topic: str) -> int:
 
 
 ADD: Final = """
-if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[1]) then return false end
+if redis.call('HGET', KEYS[2], ARGV[3]) == ARGV[5] then return false end
+if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[1]) then
+  redis.call('HSET', KEYS[2], ARGV[3], ARGV[5])
+  redis.call('PEXPIRE', KEYS[2], 60000)
+  return false
+end
 return redis.call('XADD', KEYS[1], '*', 'r', ARGV[2], 't', ARGV[3], 'd', ARGV[4])
 """
-"""KEYS: work. ARGV: most entries, request, reply_to, payload. Nil when full."""
+"""KEYS: work, full. ARGV: most entries, request, reply_to, payload, volley. Nil when full.
+
+A volley is what a node adds until it hears that the partition was full: once some of it was refused, all that follows is, so
+that nothing is there without what was added before it."""
 
 DONE: Final = f"""
 redis.call('XACK', KEYS[1], '{GROUP}', unpack(ARGV))
