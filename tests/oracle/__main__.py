@@ -20,6 +20,9 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=None, help="operations a second of each of the four publishers")
     parser.add_argument("--pause", type=float, default=0.5, help="mean seconds of quiet between faults")
     parser.add_argument(
+        "--slow", type=float, default=1.0, help="how many times longer everything may take: others use the machine, too"
+    )
+    parser.add_argument(
         "--every-log", action="store_true", help="compare each log with a serial run, and not only the last"
     )
     parser.add_argument("--folder", type=Path, default=None, help="keep data and output there")
@@ -38,6 +41,7 @@ def main() -> int:
         rate=given.rate or (4.0 if given.deployment == "cluster" else 8.0),
         pause=given.pause,
         every_log=given.every_log,
+        slow=given.slow,
         kinds=frozenset(given.only.split(",")) if given.only else None,
     )
     live = sys.stderr.isatty()

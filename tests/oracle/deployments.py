@@ -106,6 +106,11 @@ class Deployment:
         return self.folder / "data" / "kimera.sqlite3"
 
     @property
+    def database_url(self) -> str:
+        """Of the database, without a proxy."""
+        return _url(self.database) if self.postgres is None else self.postgres.url()
+
+    @property
     def on_sqlite(self) -> bool:
         return self.postgres is None
 
@@ -219,9 +224,9 @@ async def backup(made: Deployment, file: Path) -> None:
     assert code == 0, said
 
 
-async def check(file: Path) -> tuple[int, str]:
+async def check(url: str) -> tuple[int, str]:
     """``kimera-stream db check``: exit code and output."""
-    return await run_program("db", "check", "--database", _url(file), "--env-file", "", settings={})
+    return await run_program("db", "check", "--database", url, "--env-file", "", settings={})
 
 
 def restore(made: Deployment, file: Path) -> None:

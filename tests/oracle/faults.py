@@ -15,7 +15,7 @@ from tests.oracle.listeners import Listener
 from tests.oracle.model import Ledger, Op
 from tests.oracle.plan import Step
 from tests.oracle.publishers import Publisher
-from tests.oracle.wire import Gone, Web
+from tests.oracle.wire import PATIENCE, Gone, Web
 
 FULL_PROBE = 8.0
 """Seconds within which a server whose disk is full has to answer."""
@@ -27,6 +27,7 @@ class World:
 
     Attributes:
         wrong: Promises that were seen to be broken while a fault lasted.
+        slow: How many times longer answers may take.
     """
 
     deployment: Deployment
@@ -34,6 +35,7 @@ class World:
     listeners: list[Listener]
     ledger: Ledger
     wrong: list[str]
+    slow: float = 1.0
 
 
 async def cut(world: World, step: Step, rng: Random) -> None:
@@ -281,9 +283,9 @@ async def _probe_readonly(world: World, what: str, rng: Random) -> None:
     mark = f"refusal-{rng.getrandbits(40)}"
     statement = {"symbolic_state": {mark: True}, "metadata": {"mark": mark}}
     world.ledger.add(Op(mark, "publish", "", body=statement, outcome="unknown"))
-    async with Web(world.deployment.reader) as web:
+    async with Web(world.deployment.reader, patience=PATIENCE * world.slow) as web:
         try:
-            with anyio.fail_after(FULL_PROBE):
+            with anyio.fail_after(FULL_PROBE * world.slow):
                 status, body = await web.ask("POST", "/v1/geoids", json=statement)
             if status in (200, 201):
                 world.wrong.append(f"{what}: a publish was acknowledged at {body.get('offset')}")

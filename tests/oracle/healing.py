@@ -27,22 +27,24 @@ class Prober:
 
     Args:
         url: Base address of a door.
+        slow: How many times longer than ``PATIENCE`` it may take.
     """
 
-    def __init__(self, url: str, ledger: Ledger, listeners: Sequence[Listener]) -> None:
+    def __init__(self, url: str, ledger: Ledger, listeners: Sequence[Listener], *, slow: float = 1.0) -> None:
         self.url = url
         self._ledger = ledger
         self._listeners = listeners
+        self._slow = slow
         self._count = 0
         self._late: list[str] = []
 
     async def probe(self) -> None:
-        """Raises NotHealed after ``PATIENCE`` seconds."""
+        """Raises NotHealed where it takes too long."""
         self._count += 1
         stage = "publishing"
         try:
-            with anyio.fail_after(PATIENCE):
-                async with Web(self.url, patience=ANSWER) as web:
+            with anyio.fail_after(PATIENCE * self._slow):
+                async with Web(self.url, patience=ANSWER * self._slow) as web:
                     first = await self._publish(web, "a", "lit")
                     second = await self._publish(web, "b", "dark")
                     stage = "contradicting"
@@ -53,7 +55,7 @@ class Prober:
                 await self._heard(second["geoid"], first["offset"], second["offset"], settled)
         except TimeoutError as error:
             behind = [f"{each.heard.name} at {each.position[1]}" for each in self._listeners if not each.connected]
-            raise NotHealed(f"after {PATIENCE:.0f} s still {stage}; {self._late or behind}") from error
+            raise NotHealed(f"after {PATIENCE * self._slow:.0f} s still {stage}; {self._late or behind}") from error
 
     async def _publish(self, web: Web, letter: str, state: str) -> dict[str, Any]:
         mark = f"probe-{self._count}-{letter}"

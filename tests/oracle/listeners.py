@@ -67,15 +67,15 @@ class Listener:
 
     @property
     def position(self) -> tuple[str, int]:
-        """Of the last event."""
+        """Of the last event, or of a heartbeat after it."""
         if not self.heard.segments:
             return "", 0
         last = self.heard.segments[-1]
         return last.epoch, last.last
 
     async def reach(self, epoch: str, offset: int) -> None:
-        """Wait until everything up to ``offset`` of that log has been heard; the caller knows that there is an event at or
-        after it on the channel."""
+        """Wait until everything up to ``offset`` of that log has been heard, or is said to have been; the caller knows that there is
+        an event at or after it on the channel."""
         while not (self.position[0] == epoch and self.position[1] >= offset):
             moved = self._moved
             await moved.wait()
@@ -126,6 +126,10 @@ class Listener:
                         await wire.send("ack", channel=self.heard.channel, offset=segment.last, name=self.heard.name)
                     if self._pace:
                         await anyio.sleep(self._pace)
+                elif message["op"] == "heartbeat":
+                    if message["epoch"] == segment.epoch:
+                        segment.beaten = max(segment.beaten, message["offset"])
+                        self._wake()
                 elif message["op"] == "acked":
                     self._confirmed = max(self._confirmed, acks.pop(message["id"]))
                 if self._mode == "wander":
@@ -200,6 +204,10 @@ class Listener:
         if event["epoch"] != segment.epoch or event["channel"] != self.heard.channel:
             self.heard.broken.append(
                 f"{self.heard.name}: an event of {event['epoch']}/{event['channel']} on {segment.epoch}/{self.heard.channel}"
+            )
+        if event["offset"] <= segment.beaten:
+            self.heard.broken.append(
+                f"{self.heard.name}: event {event['offset']} came after a heartbeat that said that nothing is missing up to {segment.beaten}"
             )
         segment.hear(event)
         self._most = max(self._most, event["offset"])

@@ -43,7 +43,6 @@ class Op:
         offset, version, said: Of the first answer: log offset, geoid's version, digest of the geoid or scar.
         found: Contradictions in that answer: digest by offset.
         codes: Errors that it was answered with.
-        took: Seconds from the first time it was sent to its first answer.
     """
 
     mark: str
@@ -62,8 +61,6 @@ class Op:
     repeats: int = 0
     codes: list[str] = field(default_factory=list)
     era: int = 0
-    began: float = 0.0
-    took: float = 0.0
 
     @property
     def retried(self) -> bool:
@@ -179,7 +176,9 @@ class Log:
     Attributes:
         channels: Entries of each channel that was read, in the order in which they came.
         listed: Live geoids by id: digest, from the list of geoids.
-        open: Open contradictions by id: digest, from the list of contradictions.
+        open: Open contradictions by id: digest, from the list of open contradictions.
+        closed: The same of those that are resolved or dissolved.
+        scars: Scars by id: digest, from their list.
     """
 
     epoch: str
@@ -187,11 +186,14 @@ class Log:
     channels: dict[str, list[Entry]] = field(default_factory=dict)
     listed: dict[str, int] = field(default_factory=dict)
     open: dict[str, int] = field(default_factory=dict)
+    closed: dict[str, int] = field(default_factory=dict)
+    scars: dict[str, int] = field(default_factory=dict)
 
     @cached_property
     def entries(self) -> dict[int, Entry]:
-        """Entries of all channels by offset, in order."""
-        found = {entry.offset: entry for entries in self.channels.values() for entry in entries}
+        """All entries by offset, in order: of the channels of which each entry has one. The others show them once more."""
+        owners = [name for name in self.channels if name in MAIN_CHANNELS or name.startswith("watch:")]
+        found = {entry.offset: entry for name in owners for entry in self.channels[name]}
         return dict(sorted(found.items()))
 
     @cached_property
@@ -220,6 +222,7 @@ class Segment:
         asked: Position asked for; None: to begin with what comes next.
         start: Position that the server said it begins after.
         allowed: Starts that may be meant by a durable cursor: the offsets acknowledged under its name and not yet overtaken.
+        beaten: Up to where a heartbeat said that nothing is missing.
     """
 
     epoch: str
@@ -230,10 +233,12 @@ class Segment:
     allowed: frozenset[int] | None = None
     offsets: "array[int]" = field(default_factory=lambda: array("Q"))
     digests: "array[int]" = field(default_factory=lambda: array("Q"))
+    beaten: int = 0
 
     @property
     def last(self) -> int:
-        return self.offsets[-1] if self.offsets else self.start
+        """Where to go on."""
+        return max(self.offsets[-1] if self.offsets else self.start, self.beaten)
 
     def hear(self, event: dict[str, Any]) -> None:
         self.offsets.append(event["offset"])

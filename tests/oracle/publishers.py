@@ -123,7 +123,6 @@ class Publisher:
                 copies = self._rng.choice([2, 3])
             for _ in range(copies):
                 op.sent.append((connection, wire.next_id))
-                op.began = op.began or time.monotonic()
                 self._under_way[wire.next_id] = op
                 name, fields = _command(op)
                 await wire.send(name, **fields)
@@ -155,7 +154,6 @@ class Publisher:
 
     def _answer(self, op: Op, message: dict[str, Any]) -> None:
         first = op.outcome != "acked"
-        op.took = op.took or time.monotonic() - op.began
         kind = message["op"]
         if kind == "error":
             self._error(op, message["code"], message.get("retry_after"))
@@ -220,7 +218,6 @@ class WebPublisher(Publisher):
             for number in count(1):
                 op = await self._choose(True)
                 op.sent.append((connection, number))
-                op.began = op.began or time.monotonic()
                 self._under_way[0] = op
                 message = await self._request(web, op)
                 del self._under_way[0]

@@ -1,14 +1,17 @@
 """Reading a whole log, and the lists beside it, over HTTP: the one word of the server that subscribers are compared with."""
 
+from collections import Counter
 from typing import Any
 
 import anyio
 
-from tests.oracle.model import MAIN_CHANNELS, Log, digest, entry_of
+from tests.oracle.model import MAIN_CHANNELS, Entry, Log, digest, entry_of
 from tests.oracle.wire import Gone, Web
 
 TRIES = 120
 PAGE = 1_000
+SAMPLED = 12
+"""Geoids whose own channels are read."""
 
 
 async def steady(web: Web, path: str, **params: Any) -> dict[str, Any]:
@@ -51,16 +54,33 @@ async def _read(web: Web, extra: tuple[str, ...]) -> Log:
     health = await steady(web, "/health")
     log = Log(health["epoch"], health["offset"])
     for channel in (*MAIN_CHANNELS, *extra):
-        entries = log.channels[channel] = []
-        since: str | None = None
-        more = True
-        while more:
-            page = await steady(web, "/v1/history", channel=channel, since=since, limit=PAGE)
-            entries += [entry_of(event) for event in page["events"]]
-            more, since = page["more"], f"{page['epoch']}:{page['offset']}"
+        log.channels[channel] = await _history(web, channel)
+    for geoid_id in _much_discussed(log.channels["contradictions"]):
+        log.channels[f"geoid:{geoid_id}"] = await _history(web, f"geoid:{geoid_id}")
     log.listed = {each["id"]: digest(each) for each in await _listed(web, "/v1/geoids")}
     log.open = {each["id"]: digest(each) for each in await _listed(web, "/v1/contradictions", state="open")}
+    for state in ("resolved", "dissolved"):
+        log.closed |= {each["id"]: digest(each) for each in await _listed(web, "/v1/contradictions", state=state)}
+    log.scars = {each["id"]: digest(each) for each in await _listed(web, "/v1/scars")}
     return log
+
+
+async def _history(web: Web, channel: str) -> list[Entry]:
+    entries: list[Entry] = []
+    since: str | None = None
+    more = True
+    while more:
+        page = await steady(web, "/v1/history", channel=channel, since=since, limit=PAGE)
+        entries += [entry_of(event) for event in page["events"]]
+        more, since = page["more"], f"{page['epoch']}:{page['offset']}"
+    return entries
+
+
+def _much_discussed(contradictions: list[Entry]) -> list[str]:
+    """The geoids that take part in the most."""
+    pairs = (entry.data for entry in contradictions)
+    counts = Counter(geoid_id for pair in pairs for geoid_id in (pair["a"], pair["b"]))
+    return [geoid_id for geoid_id, _ in counts.most_common(SAMPLED)]
 
 
 async def _listed(web: Web, path: str, **params: str) -> list[dict[str, Any]]:

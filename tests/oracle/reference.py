@@ -1,6 +1,7 @@
 """The serial reference run: a fresh server is told the same statements in the log's order, one after the other and without
 faults, and has to come to the same contradictions."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,20 +14,30 @@ from tests.oracle.model import Entry, Log
 from tests.oracle.processes import Server
 from tests.oracle.readers import read_log
 from tests.oracle.shim import Shim
-from tests.oracle.wire import Wire, connected
+from tests.oracle.wire import Web, Wire, connected
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A watch of the run: what made it, and where it tells."""
+
+    body: dict[str, Any]
+    channel: str
+
 
 _BODY = ("id", "text", "semantic_state", "symbolic_state", "metadata", "session_id", "originator_agent_id", "purpose")
 TOLERANCE = 0.002
 """Difference of two scores of one pair: rows that were compared in the index and side by side differ in rounding."""
 
 
-async def replay(log: Log, folder: Path, library: Path | None) -> Log:
-    """Tell a fresh server what the log tells; returns its log.
+async def replay(log: Log, folder: Path, library: Path | None, watch: Watched) -> Log:
+    """Tell a fresh server what the log tells; returns its log, in which the watch's channel has its name of the log put to the test.
 
     A contradiction that was resolved is resolved there, too, if it is open there at that place.
 
     Args:
         library: Of the shim: this server need not wait for the disk.
+        watch: Stood there before anything was said.
     """
     await anyio.Path(folder).mkdir(parents=True, exist_ok=True)
     preload: dict[str, str] = {}
@@ -38,9 +49,13 @@ async def replay(log: Log, folder: Path, library: Path | None) -> Log:
     server = Server(folder / "data", settings, folder / "reference.txt", preload)
     await server.start()
     try:
+        async with Web(server.url) as web:
+            _, made = await web.ask("POST", "/v1/watches", json=watch.body)
         async with connected(f"ws://{server.host}:{server.port}/v1/stream", "msgpack") as wire:
             await _tell(wire, log)
-        return await read_log(server.url)
+        reference = await read_log(server.url, (made["channel"],))
+        reference.channels[watch.channel] = reference.channels.pop(made["channel"])
+        return reference
     finally:
         with anyio.CancelScope(shield=True):
             await server.kill()
@@ -149,6 +164,28 @@ def compare(log: Log, reference: Log, *, at_once: bool) -> Comparison:
                     result.differences.append(f"after entry {step[0].offset}, {' and '.join(pair)}: {difference}")
             touched.clear()
     return result
+
+
+def compare_matches(log: Log, reference: Log, channel: str) -> list[str]:
+    """Compare what a watch told: of which statements, in which way, with which score."""
+    ours, theirs = _matches(log, channel), _matches(reference, channel)
+    wrong: list[str] = []
+    for mark, kind in sorted(ours.keys() | theirs.keys()):
+        mine, other = ours.get((mark, kind), []), theirs.get((mark, kind), [])
+        if len(mine) != len(other):
+            wrong.append(f"{channel}: {mark} matches {len(mine)} times as {kind}, in a serial run {len(other)} times")
+        elif any(abs(one - two) > TOLERANCE for one, two in zip(sorted(mine), sorted(other), strict=True)):
+            wrong.append(f"{channel}: {mark} matches as {kind} with {mine}, in a serial run with {other}")
+    return wrong
+
+
+def _matches(log: Log, channel: str) -> dict[tuple[str, str], list[float]]:
+    """Scores by statement and kind."""
+    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for entry in log.channels[channel]:
+        match = entry.data
+        found[match["geoid"]["metadata"]["mark"], match["kind"]].append(match["score"])
+    return found
 
 
 def _steps(log: Log, at_once: bool) -> Iterator[list[Entry]]:

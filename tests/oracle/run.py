@@ -11,6 +11,7 @@ import anyio
 import anyio.to_thread
 
 from tests.oracle import damage
+from tests.oracle.asking import ask_around
 from tests.oracle.checks import check_all, check_prefix
 from tests.oracle.deployments import Deployment, backup, check, deployed, restore
 from tests.oracle.faults import FAULTS, World
@@ -21,7 +22,7 @@ from tests.oracle.plan import DAMAGE, Step, plan, weights_of
 from tests.oracle.processes import NotStarted
 from tests.oracle.publishers import Publisher, WebPublisher
 from tests.oracle.readers import read_log
-from tests.oracle.reference import compare, replay
+from tests.oracle.reference import Watched, compare, compare_matches, replay
 from tests.oracle.tally import Tally
 from tests.oracle.wire import Gone, Web
 
@@ -43,6 +44,7 @@ class Config:
         damage: Damage files, too, where the database is one.
         kinds: Only these faults.
         every_log: Compare each log with a serial run, and not only the last one, which holds the beginnings of all others.
+        slow: How many times longer recovery and answers may take than on a machine that nobody else uses.
     """
 
     deployment: str
@@ -56,6 +58,7 @@ class Config:
     damage: bool = True
     kinds: frozenset[str] | None = None
     every_log: bool = False
+    slow: float = 1.0
 
 
 @dataclass
@@ -94,6 +97,7 @@ class Run:
         self._publishers: list[Publisher] = []
         self._logs: list[Log] = []
         self._extra: tuple[str, ...] = ()
+        self._watch: Watched
         self._prober: Prober
         self._world: World
 
@@ -121,6 +125,7 @@ class Run:
                     self.tally.violations.append(": ".join(told))
                 group.cancel_scope.cancel()
             self._look_for_defects(deployment)
+            await self._audit(deployment)
         await self._compare()
         self._count()
         return self.tally
@@ -132,7 +137,7 @@ class Run:
         doors = [f"ws://{door.address}/v1/stream" for door in deployment.doors]
         web = [f"http://{door.address}" for door in deployment.doors]
         watch_body = {"watch": "lamp", "text": WATCHED, "kinds": ["related", "contradicts"]}
-        with anyio.fail_after(START):
+        with anyio.fail_after(START * self._config.slow):
             async with Web(deployment.reader) as http:
                 while True:  # nodes that have just started may not have found each other yet
                     status, made = await http.ask("POST", "/v1/watches", json=watch_body)
@@ -140,6 +145,7 @@ class Run:
                         break
                     await anyio.sleep(0.1)
         watch = made["channel"]
+        self._watch = Watched(watch_body, watch)
         session = f"session:{SESSION}"
         self._extra = (watch, session)
         turned = doors[::-1]
@@ -178,8 +184,9 @@ class Run:
             listener("watch", watch, encoding="msgpack", since=0),
             listener("session", session, since=0),
         ]
-        self._prober = Prober(deployment.reader, ledger, self._listeners)
-        self._world = World(deployment, self._publishers, self._listeners, ledger, self.tally.violations)
+        slow = self._config.slow
+        self._prober = Prober(deployment.reader, ledger, self._listeners, slow=slow)
+        self._world = World(deployment, self._publishers, self._listeners, ledger, self.tally.violations, slow)
 
     # -- faults --------------------------------------------------------------------------------------------------------------
 
@@ -224,7 +231,7 @@ class Run:
         self._progress.doing = f"{doing}: waiting for publishers"
         for publisher in self._publishers:
             publisher.hush()
-        with anyio.fail_after(QUIET):
+        with anyio.fail_after(QUIET * self._config.slow):
             for publisher in self._publishers:
                 await publisher.idle()
         self._progress.doing = f"{doing}: the last probe"
@@ -233,6 +240,11 @@ class Run:
         log = await read_log(deployment.reader, self._extra)
         self._progress.doing = f"{doing}: hearing the log to its end"
         await self._hear_out(log)
+        self._progress.doing = f"{doing}: asking every node"
+        urls = [node.server.url for node in deployment.nodes if node.door is not None]
+        listening = sum(listener.heard.channel == "geoids" for listener in self._listeners)
+        rng = Random(f"{self._config.seed}-asking-{self._ledger.era}")
+        self.tally.violations += await ask_around(urls, log, listening, rng, slow=self._config.slow)
         self._progress.doing = f"{doing}: checking"
         heard = [listener.heard for listener in self._listeners]
         wrong = await anyio.to_thread.run_sync(
@@ -248,7 +260,7 @@ class Run:
 
     async def _hear_out(self, log: Log) -> None:
         """Give everybody the time to hear the log to its end; who does not is found by the check."""
-        with anyio.move_on_after(QUIET):
+        with anyio.move_on_after(QUIET * self._config.slow):
             for listener in self._listeners:
                 listener.heard.until[log.epoch] = log.head
                 selected = log.select(listener.heard.channel, 0, log.head)
@@ -274,7 +286,7 @@ class Run:
             step.kind
         ]
         what = hurt(deployment.database, rng)
-        code, said = await check(deployment.database)
+        code, said = await check(deployment.database_url)
         try:
             await node.server.start()
         except NotStarted as error:
@@ -316,13 +328,22 @@ class Run:
             for line in node.server.defects()[:5]:
                 self.tally.violations.append(f"{node.name} crashed: {line}")
 
+    async def _audit(self, deployment: Deployment) -> None:
+        """What was not damaged on purpose is found to be whole."""
+        self._progress.doing = "db check"
+        for node in deployment.nodes:
+            node.server.proceed()
+            await node.server.end()
+        code, said = await check(deployment.database_url)
+        if code:
+            self.tally.violations.append(f"db check of the last log ended with {code}: {said[-2000:]}")
+
     async def _compare(self) -> None:
         for number, log in enumerate(self._logs):
             self._progress.doing = f"the serial reference run {number + 1} of {len(self._logs)}"
             try:
-                reference = await replay(
-                    log, self._config.folder / f"reference-{number}", self._world.deployment.library
-                )
+                folder = self._config.folder / f"reference-{number}"
+                reference = await replay(log, folder, self._world.deployment.library, self._watch)
             except (Gone, NotStarted) as error:
                 self.tally.violations.append(f"the reference run failed: {error}")
                 continue
@@ -331,6 +352,8 @@ class Run:
             self.tally.found += result.found
             self.tally.compared += result.compared
             self.tally.violations += result.differences[:20]
+            self.tally.violations += compare_matches(log, reference, self._watch.channel)[:20]
+            self.tally.matches += len(log.channels[self._watch.channel])
 
     def _count(self) -> None:
         tally = self.tally

@@ -27,6 +27,7 @@ class Tally:
     entries: int = 0
     found: int = 0
     compared: int = 0
+    matches: int = 0
     damage: list[str] = field(default_factory=list)
     slowest: tuple[float, str] = (0.0, "")
     seconds: float = 0.0
@@ -48,7 +49,8 @@ class Tally:
             f"operations: {counts(self.outcomes)}; repeated answers compared {self.repeats:,}",
             f"events checked: {sum(self.heard.values()):,} ({counts(self.heard)})",
             f"resumes: {self.resumes:,}; closes by code: {counts(self.closes)}",
-            f"contradictions: {self.found:,} found, {self.compared:,} states of pairs compared with serial runs",
+            f"contradictions: {self.found:,} found, {self.compared:,} states of pairs compared with serial runs; "
+            f"matches of the watch compared: {self.matches:,}",
             f"slowest recovery: {self.slowest[0]:.1f} s after {self.slowest[1] or 'nothing'}",
             *(f"damage: {each}" for each in self.damage),
         ]

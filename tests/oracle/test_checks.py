@@ -19,6 +19,7 @@ def geoid(mark: str, offset: int, version: int = 1, **fields: Any) -> dict[str, 
         "id": mark.partition("/")[0],
         "version": version,
         "symbolic_state": {"subject": "s", "n": offset},
+        "session_id": "y" if mark == "two" else "x",
         "metadata": {"mark": mark},
         "offset": offset,
         **fields,
@@ -44,7 +45,13 @@ EVENTS = [
     event("geoids", 7, "geoid.updated", geoid("one/2", 7, 2)),
     event("contradictions", 8, "contradiction.dissolved", clash("c1", "one", "two", 8, "dissolved"), 1_007),
     event("contradictions", 9, "contradiction.resolved", clash("c3", "two", "three", 9, "resolved")),
-    event("scars", 10, "scar.formed", {"id": "s1", "contradiction_id": "c3", "decision": "surge", "offset": 10}, 1_009),
+    event(
+        "scars",
+        10,
+        "scar.formed",
+        {"id": "s1", "contradiction_id": "c3", "geoids": ["two", "three"], "decision": "surge", "offset": 10},
+        1_009,
+    ),
     event("geoids", 11, "geoid.deleted", geoid("three", 11)),
     event("contradictions", 12, "contradiction.dissolved", clash("c2", "one", "three", 12, "dissolved"), 1_011),
 ]
@@ -74,13 +81,24 @@ def log_of(events: list[dict[str, Any]], epoch: str = "e") -> Log:
     log = Log(epoch, max(each["offset"] for each in events))
     for channel in ("geoids", "contradictions", "scars"):
         log.channels[channel] = [entry_of(each) for each in events if each["channel"] == channel]
+    log.channels["geoid:two"] = [entry_of(each) for each in events if "two" in _named(each["data"])]
+    log.channels["session:x"] = [entry_of(each) for each in events if {"one", "three"} & _named(each["data"])]
     living: dict[str, int] = {}
     for entry in log.channels["geoids"]:
         living[entry.data["id"]] = digest(entry.data)
         if entry.type == "geoid.deleted":
             del living[entry.data["id"]]
     log.listed = living
+    last = {entry.data["id"]: entry.data for entry in log.channels["contradictions"]}
+    log.open = {id_: digest(each) for id_, each in last.items() if each["state"] == "open"}
+    log.closed = {id_: digest(each) for id_, each in last.items() if each["state"] != "open"}
+    log.scars = {entry.data["id"]: digest(entry.data) for entry in log.channels["scars"]}
     return log
+
+
+def _named(data: dict[str, Any]) -> set[str]:
+    """Geoids that an entry names."""
+    return {data["id"], data.get("a", ""), data.get("b", ""), *data.get("geoids", ())}
 
 
 def acked(mark: str, number: int, *found: int, key: str | None = "k") -> Op:
@@ -104,9 +122,9 @@ def story() -> Story:
         ledger.add(op)
     ledger.add(Op("four", "publish", "session", key=None, outcome="unknown"))
     ledger.add(Op("five", "publish", "session", key=None, outcome="refused", codes=["overloaded"]))
-    ledger.add(Op("d", "delete", "", "three", outcome="acked", offset=11, sent=[(1, 5)]))
+    ledger.add(Op("d", "delete", "", "three", outcome="acked", offset=11, sent=[(1, 6)]))
     scar = next(each["data"] for each in EVENTS if each["type"] == "scar.formed")
-    ledger.add(Op("r", "resolve", "", "c3", outcome="acked", offset=10, said=digest(scar), sent=[(1, 6)]))
+    ledger.add(Op("r", "resolve", "", "c3", outcome="acked", offset=10, said=digest(scar), sent=[(1, 5)]))
     log = log_of(EVENTS)
     heard = Heard("listener", "contradictions")
     first, second = Segment("e", 0, ("e", 0), True, True), Segment("e", 6, ("e", 6), True, True)
@@ -260,7 +278,7 @@ def a_time_that_goes_back(told: Story) -> None:
 
 def an_entry_told_in_two_ways(told: Story) -> None:
     entry = told.log.channels["geoids"][1]
-    told.log.channels["session:x"] = [Entry(entry.offset, entry.type, entry.ts, entry.raw, 1)]
+    told.log.channels["agent:x"] = [Entry(entry.offset, entry.type, entry.ts, entry.raw, 1)]
 
 
 def a_version_left_out(told: Story) -> None:
@@ -300,6 +318,32 @@ def a_session_out_of_order(told: Story) -> None:
     told.op("one").sent, told.op("two").sent = [(1, 2)], [(1, 1)]
 
 
+def a_resolution_out_of_order(told: Story) -> None:
+    told.op("d").sent, told.op("r").sent = [(1, 5)], [(1, 6)]
+
+
+def a_gap_before_a_heartbeat(told: Story) -> None:
+    told.heard[0].until.clear()
+    a_gap_at_the_end_of_all(told)
+    told.heard[0].segments[1].beaten = 12
+
+
+def an_entry_that_a_geoid_is_not_told_of(told: Story) -> None:
+    del told.log.channels["geoid:two"][1]
+
+
+def an_entry_of_another_session(told: Story) -> None:
+    told.log.channels["session:x"].insert(1, told.log.channels["geoids"][1])
+
+
+def a_contradiction_that_is_closed_in_the_log_alone(told: Story) -> None:
+    del told.log.closed["c1"]
+
+
+def a_scar_listed_otherwise(told: Story) -> None:
+    told.log.scars["s1"] ^= 1
+
+
 DOCTORED: list[tuple[Callable[[Story], None], str]] = [
     (a_gap, "a gap: [5]"),
     (a_gap_at_the_end_of_a_subscription, "asked for 6 after 5"),
@@ -336,6 +380,12 @@ DOCTORED: list[tuple[Callable[[Story], None], str]] = [
     (a_second_contradiction_of_a_pair, "have a second open contradiction"),
     (an_open_contradiction_of_nowhere, "contradiction c1 is open in the list and not in the log"),
     (a_session_out_of_order, "one was sent after two and is before it"),
+    (a_resolution_out_of_order, "r was sent after d and is before it"),
+    (a_gap_before_a_heartbeat, "a gap: [12] did not come"),
+    (an_entry_that_a_geoid_is_not_told_of, "geoid:two: a gap: [3]"),
+    (an_entry_of_another_session, "session:x: 2 came, which is not in its selection"),
+    (a_contradiction_that_is_closed_in_the_log_alone, "closed contradiction c1 is in the log alone"),
+    (a_scar_listed_otherwise, "scar s1 is in the list alone, or differs from the log"),
 ]
 
 
