@@ -46,6 +46,8 @@ class Assemble(Protocol):
 
 
 RETENTION_INTERVAL = 60.0
+RECALL_AGAIN = 5.0
+"""Seconds after which a vault that could not be read is asked again for what was said before the start."""
 PATIENT = Backoff(base=0.25, factor=2.0, maximum=5.0, floor=0.1)
 START_BUDGET = Budget(restarts=8, window=120.0)
 
@@ -201,16 +203,7 @@ def service_specs(
 
     async def conversation(service: Service) -> None:
         service.ready()
-        performance = parts.settings.performance
-        restored = await recall(
-            container.get(ConversationMemory),
-            container.get(SqlVault),
-            now=unix_ms(),
-            sessions=performance.sessions,
-            history=performance.session_history,
-            ttl=performance.session_ttl,
-        )
-        log.info("conversations restored", sessions=restored)
+        await restore_conversations(container.get(ConversationMemory), container.get(SqlVault), parts.settings)
 
     async def retention(service: Service) -> None:
         service.ready()
@@ -285,6 +278,30 @@ async def check_encoder(container: Container) -> None:
             f"the {vectors} stored vectors were made by {vault.encoder}, and this server encodes with {model}; "
             "set KIMERA_EMBEDDING__PROVIDER back, or use another database (KIMERA_PATHS__DATA_DIR, KIMERA_DATABASE__URL)"
         )
+
+
+async def restore_conversations(memory: ConversationMemory, vault: SqlVault, settings: Settings) -> None:
+    """Fill the memory of conversations from the vault, however long that refuses: the node works without it."""
+    performance = settings.performance
+    refused = False
+    while True:
+        try:
+            restored = await recall(
+                memory,
+                vault,
+                now=unix_ms(),
+                sessions=performance.sessions,
+                history=performance.session_history,
+                ttl=performance.session_ttl,
+            )
+        except UnavailableError as error:
+            if not refused:
+                log.warning("conversations are restored later", reason=error.message)
+            refused = True
+            await anyio.sleep(RECALL_AGAIN)
+        else:
+            log.info("conversations restored", sessions=restored)
+            return
 
 
 async def load_index(parts: Parts, service: Service) -> None:

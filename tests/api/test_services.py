@@ -5,12 +5,15 @@ from typing import cast
 
 import pytest
 
-from kimera_stream.api.services import EncoderMismatchError, Parts, load_index
+from kimera_stream.api import services
+from kimera_stream.api.services import EncoderMismatchError, Parts, load_index, restore_conversations
+from kimera_stream.core.conversation import ConversationMemory
 from kimera_stream.core.embedding import BatchingEmbedder
 from kimera_stream.core.index import SnapshotKeeper
 from kimera_stream.core.vault.vault import SqlVault
 from kimera_stream.infrastructure.settings import Settings
 from kimera_stream.infrastructure.tasks import Service
+from kimera_stream.protocol.errors import UnavailableError
 
 pytestmark = pytest.mark.anyio
 
@@ -63,3 +66,19 @@ async def test_watches_alone_bind_a_database_to_their_encoder() -> None:
         await load_index(parts(vault, model="new"), NOBODY)
     assert vault.encoder == "old"
     await load_index(parts(vault, model="old"), NOBODY)
+
+
+async def test_conversations_wait_for_a_vault_that_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "RECALL_AGAIN", 0.001)
+    asked = 0
+
+    async def recent_sessions(**_how: object) -> list[object]:
+        nonlocal asked
+        asked += 1
+        if asked <= 10:  # more often than a service is started again
+            raise UnavailableError("the database is locked")
+        return []
+
+    vault = cast("SqlVault", SimpleNamespace(recent_sessions=recent_sessions))
+    await restore_conversations(ConversationMemory(10, 10, 1_000.0), vault, Settings())
+    assert asked == 11
