@@ -113,7 +113,10 @@ async def _read_list(web: Web, truth: Log, reading: Reading) -> None:
     listed: dict[str, int] = {}
     after: int | None = 0
     while after is not None:
-        status, page = await web.ask("GET", "/v1/geoids", params={"after": after, "limit": 1000})
+        try:
+            status, page = await web.ask("GET", "/v1/geoids", params={"after": after, "limit": 1000})
+        except Gone as gone:
+            status, page = 0, {"detail": str(gone)}
         if status != 200:
             reading.refused.append(f"the list of geoids: {status} {page.get('code')} {page.get('detail')}")
             return

@@ -111,10 +111,12 @@ class Run:
             async with anyio.create_task_group() as group:
                 for worker in (*self._listeners, *self._publishers):
                     group.start_soon(worker.run)
+                whole = False
                 try:
                     await self._disturb(deployment)
                     progress.doing = "the last check"
                     await self._close_era(deployment)
+                    whole = True
                 except (NotHealed, NotStarted, Gone, TimeoutError) as error:
                     over = [
                         f"{node.name} ended by itself with {node.server.code}"
@@ -125,7 +127,8 @@ class Run:
                     self.tally.violations.append(": ".join(told))
                 group.cancel_scope.cancel()
             self._look_for_defects(deployment)
-            await self._audit(deployment)
+            if whole:  # else it may have been damaged on purpose and not restored yet
+                await self._audit(deployment)
         await self._compare()
         self._count()
         return self.tally
@@ -296,6 +299,12 @@ class Run:
         else:
             reading = await damage.read_damaged(node.server.url, truth)
             outcome = self._judge(what, code, reading)
+            if not node.server.running:
+                outcome = f"ended by itself; {outcome}"
+                if "the database file is damaged" not in node.server.said:
+                    self.tally.violations.append(
+                        f"{what}: the server ended and did not say why: {node.server.said[-2000:]}"
+                    )
         await node.server.kill()
         first = next((line for line in said.splitlines() if line.startswith("problem")), said.strip()[-200:])
         self.tally.damage.append(f"{what}: {outcome}; db check ended with {code}: {first[:160]}")
