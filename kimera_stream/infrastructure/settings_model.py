@@ -113,7 +113,7 @@ class ApiSettings(Group):
     port: int = Field(8765, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     max_connections: Positive = Field(10_000, description="WebSocket connections per node.")
     max_connections_per_principal: Positive = Field(
-        10_000, description="WebSocket connections of one principal per node; more are closed with 4503."
+        10_000, description="WebSocket connections of one principal, over all nodes; more are closed with 4503."
     )
     max_command_bytes: Bytes = Field(65_536, description="Bytes of one WebSocket command.")
     max_line_bytes: Bytes = Field(1_048_576, description="Bytes of one NDJSON line.")

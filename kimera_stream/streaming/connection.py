@@ -167,20 +167,14 @@ class Connection:
                     self._spawn(self._authenticate, effect, name="authenticate")
                 else:
                     self._apply(self._session.authenticated(id, known, self._hub.clock()))
-            case Begin(id, principal, _) if not self._hub.identify(
-                self._outlet, principal.id, limit=self._most_per_principal
-            ):
-                error = LimitExceededError(f"connections: at most {self._most_per_principal} per principal")
-                self._hub.metrics.error(error.code)
-                self._outlet.send(error_reply(error, id))
-                self._outlet.end(CloseCode.CONNECTION_LIMIT)
-            case Begin(_, _, subs):
-                if all(isinstance(sub, Error) or self._at_once(sub) for sub in subs or ()):
-                    self._begin(
-                        effect, [self._start_now(sub) if isinstance(sub, Wanted) else None for sub in subs or ()]
-                    )
+            case Begin(id, principal, _):
+                most = self._most_per_principal
+                if self._hub.identify(self._outlet, principal.id, limit=most):
+                    self._identified(effect)
+                elif self._hub.full(principal.id, limit=most):
+                    self._one_too_many(id)
                 else:
-                    self._spawn(self._begin_later, effect, name="connect")
+                    self._spawn(self._identify, effect, name="connect")
             case Execute(command):
                 self._spawn(self._execute, command, name=op_of(command))
 
@@ -256,6 +250,26 @@ class Connection:
     def _leave(self, id: int, channel: str) -> None:
         self._hub.close(self._outlet, channel)
         self._apply(self._session.done(id, Unsubscribed(id=id, channel=channel)))
+
+    async def _identify(self, effect: Begin) -> None:
+        principal = effect.principal.id
+        if await self._hub.identify_counted(self._outlet, principal, limit=self._most_per_principal):
+            self._identified(effect)
+        else:
+            self._one_too_many(effect.id)
+
+    def _one_too_many(self, id: int) -> None:
+        error = LimitExceededError(f"connections: at most {self._most_per_principal} per principal")
+        self._hub.metrics.error(error.code)
+        self._outlet.send(error_reply(error, id))
+        self._outlet.end(CloseCode.CONNECTION_LIMIT)
+
+    def _identified(self, effect: Begin) -> None:
+        subs = effect.subs or ()
+        if all(isinstance(sub, Error) or self._at_once(sub) for sub in subs):
+            self._begin(effect, [self._start_now(sub) if isinstance(sub, Wanted) else None for sub in subs])
+        else:
+            self._spawn(self._begin_later, effect, name="connect")
 
     async def _begin_later(self, effect: Begin) -> None:
         starts = [await self._look_up(sub) if isinstance(sub, Wanted) else None for sub in effect.subs or ()]

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 import structlog
@@ -42,6 +42,18 @@ from kimera_stream.streaming.starts import Start, resolve
 log = structlog.get_logger(__name__)
 
 
+class Elsewhere(Protocol):
+    """Connections that principals have on other nodes."""
+
+    def known(self, principal: str) -> int:
+        """As last heard: a moment old."""
+        ...
+
+    async def count(self, principal: str) -> int:
+        """As they are now."""
+        ...
+
+
 class Hub:
     """Fan-out of one log. Implements ``core.interfaces.EventSink`` and ``core.interfaces.Presence``.
 
@@ -55,7 +67,7 @@ class Hub:
         clock: Monotonic seconds.
         wall_clock: Unix seconds, for the time of values of latest channels.
         refresh: Where other nodes write the log too: asks it for its head.
-        elsewhere: Connections of a principal on other nodes.
+        elsewhere: Connections on other nodes; None: there are none.
     """
 
     def __init__(
@@ -68,7 +80,7 @@ class Hub:
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         refresh: Callable[[], Awaitable[int]] | None = None,
-        elsewhere: Callable[[str], int] = lambda _principal: 0,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         self.log = log
         self._refresh = refresh
@@ -250,8 +262,25 @@ class Hub:
         return outlet
 
     def identify(self, outlet: Outlet, principal: str, *, limit: int) -> bool:
-        """Whose connection it is; False: ``limit`` of theirs are open already, and it has to be closed."""
-        if self._principals[principal] + self._elsewhere(principal) >= limit:
+        """Whose connection it is; False: ``limit`` of theirs are open already, as far as this node has heard. Where not all of them are
+        open here (``full``), ``identify_counted`` decides.
+        """
+        return self._admit(outlet, principal, limit, 0 if self._elsewhere is None else self._elsewhere.known(principal))
+
+    def full(self, principal: str, *, limit: int) -> bool:
+        """Whether ``limit`` connections of theirs are open on this node alone."""
+        return self._elsewhere is None or self._principals[principal] >= limit
+
+    async def identify_counted(self, outlet: Outlet, principal: str, *, limit: int) -> bool:
+        """``identify`` by what is open elsewhere at present: some of what this node has heard of may be gone, and nobody is refused for that.
+
+        False too if the connection ended meanwhile.
+        """
+        elsewhere = 0 if self._elsewhere is None else await self._elsewhere.count(principal)
+        return not outlet.ended and self._admit(outlet, principal, limit, elsewhere)
+
+    def _admit(self, outlet: Outlet, principal: str, limit: int, elsewhere: int) -> bool:
+        if self._principals[principal] + elsewhere >= limit:
             return False
         self._principals[principal] += 1
         outlet.principal = principal

@@ -228,22 +228,46 @@ async def test_stats_and_field_tell_of_all_nodes(cluster: Cluster, edges: Edges)
         assert "engine" in refused.json()["detail"]
 
 
-async def test_the_connections_of_a_principal_are_limited_over_all_edges(cluster: Cluster) -> None:
+@pytest.fixture
+def narrow(cluster: Cluster) -> Iterator[Edges]:
+    """Two more edges, which allow two connections a principal."""
     names = ("east", "west")
     for name in names:
         cluster.start(name, "edge", wait=False, KIMERA_API__MAX_CONNECTIONS_PER_PRINCIPAL="2")
     cluster.ready(*names)
     east, west = (cluster.nodes.pop(name) for name in names)
     try:
-        async with peer(east), peer(east):
-
-            async def is_refused() -> bool:
-                async with handshake(west) as third:
-                    reply = await third.ask("connect")
-                    return reply["op"] == "error" and reply["code"] == "limit_exceeded"
-
-            await until(is_refused)
+        yield east, west
     finally:
         east.stop()
         west.stop()
-    show(east.text, west.text)
+        show(east.text, west.text)
+        assert not east.errors() + west.errors()
+
+
+async def refused(edge: Server) -> bool:
+    async with handshake(edge) as third:
+        reply = await third.ask("connect")
+        return reply["op"] == "error" and reply["code"] == "limit_exceeded"
+
+
+async def test_the_connections_of_a_principal_are_limited_over_all_edges(edges: Edges, narrow: Edges) -> None:
+    """And none that is gone counts, wherever it was: a client that comes back elsewhere is let in at once."""
+    wide, (east, west) = edges[0], narrow
+    for left, entered in ((wide, east), (east, west), (west, east)):
+        async with peer(left), peer(left):
+            await until(lambda edge=entered: refused(edge))  # type: ignore[misc]
+        async with peer(entered), peer(entered):
+            assert await refused(entered)
+
+
+async def test_the_connections_of_an_edge_that_died_do_not_count(narrow: Edges) -> None:
+    east, west = narrow
+    async with peer(west) as one, handshake(east) as two:
+        await two.done("connect")
+        await until(lambda: refused(west))
+        east.kill()
+        async with peer(west) as other:
+            for each in (one, other):
+                await each.done("ping")
+            assert await refused(west)

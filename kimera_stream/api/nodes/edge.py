@@ -211,15 +211,14 @@ def edge_services(parts: Parts, assembled: Assemble) -> tuple[list[ServiceSpec],
         await container.get(Scored).look()
         await container.get(WatchList).load()
         container.get(PresenceEverywhere).begin()
+        container.get(ConnectionsElsewhere).begin(container.get(Hub).principals)
         service.ready()
         async with anyio.create_task_group() as group:
             group.start_soon(container.get(Errands).run, name="errands:again")
             group.start_soon(container.get(Scored).run, name="errands:scored")
             group.start_soon(keep_watches, container.get(WatchList), name="errands:watches")
             group.start_soon(container.get(Rebalancing).run, name="errands:balance")
-            group.start_soon(
-                container.get(ConnectionsElsewhere).run, container.get(Hub).principals, name="errands:counts"
-            )
+            group.start_soon(container.get(ConnectionsElsewhere).run, name="errands:counts")
 
     async def membership(service: Service) -> None:
         """An engine's coverage keeper says that the node is alive; an edge that is none says so here."""
