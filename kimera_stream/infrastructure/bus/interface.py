@@ -140,7 +140,8 @@ class Worker(Protocol):
     async def done(self, work: Sequence[Work]) -> None:
         """Acknowledge and delete: the result is durable (or a refusal was sent).
 
-        Does not raise when Redis is away: such work may come again, ``again`` set.
+        Does not raise when Redis is away: it is acknowledged when Redis is back, unless Redis refuses that, or this worker ends or the next owner of the
+        partition comes before. Such work comes again, ``again`` set.
         """
         ...
 

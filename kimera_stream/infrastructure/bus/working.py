@@ -11,7 +11,7 @@ import structlog
 from coredis.exceptions import StreamConsumerGroupError, StreamDuplicateConsumerGroupError
 
 from kimera_stream.infrastructure.bus.interface import Work
-from kimera_stream.infrastructure.bus.link import TROUBLE, Argument, Connection, Contact, Link, Waits
+from kimera_stream.infrastructure.bus.link import AWAY, TROUBLE, Argument, Connection, Contact, Link, Waits
 from kimera_stream.infrastructure.bus.scripts import DONE, GROUP, TIDY, Keys
 from kimera_stream.protocol.errors import OverloadedError, UnavailableError
 
@@ -71,6 +71,8 @@ class RedisWorker:
         self._count = count
         self._holds: dict[int, Hold] = {}
         self._under_way: set[tuple[int, str]] = set()
+        self._owed: dict[int, list[str]] = {}
+        """Done while the link had no contact: not acknowledged yet."""
         self._ready: deque[Work] = deque()
         self._reading: frozenset[int] = frozenset()
         self._client_id: int | None = None
@@ -119,14 +121,17 @@ class RedisWorker:
         for piece in work:
             by_partition.setdefault(piece.partition, []).append(piece.id)
         try:
-            # Without contact they stay unacknowledged and come again, as the interface says.
-            with contextlib.suppress(UnavailableError, OverloadedError):
-                for partition, ids in by_partition.items():
-                    for begin in range(0, len(ids), DONE_IDS):
-                        some = ids[begin : begin + DONE_IDS]
+            for partition, ids in by_partition.items():
+                for begin in range(0, len(ids), DONE_IDS):
+                    some = ids[begin : begin + DONE_IDS]
+                    try:
                         await self._link.call(b"EVAL", DONE, 1, self._keys.work(partition), *some)
+                    except (UnavailableError, OverloadedError):
+                        self._owed.setdefault(partition, []).extend(some)
         finally:
             self.release(work)
+            if self._owed:
+                self._wake()
 
     async def run(self) -> None:
         """Read until cancelled, through losses of contact."""
@@ -147,7 +152,9 @@ class RedisWorker:
 
     async def _step(self, connection: Connection) -> None:
         self._changed = anyio.Event()
-        if len(self._ready) >= self._batch:
+        if self._owed:  # before anything is claimed: it would be handed out again
+            await self._acknowledge_owed(connection)
+        elif len(self._ready) >= self._batch:
             self._taken = anyio.Event()
             await self._taken.wait()
         elif not self._holds:
@@ -159,6 +166,18 @@ class RedisWorker:
                 await self._make_groups(connection)
             finally:
                 self._end_read()
+
+    async def _acknowledge_owed(self, connection: Connection) -> None:
+        while self._owed:
+            partition, ids = self._owed.popitem()
+            for begin in range(0, len(ids), DONE_IDS):
+                try:
+                    await self._ask(
+                        connection, b"EVAL", DONE, 1, self._keys.work(partition), *ids[begin : begin + DONE_IDS]
+                    )
+                except AWAY:
+                    self._owed.setdefault(partition, []).extend(ids[begin:])
+                    raise
 
     async def _claim_or_read(self, connection: Connection) -> None:
         """One operation: what former owners left comes before anything new of the same partition."""
