@@ -1,7 +1,7 @@
 """What the vault keeps beside the log and the geoids, as it is handed around: accepted requests, dead letters, usage, revocations."""
 
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 RequestRef: TypeAlias = tuple[str, int]
 """Which row keeps a request: its checkpoint and its place in it."""
@@ -61,6 +61,9 @@ class UsageRecord:
 RevocationKind = Literal["principal", "key", "jwt"]
 """principal: every token issued to them so far. key: one API key. jwt: one JSON Web Token."""
 
+FORGIVEN_MS: Final = 600_000
+"""Above what any node forgives the clock of a token's issuer: so long after a token's end its revocation is kept."""
+
 
 @dataclass(frozen=True, slots=True)
 class Revocation:
@@ -70,9 +73,11 @@ class Revocation:
         id: Given by the vault; later ones are greater.
         subject: Whose, or which: the principal, the id of the API key, the digest of the JSON Web Token.
         revoked_at: Unix ms.
+        expires_at: Unix ms after which the token is refused anyway; None: not known, or never.
     """
 
     id: int
     kind: RevocationKind
     subject: str
     revoked_at: int
+    expires_at: int | None = None

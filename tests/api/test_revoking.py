@@ -10,7 +10,7 @@ import pytest
 from kimera_stream.api.auth import revoking
 from kimera_stream.api.auth.revoking import Revocations, Revoking, digest_of, subject_of
 from kimera_stream.core.interfaces import ALL_ROLES, Principal
-from kimera_stream.core.kept import Revocation
+from kimera_stream.core.kept import FORGIVEN_MS, Revocation
 from kimera_stream.protocol.errors import UnavailableError
 
 pytestmark = pytest.mark.anyio
@@ -39,6 +39,12 @@ def test_an_expiry_that_cannot_be_read_is_none(exp):
     assert subject_of(jwt_of(exp=exp))[2] is None
 
 
+def test_claims_that_are_nested_too_deep_are_not_read():
+    claims = b'{"a":' + b"[" * 2_500 + b"]" * 2_500 + b"}"
+    token = f"e30.{base64.urlsafe_b64encode(claims).rstrip(b'=').decode()}.c2ln"
+    assert subject_of(token) == ("jwt", digest_of(token), None)
+
+
 @pytest.mark.parametrize(
     "token", ["", "a.b", "a.b.c.d", "a b.c.d", "0123456789AB", "kst_0123456789ab_short", "a." + "b" * 9_000 + ".c"]
 )
@@ -64,6 +70,21 @@ def test_a_principal_loses_what_was_issued_so_far():
     known.add(Revocation(8, "key", "x", 1))
     assert not covers(6)
     assert covers(6, credential="key:x", id="ben")
+
+
+def test_what_has_ended_by_itself_is_forgotten():
+    known = Revocations()
+    known.add(Revocation(1, "jwt", "short", 1_000, 5_000))
+    known.add(Revocation(2, "jwt", "long", 1_000, 6_000))
+    known.add(Revocation(3, "key", "x", 1_000))
+    known.add(Revocation(4, "principal", "ann", 1_000))
+    known.forget(5_001)
+    covered = [
+        known.cover(Principal(id, ALL_ROLES, None, credential, 0))
+        for id, credential in (("ben", "jwt:short"), ("ben", "jwt:long"), ("ben", "key:x"), ("ann", "jwt:other"))
+    ]
+    assert covered == [False, True, True, True]
+    assert len(known) == 3
 
 
 class Store:
@@ -117,3 +138,39 @@ async def test_others_are_heard_of_though_one_was_made_here(monkeypatch):
             await told.wait()
         group.cancel_scope.cancel()
     assert looks >= 3
+
+
+async def test_a_node_begins_once_it_has_heard_of_all_and_then_lets_go_of_what_is_over(monkeypatch):
+    monkeypatch.setattr(revoking, "EVERY", 0.001)
+    store, known, refused = Store(), Revocations(), 0
+    now = 1_700_000_000
+    store.kept = [
+        Revocation(1, "jwt", "over", 1, now * 1000 - FORGIVEN_MS - 1),
+        Revocation(2, "jwt", "not yet", 1, now * 1000 - FORGIVEN_MS),
+    ]
+    reading = store.revocations
+
+    async def refusing(*, after: int, limit: int) -> list[Revocation]:
+        nonlocal refused
+        refused += 1
+        store.away = refused <= 10  # more often than a service is started again
+        return await reading(after=after, limit=limit)
+
+    looked = anyio.Event()
+
+    async def look() -> bool:
+        await anyio.lowlevel.checkpoint()
+        if len(known) == 1:
+            looked.set()
+        return False
+
+    monkeypatch.setattr(store, "revocations", refusing)
+    here = Revoking(store, known, look=look, changed=lambda: None, clock=lambda: now)
+    await here.load(lambda: None)
+    assert (refused, len(known)) == (11, 2)
+    async with anyio.create_task_group() as group:
+        group.start_soon(here.run)
+        with anyio.fail_after(10):
+            await looked.wait()
+        group.cancel_scope.cancel()
+    assert known.cover(Principal("ben", ALL_ROLES, None, "jwt:not yet", 0))

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import re
+import time
 from base64 import urlsafe_b64decode
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
@@ -13,7 +14,7 @@ import structlog
 
 from kimera_stream.api.auth.api_keys import id_of_token, is_key_id
 from kimera_stream.core.interfaces import Principal, RevocationStore
-from kimera_stream.core.kept import Revocation, RevocationKind
+from kimera_stream.core.kept import FORGIVEN_MS, Revocation, RevocationKind
 from kimera_stream.protocol.errors import UnavailableError
 
 EVERY: Final = 1.0
@@ -53,7 +54,7 @@ def subject_of(token: str) -> tuple[RevocationKind, str, int | None]:
         raise ValueError("expected an API key, the id of one, or a JSON Web Token")
     try:
         expires = msgspec.json.decode(urlsafe_b64decode(found[1] + "=" * (-len(found[1]) % 4)), type=_Claims).exp
-    except (ValueError, msgspec.MsgspecError):
+    except (ValueError, msgspec.MsgspecError, RecursionError):
         expires = None
     known = expires is not None and 0 <= expires < 2**33
     return "jwt", digest_of(token), math.ceil(expires) * 1000 if expires is not None and known else None
@@ -66,14 +67,24 @@ class Revocations:
         self.last = 0
         """The id up to which all were heard of."""
         self._principals: dict[str, int] = {}
-        self._tokens: set[str] = set()
+        self._tokens: dict[str, int | None] = {}
+        """Until when (unix ms) each would be taken; None: for ever."""
+
+    def __len__(self) -> int:
+        return len(self._principals) + len(self._tokens)
 
     def add(self, each: Revocation) -> None:
         """Take one in, in whatever order."""
         if each.kind == "principal":
             self._principals[each.subject] = max(each.revoked_at, self._principals.get(each.subject, 0))
         else:
-            self._tokens.add(f"{each.kind}:{each.subject}")
+            self._tokens[f"{each.kind}:{each.subject}"] = each.expires_at
+
+    def forget(self, before: int) -> None:
+        """Let go of those whose tokens have ended by themselves before that time (unix ms)."""
+        over = [token for token, expires in self._tokens.items() if expires is not None and expires < before]
+        for token in over:
+            del self._tokens[token]
 
     def heard(self, following: Sequence[Revocation]) -> None:
         """Take in those that follow the last one in the order of ids."""
@@ -99,6 +110,7 @@ class Revoking:
         revocations: What is known here.
         look: Looks at whatever else may have changed what tokens count (files of keys); whether it has.
         changed: Called with every change.
+        clock: Unix seconds.
     """
 
     def __init__(
@@ -108,37 +120,42 @@ class Revoking:
         *,
         look: Callable[[], Awaitable[bool]],
         changed: Callable[[], None],
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._known = revocations
         self._look = look
         self._changed = changed
+        self._clock = clock
         self._recheck: Callable[[], None] = lambda: None
+        self._failing = False
 
     async def load(self, recheck: Callable[[], None]) -> None:
-        """Hear of everything; from now on ``recheck`` is called with every change as well.
-
-        Raises:
-            UnavailableError: the vault cannot be read.
-        """
+        """Hear of everything, however long the vault refuses; from now on ``recheck`` is called with every change as well."""
         self._recheck = recheck
-        await self._hear()
+        await self._try_to_hear()
+        while self._failing:
+            await anyio.sleep(EVERY)
+            await self._try_to_hear()
 
     async def run(self) -> None:
         """Listen until cancelled."""
-        failing = False
         while True:
             await anyio.sleep(EVERY)
             if await self._look():
                 self._tell()
-            try:
-                await self._hear()
-            except UnavailableError as error:
-                if not failing:
-                    log.warning("revocations by other nodes cannot be heard of", error=error.message)
-                failing = True
-            else:
-                failing = False
+            await self._try_to_hear()
+            self._known.forget(int(self._clock() * 1000) - FORGIVEN_MS)
+
+    async def _try_to_hear(self) -> None:
+        try:
+            await self._hear()
+        except UnavailableError as error:
+            if not self._failing:
+                log.warning("revocations cannot be heard of", error=error.message)
+            self._failing = True
+        else:
+            self._failing = False
 
     async def revoke(self, kind: RevocationKind, subject: str, *, by: str, expires_at: int | None = None) -> Revocation:
         """Revoke, here at once, and on other nodes when they next look.

@@ -64,7 +64,12 @@ def add_edge(services: Services, settings: Settings) -> None:
         return ConnectionsElsewhere(bus)
 
     def rebalancing(bus: Bus, hub: Hub) -> Rebalancing:
-        return Rebalancing(bus, count=lambda: hub.connections, move=hub.send_away, above=bus_settings.rebalance_above)
+        return Rebalancing(
+            bus,
+            count=lambda: None if hub.ended else hub.connections,
+            move=hub.send_away,
+            above=bus_settings.rebalance_above,
+        )
 
     def hub(vault: SqlVault, registry: CollectorRegistry, elsewhere: ConnectionsElsewhere, resources: Resources) -> Hub:
         made = Hub(vault, settings.stream, metrics=HubMetrics(registry), refresh=vault.refresh, elsewhere=elsewhere)
@@ -207,7 +212,7 @@ def edge_services(parts: Parts, assembled: Assemble) -> tuple[list[ServiceSpec],
             group.start_soon(container.get(Hearing).run, name="following:bus")
 
     async def errands(service: Service) -> None:
-        await assembled(Errands, Scored, WatchList, ConnectionsElsewhere, PresenceEverywhere, Rebalancing)
+        await assembled(Errands, Scored, WatchList, ConnectionsElsewhere, PresenceEverywhere)
         await container.get(Scored).look()
         await container.get(WatchList).load()
         container.get(PresenceEverywhere).begin()
@@ -217,7 +222,6 @@ def edge_services(parts: Parts, assembled: Assemble) -> tuple[list[ServiceSpec],
             group.start_soon(container.get(Errands).run, name="errands:again")
             group.start_soon(container.get(Scored).run, name="errands:scored")
             group.start_soon(keep_watches, container.get(WatchList), name="errands:watches")
-            group.start_soon(container.get(Rebalancing).run, name="errands:balance")
             group.start_soon(container.get(ConnectionsElsewhere).run, name="errands:counts")
 
     async def membership(service: Service) -> None:
@@ -248,6 +252,12 @@ def edge_services(parts: Parts, assembled: Assemble) -> tuple[list[ServiceSpec],
         service.ready()
         await anyio.sleep_forever()
 
+    async def balance(service: Service) -> None:
+        """After the door: no other edge sends connections to one that is not open yet."""
+        await assembled(Rebalancing)
+        service.ready()
+        await container.get(Rebalancing).run()
+
     async def stats(service: Service) -> None:
         await assembled(NodeStats)
         service.ready()
@@ -259,6 +269,7 @@ def edge_services(parts: Parts, assembled: Assemble) -> tuple[list[ServiceSpec],
         ServiceSpec("following", following, after=("hub", "bus"), backoff=PATIENT),
         ServiceSpec("errands", errands, after=("hub", "bus", "store"), backoff=PATIENT),
         ServiceSpec("door", door, after=("revoking", "following", "errands")),
+        ServiceSpec("balance", balance, after=("door",), backoff=PATIENT),
         ServiceSpec("stats", stats, after=("door",)),
     ]
     if settings.role == "edge":

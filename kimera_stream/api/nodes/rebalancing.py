@@ -40,12 +40,12 @@ class Rebalancing:
     """Tells the other edges how many connections this one has, and sends some away where it has too many.
 
     Args:
-        count: Connections here.
+        count: Connections here; None: this edge takes none any more, so it is nowhere to send any.
         move: Closes so many of them.
         above: See ``to_send_away``.
     """
 
-    def __init__(self, bus: Bus, *, count: Callable[[], int], move: Callable[[int], None], above: float) -> None:
+    def __init__(self, bus: Bus, *, count: Callable[[], int | None], move: Callable[[int], None], above: float) -> None:
         self._bus = bus
         self._count = count
         self._move = move
@@ -55,8 +55,8 @@ class Rebalancing:
         """Until cancelled."""
         while True:
             here = self._count()
-            self._bus.share(SPACE, TOTAL, _encode(here))
-            if self._above:
+            self._bus.share(SPACE, TOTAL, None if here is None else _encode(here))
+            if self._above and here is not None:
                 try:
                     shared = await self._bus.gather(SPACE, TOTAL)
                 except UnavailableError:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import bindparam, delete, func, select, update
 
 from kimera_stream.core.interfaces import IdempotencyRecord, Vector
-from kimera_stream.core.kept import Revocation, RevocationKind, UsageRecord
+from kimera_stream.core.kept import FORGIVEN_MS, Revocation, RevocationKind, UsageRecord
 from kimera_stream.core.vault import rows, schema
 from kimera_stream.infrastructure.database import Insert, Query, QueryIn, Transaction
 from kimera_stream.infrastructure.database.statements import among
@@ -220,13 +220,11 @@ _REPLACED = Query(
     )
 )
 _REVOCATIONS = Query(
-    select(revocation.c.id, revocation.c.kind, revocation.c.subject, revocation.c.revoked_at)
+    select(revocation.c.id, revocation.c.kind, revocation.c.subject, revocation.c.revoked_at, revocation.c.expires_at)
     .where(revocation.c.id > bindparam("after"))
     .order_by(revocation.c.id)
     .limit(bindparam("limit"))
 )
-_LEEWAY_MS = 600_000
-"""Above what any node forgives the clock of a token's issuer."""
 
 
 def revoke(
@@ -238,7 +236,7 @@ def revoke(
         None, with nothing written, where ``most`` others are kept already.
     """
     tx.value(_LOCK)
-    tx.run(_OVER, before=now - _LEEWAY_MS)
+    tx.run(_OVER, before=now - FORGIVEN_MS)
     if int(tx.value(_COUNT_REVOCATIONS)) >= most and tx.row(_ABOUT, kind=kind, subject=subject) is None:
         return None
     tx.insert(_SAVE_REVOCATION, [(kind, subject, now, expires_at)])
@@ -246,7 +244,7 @@ def revoke(
     assert row is not None
     tx.run(_REPLACED, kind=kind, subject=subject, newest=row[0])
     tx.insert(_SAVE_AUDIT, [(now, by, f"revoke:{kind}", subject)])
-    return Revocation(row[0], kind, subject, row[1])
+    return Revocation(row[0], kind, subject, row[1], expires_at)
 
 
 def revocations_after(tx: Transaction, after: int, limit: int) -> list[Revocation]:

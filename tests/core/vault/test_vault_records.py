@@ -220,7 +220,9 @@ async def test_a_later_word_on_the_same_tokens_takes_the_place_of_an_earlier_one
 
 async def test_revocations_are_bounded_and_go_with_the_tokens(vault, clock, monkeypatch):
     monkeypatch.setattr(vault_module, "MOST_REVOCATIONS", 2)
-    await vault.revoke("jwt", "short", by="root", expires_at=clock.now)
+    short = await vault.revoke("jwt", "short", by="root", expires_at=clock.now)
+    assert short.expires_at == clock.now
+    assert await vault.revocations(after=0, limit=9) == [short]
     await vault.revoke("principal", "ann", by="root")
     with pytest.raises(LimitExceededError, match="revoke whole principals"):
         await vault.revoke("principal", "ben", by="root")
