@@ -120,7 +120,8 @@ class Following:
             page = await self._log.read(None, after=self.position, limit=PAGE, until=head)
             fresh = [entry for entry in page.entries if entry.offset > self.position]  # others were told meanwhile
             self.read += len(fresh)
-            self.position = max(self.position, fresh[-1].offset if fresh else head)
+            reached = fresh[-1].offset if fresh else page.scanned if page.more else head
+            self.position = max(self.position, reached)
             if fresh:
                 self._sink(fresh)
             self._early = {offset: entry for offset, entry in self._early.items() if offset > self.position}

@@ -111,6 +111,24 @@ async def test_what_is_not_told_is_read() -> None:
     assert made.read == 2_344 + 1 - made.told
 
 
+async def test_a_page_that_was_told_while_it_was_read_is_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    log, heard = Log(), Heard()
+    log.committed = 2_500
+    reading = log.read
+
+    async def telling(channel: Any, *, after: int, **how: Any) -> LogPage:
+        page = await reading(channel, after=after, **how)
+        if not after:
+            made.heard(page.entries)
+        return page
+
+    monkeypatch.setattr(log, "read", telling)
+    async with following(log, heard) as made:
+        made.lost()
+        await heard.until(lambda: made.position >= 2_500)
+    assert heard.offsets == list(range(1, 2_501))
+
+
 @pytest.mark.parametrize("word", ["nothing", "lost"])
 async def test_a_silent_bus_costs_a_poll_and_nothing_else(word: str) -> None:
     log, heard = Log(), Heard()
