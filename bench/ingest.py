@@ -5,6 +5,7 @@ A real server in a process of its own, its last line one JSON object:
 - start to ready on an empty store, files warm, with the hashing encoder and with encoder and verifier;
 - NDJSON over one HTTP connection into the log, per second, verified and not, and how resident memory grows meanwhile;
 - from publishing a statement to its contradiction on a WebSocket while nothing else goes on, with ``--geoids`` stored;
+- with ``--store``: the same on copies of a prepared data directory, which ``--keep`` makes;
 - the encoder alone beside sentence-transformers in float32 on the same threads, in alternating rounds.
 """
 
@@ -12,6 +13,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -50,6 +52,26 @@ class Running:
         """Resident memory, MB."""
         pages = int(Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii").split()[1])
         return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
+
+    @property
+    def processor_s(self) -> float:
+        """Seconds of processors that it has used."""
+        used = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[11:13]
+        return sum(map(int, used)) / os.sysconf("SC_CLK_TCK")
+
+    @property
+    def geoids(self) -> int:
+        """Statements stored."""
+        return int(httpx.get(f"{self.address}/v1/stats", timeout=60).json()["geoids"])
+
+
+@contextlib.contextmanager
+def copied(store: Path | None) -> Iterator[str]:
+    """A folder with a copy of a data directory, or an empty one, until the end of the block."""
+    with tempfile.TemporaryDirectory() as folder:
+        if store is not None:
+            shutil.copytree(store, folder, dirs_exist_ok=True)
+        yield folder
 
 
 @contextlib.contextmanager
@@ -93,8 +115,10 @@ def ingest(running: Running, texts: list[str], parts: int = 4) -> dict[str, Any]
     """Statements a second through one connection; resident memory after each of ``parts``."""
     results: list[dict[str, Any]] = []
     memory = [running.resident_mb]
+    stored, used = running.geoids, running.processor_s
+    rates: list[float] = []
     took = 0.0
-    size = -(-len(texts) // parts)
+    size = max(1, -(-len(texts) // parts))
     with httpx.Client(timeout=3600) as client:
         for start in range(0, len(texts), size):
             body = b"".join(json.dumps({"text": text}).encode() + b"\n" for text in texts[start : start + size])
@@ -102,16 +126,22 @@ def ingest(running: Running, texts: list[str], parts: int = 4) -> dict[str, Any]
             answer = client.post(
                 f"{running.address}/v1/geoids", content=body, headers={"Content-Type": "application/x-ndjson"}
             )
-            took += time.perf_counter() - began
+            seconds = time.perf_counter() - began
+            took += seconds
             answer.raise_for_status()
-            results += [json.loads(line) for line in answer.text.splitlines()]
+            lines = [json.loads(line) for line in answer.text.splitlines()]
+            rates.append(round(sum("geoid" in each for each in lines) / seconds, 1))
+            results += lines
             memory.append(running.resident_mb)
     accepted = [each for each in results if "geoid" in each]
     found = [each for result in accepted for each in result["contradictions"]]
     return {
+        "stored_before": stored,
         "statements": len(texts),
         "committed": len(accepted),
         "per_second": round(len(accepted) / took, 1),
+        "per_second_by_part": rates,
+        "per_processor_second": round(len(accepted) / (running.processor_s - used), 1),
         "contradictions": len(found),
         "provisional": sum(bool(each.get("provisional")) for each in found),
         "resident_mb": memory,
@@ -194,31 +224,37 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="only the one JSON line")
     parser.add_argument("--statements", type=int, default=2000, help="ingested in each mode")
     parser.add_argument("--geoids", type=int, default=100_000, help="stored before latency is measured")
+    parser.add_argument(
+        "--store", type=Path, help="data directory that copies are made of; it holds the first of --data's statements"
+    )
+    parser.add_argument("--keep", type=Path, help="where the data directory with --geoids statements goes")
     parser.add_argument("--rounds", type=int, default=200, help="publishes that latency is measured on")
     parser.add_argument("--starts", type=int, default=3, help="starts that are timed; 0: none")
     parser.add_argument("--modes", nargs="*", choices=list(MODES), default=list(MODES))
     parser.add_argument("--no-encoder", action="store_true", help="leave out sentence-transformers")
     arguments = parser.parse_args()
-    wanted = max(arguments.statements, arguments.geoids)
     texts = list(dict.fromkeys(
         row[side]
         for name in SOURCES
         for row in rows(arguments.data / f"{name}.jsonl.gz")
         for side in ("premise", "hypothesis")
-    ))[:wanted]  # fmt: skip
+    ))  # fmt: skip
     result: dict[str, Any] = {"processors": os.cpu_count(), "load_at_start": os.getloadavg()[0]}
     if arguments.starts:
         result["start_to_ready_s"] = starts(arguments.starts)
     for mode in arguments.modes:
-        with server(MODES[mode]) as running:
-            result[mode] = ingest(running, texts[: arguments.statements])
+        with copied(arguments.store) as folder, server(MODES[mode], folder) as running:
+            unsaid = texts[running.geoids :] if arguments.store else texts
+            result[mode] = ingest(running, unsaid[: arguments.statements])
     if arguments.geoids:
-        with tempfile.TemporaryDirectory() as folder:
+        with copied(arguments.store) as folder:
             with server(MODES["minilm_rules"], folder) as running:
-                stored = ingest(running, texts[: arguments.geoids])
+                result["filled"] = ingest(running, texts[running.geoids : arguments.geoids])
+            if arguments.keep:
+                shutil.copytree(folder, arguments.keep)
             with server(MODES["minilm_verified"], folder) as running:
                 result["latency"] = {
-                    "geoids": stored["committed"],
+                    "geoids": running.geoids,
                     "restart_to_ready_s": running.ready_s,
                     **anyio.run(latency, running.address, arguments.rounds),
                 }

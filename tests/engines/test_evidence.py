@@ -1,13 +1,15 @@
 """What the rules see in two texts."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kimera_stream.engines.evidence import Evidence, Rules, packaged_rules
 from kimera_stream.engines.evidence.lexicon import ANTONYMS, stem
-from kimera_stream.engines.evidence.quantities import quantities
-from kimera_stream.engines.evidence.reading import read
+from kimera_stream.engines.evidence.quantities import quantities, words_of
+from kimera_stream.engines.evidence.reading import CUES, read
 
 BALANCED = 0.65
 
@@ -105,3 +107,51 @@ def test_any_text_is_read_without_failing(a: str, b: str) -> None:
 def test_rules_fitted_for_other_features_are_refused() -> None:
     with pytest.raises(ValueError, match="other features"):
         Rules({"features": ["cosine"]})
+
+
+def forms(cue: str) -> set[str]:
+    """Words that its pattern speaks of: "hopes?" gives hope and hopes, "reported(?:ly)?" reportedly as well."""
+    words = re.findall("[a-z]{2,}", CUES[cue].pattern.pattern)
+    return {form for word in words for form in (word, word[:-1], word + "s", word + "ed", word + "ly")}
+
+
+CUE_WORDS = sorted({form for cue in CUES for form in forms(cue)})
+SAID = st.lists(
+    st.one_of(
+        st.sampled_from(CUE_WORDS),
+        st.sampled_from(
+            ["only", "doubt", "to", "of", "the", "of the end", "this", "week", "Monday", "3 May", "May", "is broken", "then", "that"]
+        ),
+        st.sampled_from(["'t", "not", "Not only", "in case", "ex-wife", "update:", "Actually,", "?", "ſure", "İf", "years ago", ", "]),
+    ),
+    max_size=8,
+).map(" ".join)  # fmt: skip
+
+
+@pytest.mark.parametrize("cue", CUES)
+@pytest.mark.parametrize(
+    "around",
+    ["{}", "it is broken {}", "{} to the end", "in {} of it", "not {} than", "no {}", "{} week", "{} now", "{} that"],
+)
+def test_each_word_of_a_cue_is_known_to_it(cue: str, around: str) -> None:
+    for form in forms(cue):
+        text = around.format(form)
+        assert CUES[cue].heard(text, words_of(text)) == CUES[cue].heard(text, None), text
+
+
+@given(SAID)
+def test_a_cue_is_looked_for_wherever_it_may_be(text: str) -> None:
+    words = words_of(text)
+    for name, cue in CUES.items():
+        assert cue.heard(text, words) == cue.heard(text, None), name
+
+
+@given(
+    st.lists(
+        st.sampled_from([*CUE_WORDS, "ten", "tenant", "noon", "Monday", "one", "May", "third", "x1", "7"]), max_size=6
+    )
+)
+def test_no_quantity_is_passed_over(words: list[str]) -> None:
+    text = " ".join(words)
+    unread = quantities(text + " é")  # whose words are not known, so that it is read in full
+    assert quantities(text + " .") == (*unread[:2], unread[2].removesuffix("é") + ".")

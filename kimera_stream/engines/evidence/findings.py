@@ -118,8 +118,8 @@ def _opposites(
     table, groups, values = ANTONYMS, COHORTS, found.features
     explained_a: set[str] = set()
     explained_b: set[str] = set()
-    for word in sorted(only_a):
-        for other in sorted(table.get(word, frozenset()) & only_b):
+    for word in sorted(each for each in only_a if each in table):
+        for other in sorted(table[word] & only_b):
             explained_a.add(word)
             explained_b.add(other)
             if a.words[word] == b.words[other]:
@@ -127,12 +127,10 @@ def _opposites(
                 found.clashes.append(("opposites", a.written.get(word, word), b.written.get(other, other)))
             else:
                 values["antonym_agree"] += 1
-    for word in sorted(only_a - explained_a):
-        mine = groups.get(word)
-        if not mine:
-            continue
-        for other in sorted(only_b - explained_b):
-            common = mine & groups.get(other, frozenset())
+    members = sorted(each for each in only_b - explained_b if each in groups)
+    for word in sorted(each for each in only_a - explained_a if each in groups) if members else ():
+        for other in members:
+            common = groups[word] & groups[other]
             if common and a.words[word] == b.words[other] == 1:
                 values["cohort_clash"] += 1
                 found.clashes.append((min(common), a.written.get(word, word), b.written.get(other, other)))
@@ -143,6 +141,8 @@ def _opposites(
 
 
 def _numbers(a: Reading, b: Reading, found: Findings) -> None:
+    if not a.quantities and not b.quantities:
+        return  # as most pairs
     values = found.features
     clashes: list[tuple[Quantity, Quantity]] = []
     agree = 0
@@ -191,6 +191,8 @@ def _names(a: Reading, b: Reading, found: Findings) -> None:
         found.differences.append(f"{min(a.ids)} and {min(b.ids)} are different things")
     elif (a.ids - b.ids) and (b.ids - a.ids):
         values["id_differ"] = 0.5
+    if not a.names and not b.names:
+        return
     lower_a = a.names | {written.lower() for written in a.written.values()}
     lower_b = b.names | {written.lower() for written in b.written.values()}
     only_a, only_b = a.names - lower_b, b.names - lower_a
@@ -226,18 +228,18 @@ def _mood(a: Reading, b: Reading, found: Findings) -> None:
 
 def _roles(a: Reading, b: Reading, shared: set[str], found: Findings) -> None:
     """The same participants the other way round ("Ann hired Bob" and "Bob hired Ann"), unless voice explains it."""
-    if len(shared) < 3:
+    if len(shared) < 3 or found.features["contained"] < 0.75:
         return
     order_a = [word for word in dict.fromkeys(a.order) if word in shared]
     order_b = [word for word in dict.fromkeys(b.order) if word in shared]
     place = {word: position for position, word in enumerate(order_b)}
     swapped = order_a[0] == order_b[-1] or order_a[-1] == order_b[0]
-    inversions = sum(place[one] > place[other] for i, one in enumerate(order_a) for other in order_a[i + 1 :])
-    pairs = len(order_a) * (len(order_a) - 1) / 2
     values = found.features
-    if swapped and a.passive == b.passive and values["contained"] >= 0.75:
+    if swapped and a.passive == b.passive:
+        inversions = sum(place[one] > place[other] for i, one in enumerate(order_a) for other in order_a[i + 1 :])
+        pairs = len(order_a) * (len(order_a) - 1) / 2
         values["roles_swapped"] = inversions / pairs
         if values["roles_swapped"] >= 0.5:
             first, last = a.written.get(order_a[0], order_a[0]), a.written.get(order_a[-1], order_a[-1])
             found.clashes.append(("roles", f"{first} ... {last}", f"{last} ... {first}"))
-    values["relation_swapped"] = float(a.relations != b.relations and values["contained"] >= 0.75)
+    values["relation_swapped"] = float(a.relations != b.relations)

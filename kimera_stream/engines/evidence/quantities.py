@@ -40,6 +40,12 @@ class Quantity:
         return self.low <= other.high + reach and other.low <= self.high + reach
 
 
+DIGIT = re.compile(r"\d")
+_RUN = re.compile(r"\w+")
+_NAMED = frozenset({"noon", "midnight", "midday", *ORDINALS, *WEEKDAYS, *MONTHS})
+_SPOKEN = (*NUMBER_WORDS, "hundred", "thousand", "million", "billion")
+_SPOKEN_STARTS = frozenset(word[:4] for word in _SPOKEN)
+_SHORT_STARTS = frozenset(word for word in _SPOKEN if len(word) == 3)
 _CALENDAR = frozenset({"clock", "date", "weekday", "year", "month"})
 
 _CLOCK = re.compile(
@@ -93,12 +99,27 @@ def quantities(text: str) -> tuple[list[Quantity], list[str], str]:
         The quantities; numbers used as names ("flight 612" gives "flight 612"); and ``text`` with all of them blanked,
         character for character, so that what remains can be read as words.
     """
+    words = words_of(text)
+    if words is not None and not DIGIT.search(text) and not _counted(words):
+        return [], [], text  # as most texts
     reader = _Reader(text)
     reader.dates()
     reader.clocks()
     reader.numbers()
     reader.words()
     return reader.found, reader.names, "".join(reader.rest)
+
+
+def words_of(text: str) -> frozenset[str] | None:
+    """The words of a text in small letters; None where other letters than ASCII are there, whose capitals are another matter."""
+    return frozenset(_RUN.findall(text.lower())) if text.isascii() else None
+
+
+def _counted(words: frozenset[str]) -> bool:
+    """Whether one of the words names a number or a moment, or begins as if it did ("tenant")."""
+    return not _NAMED.isdisjoint(words) or any(
+        word[:4] in _SPOKEN_STARTS or word[:3] in _SHORT_STARTS for word in words
+    )
 
 
 class _Reader:

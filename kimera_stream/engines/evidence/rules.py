@@ -62,7 +62,7 @@ class Rules:
             findings.features["cosine"] = cosine
         if not found:
             return []
-        raw = np.array([[each.features[name] for name in FEATURES] for each in found], dtype=np.float32)
+        raw = np.array([list(each.features.values()) for each in found], dtype=np.float32)
         hidden = np.maximum(0, ((raw - self._mean) / self._scale) @ self._hidden + self._hidden_bias)
         probabilities = 1 / (1 + np.exp(-(hidden @ self._out + self._out_bias)))
         return [_evidence(each, float(value)) for each, value in zip(found, probabilities, strict=True)]
