@@ -25,13 +25,15 @@ from kimera_stream.api.http.publishing import (
     published_answer,
 )
 from kimera_stream.protocol.channels import is_id
-from kimera_stream.protocol.errors import BadRequestError, NotFoundError, OperationalError
+from kimera_stream.protocol.errors import BadRequestError, NotFoundError, OperationalError, TooLargeError
 from kimera_stream.protocol.messages import Encoding
 from kimera_stream.protocol.objects import Contradiction, ContradictionState, Geoid, GeoidBody
 
 After = Annotated[int, Meta(ge=0, le=2**63 - 1, description="Offset after which the page begins: `next` of the last.")]
 Limit = Annotated[int, Meta(ge=1, le=1000, description="Items in the page at most.")]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
+MOST_AT_ONCE: Final = 10_000
+"""Statements in one array."""
 _ARRAY_BYTES: Final = frozenset({*range(0x90, 0xA0), 0xDC, 0xDD})
 """First bytes of a MessagePack array."""
 
@@ -110,6 +112,8 @@ async def _publish_several(call: Call, data: bytes, encoding: Encoding) -> ASGIA
         answers.append(result)
 
     items = decode(data, list[msgspec.Raw], encoding)
+    if len(items) > MOST_AT_ONCE:  # every answer is kept until the last one is there
+        raise TooLargeError(f"body: expected at most {MOST_AT_ONCE} statements; send more as {NDJSON}", field="body")
     async with OrderedPublisher(call.open_services.knowledge, call.principal, emit) as publisher:
         for index, raw in enumerate(items):
             try:
@@ -229,7 +233,7 @@ OPERATIONS: Final = (
         summary="Publish one statement, several, or a stream of them",
         description=(
             "An answer means: committed to durable storage, scored, in the log at `offset`. An object is one statement, an array "
-            "several that are worked on together, each answered in order with its result or its problem. NDJSON is a stream: one "
+            f"several ({MOST_AT_ONCE} at most) that are worked on together, each answered in order with its result or its problem. NDJSON is a stream: one "
             "answer line per line that is not blank, in order, as they commit, with the number of its `line`. At most 256 lines "
             "are under way; a client has to read answers while it writes. Where statements come several at a time, one may also "
             "be `{geoid, key, priority}`. A given `id` that exists is an update."

@@ -7,6 +7,7 @@ while it writes once its answers fill the outflow (``KIMERA_API__MAX_BODY_BYTES`
 ``KIMERA_STREAM__OUTBOX_AGE`` seconds is given up.
 """
 
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -174,11 +175,18 @@ class NdjsonExchange:
                 if stopping.is_set():
                     await self._say_stopping(publisher, line.number)
                     return
-                if not self._door.authenticator.holds(self._principal):
-                    words = f"line {line.number}: the token has been revoked"
+                if (over := self._token_is_over()) is not None:
+                    words = f"line {line.number}: the token has {over}; send again from this line on with another"
                     await publisher.refuse(UnauthorizedError(words, field="token"), line=line.number)
                     return
                 await self._submit(publisher, line)
+
+    def _token_is_over(self) -> str | None:
+        """Why what let the stream in does not count any more; None: it does."""
+        expires = self._principal.expires
+        if expires is not None and time.time() >= expires:
+            return "expired"
+        return None if self._door.authenticator.holds(self._principal) else "been revoked"
 
     async def _say_stopping(self, publisher: OrderedPublisher, number: int) -> None:
         words = f"line {number}: the server is stopping; send again from this line on"

@@ -32,6 +32,7 @@ HEADERS: Final = [
 RECONNECT_MS: Final = 1000
 HEARTBEAT: Final = b": heartbeat\n\n"
 MAX_OFFSET: Final = 2**63 - 1
+MAX_DIGITS: Final = 19
 
 
 class SubscribedEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +52,8 @@ def parse_position(text: str, field: str) -> Position:
         BadPositionError: it is not one.
     """
     epoch, colon, offset = text.strip().rpartition(":")
-    if not colon or not epoch or not (offset.isascii() and offset.isdecimal()) or int(offset[:20]) > MAX_OFFSET:
+    number = offset.isascii() and offset.isdecimal() and len(offset) <= MAX_DIGITS
+    if not colon or not epoch or not number or int(offset) > MAX_OFFSET:
         raise BadPositionError(f"{field}: expected EPOCH:OFFSET, got {text[:80]!r}", field=field)
     return Position(epoch, int(offset))
 

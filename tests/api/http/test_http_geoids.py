@@ -4,6 +4,8 @@ import anyio
 import msgspec
 import pytest
 
+from kimera_stream.api.http import geoids
+
 pytestmark = pytest.mark.anyio
 
 PROBLEM = "application/problem+json"
@@ -161,6 +163,17 @@ async def test_several_statements_are_worked_on_together_and_answered_in_order(w
     assert [each["geoid"]["text"] for each in (first, keyed, last)] == ["a", "b", "c"]
     assert (refused["code"], refused["field"]) == ("bad_request", "[1].colour")
     assert [(call["key"], call["priority"]) for call in world.knowledge.calls] == [(None, 5), ("k", 7), (None, 5)]
+
+
+async def test_no_more_statements_are_taken_at_once_than_answers_can_be_kept(world, monkeypatch):
+    monkeypatch.setattr(geoids, "MOST_AT_ONCE", 3)
+    async with world.client() as http:
+        taken = await http.post("/v1/geoids", json=[{"text": "a"}] * 3)
+        refused = await http.post("/v1/geoids", json=[{"text": "a"}] * 4)
+    assert (taken.status_code, len(taken.json())) == (200, 3)
+    assert (refused.status_code, refused.json()["code"]) == (413, "too_large")
+    assert "at most 3 statements; send more as application/x-ndjson" in refused.json()["detail"]
+    assert len(world.knowledge.calls) == 3, "nothing of it is published"
 
 
 async def test_several_statements_as_messagepack(world):

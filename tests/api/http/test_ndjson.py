@@ -1,8 +1,10 @@
 """Statements as a stream of lines."""
 
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -11,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kimera_stream.api.http import ndjson
 from kimera_stream.api.http.ndjson import Line, LineSplitter
 from kimera_stream.protocol.errors import InternalError, OverloadedError
 
@@ -93,6 +96,26 @@ async def test_one_answer_per_line_in_order(world):
     assert "truncated" in problems[9]["detail"]
     assert world.metric("kimera_http_lines_total", outcome="published") == 2
     assert world.metric("kimera_http_lines_total", outcome="bad_request") == 6
+
+
+@pytest.mark.anyio
+async def test_lines_that_come_after_the_tokens_end_are_refused(world, monkeypatch):
+    ends = int(time.time()) + 100
+
+    async def lines():
+        yield b'{"text": "in time"}\n'
+        while not world.knowledge.calls:
+            await anyio.lowlevel.checkpoint()
+        monkeypatch.setattr(ndjson, "time", SimpleNamespace(time=lambda: ends))
+        yield b'{"text": "too late"}\n{"text": "later still"}\n'
+
+    headers = {**HEADERS, "authorization": f"Bearer ann/publish@{ends}"}
+    async with world.client() as http:
+        answer = await http.post("/v1/geoids", content=lines(), headers=headers)
+    first, second = [json.loads(line) for line in answer.text.splitlines()]
+    assert first["geoid"]["text"] == "in time"
+    assert (second["code"], second["line"]) == ("unauthorized", 2)
+    assert "line 2: the token has expired; send again from this line on" in second["detail"]
 
 
 @pytest.mark.anyio

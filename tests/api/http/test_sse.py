@@ -139,6 +139,7 @@ async def test_a_latest_channel_gives_its_newest_value(world):
         ({"channel": "geoids", "since": "E1"}, "bad_position", "since"),
         ({"channel": "geoids", "since": "E1:x"}, "bad_position", "since"),
         ({"channel": "geoids", "since": "E1:" + "9" * 40}, "bad_position", "since"),
+        ({"channel": "geoids", "since": "E1:" + "0" * 5_000}, "bad_position", "since"),
         ({"channel": "geoids", "since": "E1:5"}, "bad_position", "since.offset"),
         ({"channel": "geoids", "filter": "{"}, "bad_filter", "filter"),
         ({"channel": "geoids", "filter": '{"field": "a", "op": "no", "value": 1}'}, "bad_filter", "filter.op"),
