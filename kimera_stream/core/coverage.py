@@ -156,6 +156,9 @@ class ClusterVault(VaultService, Protocol):
             UnavailableError: as for ``commit``.
         """
 
+    async def saying(self, texts: Sequence[str], *, limit: int) -> dict[str, list[str]]:
+        """By text, ids of the newest geoids that say exactly that, ``limit`` of each at most."""
+
     def scan_slices(self, numbers: Sequence[int], *, slices: int, batch: int) -> AsyncIterator[list[StoredGeoid]]:
         """Every live geoid of some slices in offset order; one that is updated meanwhile comes again."""
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from kimera_stream import kernels
 from kimera_stream.core.geoid import new_id
-from kimera_stream.core.interfaces import ContradictionEngine, StoredGeoid, VaultService, Vector
+from kimera_stream.core.interfaces import ContradictionEngine, Judgement, StoredGeoid, VaultService, Vector
 from kimera_stream.kernels import Queries, Segment, Weights, bitmap
 from kimera_stream.protocol.errors import BadRequestError, LimitExceededError, NotFoundError
 from kimera_stream.protocol.filters import Filter, compile_filter
@@ -206,6 +206,23 @@ class WatchRegistry:
                     )
                     results.append((standing.watch.id, match))
         return results
+
+    def text_of(self, watch_id: str, name: str) -> str | None:
+        """What a watch says; None: nothing, or there is no such watch."""
+        standing = self._standing.get((self._owners.get(watch_id, ""), name))
+        return None if standing is None else standing.watch.text
+
+    async def contradicted(
+        self, fresh: StoredGeoid, others: Sequence[StoredGeoid]
+    ) -> list[tuple[StoredGeoid, Judgement]]:
+        """Those of ``others``, which say the same as a watch that ``fresh`` contradicts, that it contradicts as well."""
+        pairs = [(other, fresh) for other in others if self._engine.comparable(other, fresh)]
+        verdicts = await self._engine.judge_pairs(pairs) if pairs else []
+        return [
+            (older, verdict)
+            for (older, _), verdict in zip(pairs, verdicts, strict=True)
+            if verdict.score >= self._engine.threshold
+        ]
 
     def _asked(self, dimension: int) -> "_Rows":
         """The watches that have a vector, in ``_order``."""

@@ -150,6 +150,26 @@ async def _no_watches(http: Any) -> bool:
     return (await http.get("/v1/watches")).json()["items"] == []
 
 
+async def test_the_match_of_a_watch_names_the_contradiction(edges: Edges) -> None:
+    north, south = edges
+    text, against = "The crane of pier seven works.", "The crane of pier seven does not work."
+    async with peer(north) as owner, peer(south) as speaker:
+        made = await owner.done("watch", watch="crane", text=text, kinds=["contradicts"])
+        await owner.done("subscribe", channel=made["channel"])
+        await owner.done("subscribe", channel="contradictions")
+        stored = await speaker.publish(text=text)
+        for number in range(3):  # whichever engine commits it
+            said = await speaker.publish(text=against, session_id=f"crane-{number}")
+            match = (await owner.wait_events(made["channel"], number + 1))[-1]["data"]
+            assert (match["kind"], match["geoid"]["id"]) == ("contradicts", said["geoid"]["id"])
+            clash = match["contradiction"]
+            assert (clash["a"], clash["b"]) == (stored["geoid"]["id"], said["geoid"]["id"])
+            assert clash in said["contradictions"]
+        told = [event["data"] for event in await owner.wait_events("contradictions", 3)]
+        assert pairs(told) == {frozenset((clash["a"], clash["b"])) for clash in told}
+        assert len(pairs(told)) == len(told), "each pair once"
+
+
 async def test_cursors_and_presence_are_everywhere(edges: Edges) -> None:
     north, south = edges
     async with peer(north) as one, peer(south) as other:

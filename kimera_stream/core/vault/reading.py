@@ -85,6 +85,19 @@ def stored_geoids(tx: Transaction, ids: Sequence[str]) -> dict[str, StoredGeoid]
     return {id_: rows.stored_geoid_of(row, semantic_states, symbolic_states) for id_, row in found.items()}
 
 
+_SAYING = Query(
+    select(geoid.c.id)
+    .where(geoid.c.text == bindparam("said"))
+    .order_by(geoid.c.offset.desc())
+    .limit(bindparam("limit"))
+)
+
+
+def saying(tx: Transaction, texts: Sequence[str], limit: int) -> dict[str, list[str]]:
+    """By text, the ids of the newest geoids that say it. PostgreSQL has an index for it, SQLite looks at all."""
+    return {text: [row[0] for row in tx.rows(_SAYING, said=text, limit=limit)] for text in texts}
+
+
 def groups_after(tx: Transaction, within: str, after: int, limit: int) -> tuple[list[tuple[str, str | None]], int]:
     """The next geoids in offset order, each with its group (see ``core.groups``), and the offset of the last one."""
     found = tx.rows(_GROUPS[within], after=after, limit=limit)

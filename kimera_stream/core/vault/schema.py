@@ -89,6 +89,8 @@ geoid = Table(
     Index(None, "offset"),
 )
 """``stated``: offset of the entry that last changed what it states; 0: that of its version."""
+Index("ix_geoid_text", geoid.c.text, postgresql_using="hash").ddl_if(dialect="postgresql")
+"""Who says the same as a watch is asked where several nodes write. A hash, for a text may be longer than a tree's entry."""
 for _column in (geoid.c.session_id, geoid.c.agent_id):
     Index(
         None,

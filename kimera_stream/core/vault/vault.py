@@ -294,6 +294,10 @@ class SqlVault:
             return {}
         return await self._database.read(partial(reading.stored_geoids, ids=list(ids)))
 
+    async def saying(self, texts: Sequence[str], *, limit: int) -> dict[str, list[str]]:
+        """By text, ids of the newest geoids that say exactly that, ``limit`` of each at most."""
+        return await self._database.read(partial(reading.saying, texts=list(texts), limit=limit))
+
     async def list_geoids(
         self, *, after: int, limit: int, session_id: str | None = None, agent_id: str | None = None
     ) -> Page[Geoid]:

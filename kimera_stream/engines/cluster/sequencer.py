@@ -3,8 +3,8 @@
     prepared group -> segments -> read and match (awaits) -> vault.transact(write) -> cache, sink -> answers
                                                                   under the lock: lease, records, versions, offsets
 
-It compares nothing: what a statement contradicts is found by the scorers, which read the log. So waiting for the lock costs no
-work, and what has to be done again (somebody else changed the same geoid, or a watch) is cheap.
+It compares nothing, but with watches, and with what says the same as a watch that a statement contradicts (``naming``): what else
+it contradicts is found by the scorers, which read the log. So waiting for the lock costs no work, and what has to be done again (somebody else changed the same geoid, or a watch) is cheap.
 """
 
 import time
@@ -19,8 +19,16 @@ import structlog
 
 from kimera_stream.core.coverage import ClusterVault, LockedLog
 from kimera_stream.core.geoid_cache import GeoidCache
-from kimera_stream.core.interfaces import EventSink, IdempotencyRecord, IndexService, PublishResult, WriteBatch
+from kimera_stream.core.interfaces import (
+    EventSink,
+    IdempotencyRecord,
+    IndexService,
+    PublishResult,
+    StoredGeoid,
+    WriteBatch,
+)
 from kimera_stream.core.vault.errors import LeaseLostError
+from kimera_stream.engines.cluster.naming import Matched, Naming, known_pairs, outdated_hits, write_matches
 from kimera_stream.engines.metrics import PipelineMetrics
 from kimera_stream.engines.planning import Planner
 from kimera_stream.engines.publishing import Item, read_items
@@ -31,7 +39,7 @@ from kimera_stream.engines.watches import WatchRegistry
 from kimera_stream.engines.work import DeleteWork, PublishWork, RequestId, RereadWork, ResolveWork, Work
 from kimera_stream.protocol.errors import BadRequestError, OperationalError, UnavailableError
 from kimera_stream.protocol.messages import Published
-from kimera_stream.protocol.objects import Scar, WatchMatch
+from kimera_stream.protocol.objects import Scar
 
 log = structlog.get_logger(__name__)
 
@@ -67,7 +75,7 @@ class _Prepared:
 
     now: int
     watch_generation: int
-    items: list[tuple[Item, list[tuple[str, WatchMatch]]]] = field(default_factory=list)
+    items: list[Matched] = field(default_factory=list)
     refused: list[tuple[Work, OperationalError]] = field(default_factory=list)
 
 
@@ -115,6 +123,7 @@ class ClusterSequencer:
         self._clock = clock
         self._watch_generation = -1
         self._faults = Faults("prepare", metrics.fault)
+        self._naming = Naming(vault, cache, watches)
 
     async def catch_up(self) -> int:
         """Nothing to do: the entries of a commit whose end nobody heard are announced by the leader, and read by everyone."""
@@ -216,7 +225,8 @@ class ClusterSequencer:
             prepared.refused += [(work, error) for work, error in refused if isinstance(error, OperationalError)]
             for item in items:
                 matches = await self._watches.matches(item.stored, ()) if item.changed else []
-                prepared.items.append((item, matches))
+                prepared.items.append(Matched(item, matches))
+            await self._naming.look(prepared.items)
         return prepared
 
     async def _watches_now(self) -> int:
@@ -324,13 +334,16 @@ class _Attempt:
             self._owner.forget_watches()
             raise _OutdatedError
         self.outcomes += [(work, error) for work, error in self._prepared.refused if id(work) in wanted]
-        items = [(item, matches) for item, matches in self._prepared.items if id(item.work) in wanted]
-        self._check_versions([item for item, _ in items], locked)
-        for item, matches in items:
-            stored = planner.geoid(item.stored)
-            for watch_id, match in matches:
-                told = msgspec.structs.replace(match, geoid=stored.geoid)
-                planner.entry("watch.matched", told, [f"watch:{watch_id}"])
+        items = [each for each in self._prepared.items if id(each.item.work) in wanted]
+        self._check_versions([each.item for each in items], locked)
+        if outdated := outdated_hits(items, locked):
+            raise _OutdatedError(outdated)
+        known = known_pairs(items, locked)
+        written: dict[str, StoredGeoid] = {}
+        for each in items:
+            item = each.item
+            stored = written[item.stored.geoid.id] = planner.geoid(item.stored)
+            write_matches(each, stored, written, known, planner)
             result = PublishResult(stored.geoid, stored.geoid.offset, [], duplicate=False)
             published = Published(geoid=stored.geoid, offset=result.offset, contradictions=[], duplicate=False)
             self._record(item.work, published, planner)

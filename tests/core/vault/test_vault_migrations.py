@@ -48,8 +48,12 @@ def test_the_named_head_is_the_newest_revision():
 async def test_the_migrated_schema_is_the_declared_one(url):
     engine = create_async_engine(async_url(url))
 
+    def here(thing, name, type_, reflected, compare_to):
+        """Indexes that are for PostgreSQL alone are looked for there alone."""
+        return type_ != "index" or url.startswith("postgresql") or name != "ix_geoid_text"
+
     def differences(connection):
-        return compare_metadata(MigrationContext.configure(connection), metadata)
+        return compare_metadata(MigrationContext.configure(connection, opts={"include_object": here}), metadata)
 
     try:
         async with engine.connect() as connection:
@@ -69,7 +73,7 @@ async def test_down_and_up_again_keeps_log_and_entities(url, samples, make_setti
         await vault.close()
     before = vault.epoch
 
-    assert await migrate(url, "-5") == "0001"
+    assert await migrate(url, "-6") == "0001"
     assert await current_revision(url) == "0001"
     assert await migrate(url) == HEAD
 

@@ -1,0 +1,130 @@
+"""The match of a watch names the contradiction, whoever owns the slices, as on one node."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from kimera_stream.core.interfaces import StoredGeoid
+from kimera_stream.core.slices import lane_slice
+from kimera_stream.engines.pipeline import Pipeline
+from kimera_stream.protocol.log import LogEntry
+from kimera_stream.protocol.objects import GeoidBody
+from tests.engines.nodes import (
+    SLICES,
+    Callers,
+    Engine,
+    Heard,
+    Reference,
+    open_contradictions,
+    own_database,
+    scored,
+    until,
+    whole_log,
+)
+from tests.engines.world import ANNA
+
+pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
+
+OPEN = "The door of hall 3 is open."
+CLOSED = "The door of hall 3 is closed."
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    yield from own_database()
+
+
+async def stand(pipeline: Pipeline, name: str, *kinds: Any) -> None:
+    await pipeline.watch(name, principal=ANNA, text=OPEN, vector=None, kinds=list(kinds), min_score=None, filter=None)
+
+
+def named(entries: list[LogEntry]) -> list[tuple[str, str, tuple[str, str] | None]]:
+    """(kind, statement, pair that is named) of every match, in order."""
+    found = []
+    for entry in entries:
+        if entry.type == "watch.matched":
+            value = entry.value()
+            clash = value.get("contradiction")
+            found.append((value["kind"], value["geoid"]["id"], None if clash is None else (clash["a"], clash["b"])))
+            assert clash is None or clash["offset"] < entry.offset, "told before it is named"
+    return found
+
+
+SAID = [
+    GeoidBody(id="elsewhere", text="The roof of hall 5 is dry."),
+    GeoidBody(id="before", text=CLOSED),  # nobody says the same as the watch yet
+    GeoidBody(id="one", text=OPEN),
+    GeoidBody(id="against", text=CLOSED),
+    GeoidBody(id="against", text=CLOSED, metadata={"seen": 1}),  # a label
+    GeoidBody(id="two", text="The door of hall 3 is closed today."),
+    GeoidBody(id="one", text="The door of hall 3 is painted green."),  # nobody says it any more
+    GeoidBody(id="after", text=CLOSED),
+]
+
+
+async def test_the_match_names_what_one_node_would_name(url: str, tmp_path: Path) -> None:
+    heard = Heard()
+    reference = Reference(tmp_path / "reference.sqlite3")
+    async with (
+        Engine(url, "one", heard).running() as one,
+        Engine(url, "two", heard).running() as two,
+        reference.running() as alone,
+    ):
+        callers = Callers([one, two])
+        with anyio.fail_after(60):
+            await callers.publish(GeoidBody(id="first", text="Sugar beets are sown in spring."))
+            await alone.publish(GeoidBody(id="first", text="Sugar beets are sown in spring."), principal=ANNA)
+            for pipeline in (one.pipeline, alone):
+                await stand(pipeline, "both", "contradicts", "related")
+                await stand(pipeline, "clash", "contradicts")
+            for number, body in enumerate(SAID):
+                await callers.publish(body, lane=str(number))  # through either engine
+                await alone.publish(body, principal=ANNA)
+                await scored(one.store, await one.vault.refresh())
+        expected = named(await whole_log(reference.vault))
+        assert {clash for kind, id_, clash in expected if kind == "contradicts" and id_ == "against"} == {
+            ("one", "against")
+        }
+        assert {clash for kind, id_, clash in expected if kind == "contradicts" and id_ in ("before", "after")} == {
+            None
+        }
+        assert named(await whole_log(one.vault)) == expected
+        assert await open_contradictions(one.vault) == await open_contradictions(reference.vault)
+
+
+async def test_what_has_changed_since_it_was_judged_is_judged_again(url: str) -> None:
+    """Between the look and the lock another engine changes the statement that the match would name."""
+    heard = Heard()
+    async with Engine(url, "one", heard).running() as one, Engine(url, "two", heard).running() as two:
+        callers = Callers([one, two])
+        looks: list[list[str]] = []
+
+        def interrupted(engine: Engine, other: Engine) -> Any:
+            judge = engine.watches.contradicted
+
+            async def contradicted(fresh: StoredGeoid, others: Sequence[StoredGeoid]) -> Any:
+                found = await judge(fresh, others)
+                looks.append([older.geoid.id for older, _ in found])
+                if len(looks) == 1:
+                    green = GeoidBody(id="one", text="The door of hall 3 is painted green.")
+                    lanes = (str(n) for n in range(99))
+                    lane = next(each for each in lanes if lane_slice(ANNA.id, each, SLICES) in other.keeper.owned)
+                    await callers.publish(green, lane=lane)
+                return found
+
+            return contradicted
+
+        with anyio.fail_after(60):
+            await until(lambda: one.keeper.owned and two.keeper.owned)
+            await callers.publish(GeoidBody(id="one", text=OPEN))
+            await stand(one.pipeline, "clash", "contradicts")
+            for engine, other in ((one, two), (two, one)):
+                engine.watches.contradicted = interrupted(engine, other)  # type: ignore[method-assign]
+            await callers.publish(GeoidBody(id="against", text=CLOSED))
+            await scored(one.store, await one.vault.refresh())
+        assert looks == [["one"], []]
+        assert named(await whole_log(one.vault)) == [("contradicts", "against", None)]
+        assert await open_contradictions(one.vault) == {}
