@@ -18,7 +18,7 @@ import structlog
 
 from kimera_stream.core.conversation import ConversationMemory
 from kimera_stream.core.geoid_cache import GeoidCache
-from kimera_stream.core.interfaces import EventSink, IndexService, VaultService, WriteBatch
+from kimera_stream.core.interfaces import EventSink, IndexService, OutcomeUnknownError, VaultService, WriteBatch
 from kimera_stream.engines.backlog import Backlog
 from kimera_stream.engines.field import FieldDynamics
 from kimera_stream.engines.late import LateWord
@@ -127,6 +127,7 @@ class Sequencer:
                 self.applied = self._vault.head
                 break
             self._apply(await self._read_back(page.entries))
+            self._backlog.committed(self.applied)
             told += len(page.entries)
         if told:
             log.info("told what was committed before", entries=told)
@@ -185,7 +186,7 @@ class Sequencer:
                 try:
                     await self._vault.commit(batch)
                 except OperationalError as error:
-                    if planner.unread:
+                    if planner.unread and not isinstance(error, OutcomeUnknownError):  # else they may be there
                         self._backlog.withdraw(batch.entries[0].offset)
                     if not isinstance(error, ConflictError):
                         raise

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kimera_stream.core.interfaces import OutcomeUnknownError, WriteBatch
 from kimera_stream.engines import late
 from kimera_stream.engines.backlog import CHANNEL, MOST_RANGES, OWNER, Backlog
 from kimera_stream.engines.late import LateReader
@@ -124,6 +125,34 @@ async def test_a_word_that_is_planned_again_is_counted_once(
     assert made.vault.faults == []
     assert (numbers.confirmed, numbers.dissolved, numbers.found) == expected
     assert numbers.read == numbers.put_off
+
+
+async def test_what_was_committed_without_anybody_knowing_is_read_later_as_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = world(Oracle(0.9))
+    commit = made.vault.commit
+
+    async def lost_answer(batch: WriteBatch) -> None:
+        monkeypatch.undo()
+        await commit(batch)
+        raise OutcomeUnknownError("the connection was lost")
+
+    async with made.running():
+        async with reading(made):
+            await say(made, *CLASH)
+            with anyio.fail_after(20):
+                while made.backlog.numbers.pending:  # the reader has begun
+                    await anyio.wait_all_tasks_blocked()
+                    await anyio.sleep(0.001)
+            monkeypatch.setattr(made.vault, "commit", lost_answer)
+            with pytest.raises(OutcomeUnknownError):
+                await say(made, "The door of hall 3 is not open.")
+            made.late_by = 0.0
+            await say(made, "The lift stands still.")
+        words = found(made)
+    assert len(words) > 1
+    assert {(word.provisional, word.model) for word in words} == {(False, "oracle-1")}
 
 
 async def test_what_the_rules_missed_is_found_later() -> None:

@@ -8,6 +8,7 @@ from starlette.types import ASGIApp
 
 from kimera_stream.api.http.content import MSGPACK, decode, read_body, request_encoding
 from kimera_stream.api.http.operations import Answer, Call, Content, Operation
+from kimera_stream.engines.queries import MOST_RESULTS
 from kimera_stream.protocol.channels import is_id
 from kimera_stream.protocol.errors import BadRequestError
 from kimera_stream.protocol.objects import GeoidBody, ScoredGeoid, ScoreResult, Watch, WatchKind
@@ -32,7 +33,7 @@ class SearchBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     text: str | None = None
     vector: list[float] | None = None
     relation: WatchKind = "related"
-    k: Annotated[int, Meta(ge=1, le=1000)] = 10
+    k: Annotated[int, Meta(ge=1, le=MOST_RESULTS)] = 10
     filter: dict[str, Any] | None = None
 
 

@@ -1,5 +1,8 @@
 """What an edge hears on the bus, handed to whom it concerns."""
 
+from typing import Final
+
+import anyio
 import msgspec
 import structlog
 
@@ -14,6 +17,9 @@ from kimera_stream.protocol.errors import UnavailableError
 from kimera_stream.streaming.following import Following
 
 log = structlog.get_logger(__name__)
+
+AGAIN: Final = 1.0
+"""Seconds after which watches that could not be read are read again."""
 
 
 class Hearing:
@@ -88,3 +94,5 @@ async def keep_watches(watches: WatchList) -> None:
             await watches.load()
         except UnavailableError as error:
             log.info("watches are read again later", error=error.message)
+            watches.stale()
+            await anyio.sleep(AGAIN)

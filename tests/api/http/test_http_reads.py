@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from kimera_stream.core.kept import UsageRecord
+from kimera_stream.engines.queries import MOST_RESULTS
 
 pytestmark = pytest.mark.anyio
 
@@ -83,6 +84,7 @@ async def test_search(world):
         both = await http.post("/v1/search", json={"text": "door", "vector": [1.0]})
         none = await http.post("/v1/search", json={})
         many = await http.post("/v1/search", json={"text": "door", "k": 0})
+        more = await http.post("/v1/search", json={"text": "door", "k": MOST_RESULTS + 1})
         bad = await http.post(
             "/v1/search", json={"text": "door", "filter": {"field": "data.text", "op": "like", "value": 1}}
         )
@@ -90,7 +92,7 @@ async def test_search(world):
     assert world.knowledge.asked == [
         ("search", {"text": "door", "vector": None, "relation": "contradicts", "k": 5, "filter": None})
     ]
-    assert [both.json()["field"], none.json()["field"], many.json()["field"]] == ["text", "text", "k"]
+    assert [each.json()["field"] for each in (both, none, many, more)] == ["text", "text", "k", "k"]
     assert (bad.status_code, bad.json()["code"], bad.json()["field"]) == (400, "bad_filter", "filter.op")
 
 
