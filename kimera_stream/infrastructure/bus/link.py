@@ -3,18 +3,22 @@
 import contextlib
 import logging
 import random
+import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
+from urllib.parse import parse_qsl, urlsplit
 
 import anyio
 import structlog
-from coredis.connection import BaseConnection
+from coredis.connection import BaseConnection, UnixDomainSocketLocation
 from coredis.exceptions import ConnectionError as RedisConnectionError
 from coredis.exceptions import ReadOnlyError, RedisError
 from coredis.pool import ConnectionPool
 
+from kimera_stream.infrastructure.bus.unix import UnixConnection
 from kimera_stream.infrastructure.tasks.policy import Backoff
 from kimera_stream.protocol.errors import OverloadedError, UnavailableError
 
@@ -56,7 +60,11 @@ class Contact:
 
         Raises:
             RedisConnectionError: refused, unreachable, not ready within the timeout, or no Redis.
+            OSError: a file of certificates cannot be read.
         """
+        parts = urlsplit(self._url)
+        tls = await anyio.to_thread.run_sync(_tls, parts.query) if parts.scheme == "rediss" else None
+        options: dict[str, Any] = {} if tls is None else {"ssl_context": tls}
         # A pool of one, because it knows how to read URLs and who owns the connection's tasks.
         pool: ConnectionPool[Any] = ConnectionPool.from_url(
             self._url,
@@ -64,7 +72,10 @@ class Contact:
             max_connections=1,
             connect_timeout=self.timeout,
             client_name=self._name,
+            **options,
         )
+        if isinstance(pool.location, UnixDomainSocketLocation):
+            pool.connection_class = UnixConnection
         trouble: Exception | None = None
         async with pool:
             try:
@@ -81,6 +92,31 @@ class Contact:
                 trouble = error  # out of the pool's task group it would come as a group
         if trouble is not None:
             raise trouble
+
+
+def _tls(query: str) -> ssl.SSLContext:
+    """What the URL asks for, and certificates checked in full where it asks for nothing: coredis by itself takes one that is valid for any
+    host. Reads files.
+
+    Raises:
+        OSError: one cannot be read, or is none.
+    """
+    given = dict(parse_qsl(query))
+    authorities = Path(given["ssl_ca_certs"]) if "ssl_ca_certs" in given else None
+    if authorities is None:
+        context = ssl.create_default_context()
+    elif authorities.is_dir():
+        context = ssl.create_default_context(capath=authorities)
+    else:
+        context = ssl.create_default_context(cafile=authorities)
+    if "ssl_certfile" in given:
+        context.load_cert_chain(given["ssl_certfile"], given.get("ssl_keyfile"))
+    unchecked = given.get("ssl_cert_reqs") == "none"
+    if unchecked or given.get("ssl_check_hostname", "").lower() in ("false", "0", "no"):
+        context.check_hostname = False
+    if unchecked:
+        context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 class Waits:
