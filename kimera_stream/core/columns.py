@@ -52,3 +52,27 @@ class GeoidColumns:
     def ids_without_vector(self) -> list[str]:
         """The others."""
         return list(compress(self.ids, (~self.has_vector).tolist()))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SlicedColumns:
+    """Geoids of some slices.
+
+    Attributes:
+        numbers: int64 (n,): the slice of each.
+        stated: int64 (n,): offset of the entry that last changed what each states.
+        groups: What each is compared within (see ``core.groups``); None: nothing.
+    """
+
+    columns: GeoidColumns
+    numbers: npt.NDArray[np.int64]
+    stated: npt.NDArray[np.int64]
+    groups: Sequence[str | None]
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    def kept(self, mask: npt.NDArray[np.bool_]) -> "SlicedColumns":
+        """Those where ``mask``, bool (n,), is true."""
+        chosen = list(compress(self.groups, mask.tolist()))
+        return SlicedColumns(self.columns.kept(mask), self.numbers[mask], self.stated[mask], chosen)

@@ -4,7 +4,9 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from kimera_stream.core.interfaces import IdempotencyRecord, StoredGeoid, VaultService, WriteBatch
+from kimera_stream.core.columns import SlicedColumns
+from kimera_stream.core.groups import Within
+from kimera_stream.core.interfaces import IdempotencyRecord, VaultService, WriteBatch
 from kimera_stream.protocol.objects import (
     Contradiction,
     ContradictionState,
@@ -20,7 +22,8 @@ class Node:
         id: Of this run of the process: one that restarts is another node, so it inherits no lease without its index.
         name: As configured; what people and ``connect`` see.
         started_at, seen_at: Unix ms by the database's clock, so the nodes' clocks do not matter.
-        reachable: Whether work gets there. An engine that is cut off from the bus is given nothing while another one is not.
+        reachable: Whether work gets there, and it means to stay. An engine that is cut off from the bus, or is to stop, is given
+            nothing while another one is not.
     """
 
     id: str
@@ -47,6 +50,7 @@ class SliceState:
             is in the log.
         unread: From this offset on there may be statements up to ``scored`` that the verifier has not read; None: there are none.
         heir: Id of the node that has the geoids ready and waits for the slice.
+        left: Seconds until the lease ends, if it is not renewed; past its end, below 0.
     """
 
     number: int
@@ -56,6 +60,7 @@ class SliceState:
     scored: int
     unread: int | None = None
     heir: str | None = None
+    left: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +164,14 @@ class ClusterVault(VaultService, Protocol):
     async def saying(self, texts: Sequence[str], *, limit: int) -> dict[str, list[str]]:
         """By text, ids of the newest geoids that say exactly that, ``limit`` of each at most."""
 
-    def scan_slices(self, numbers: Sequence[int], *, slices: int, batch: int) -> AsyncIterator[list[StoredGeoid]]:
-        """Every live geoid of some slices in offset order; one that is updated meanwhile comes again."""
+    def scan_slices(
+        self, numbers: Sequence[int], *, slices: int, batch: int, dimension: int, within: Within
+    ) -> AsyncIterator[SlicedColumns]:
+        """Every live geoid of some slices in offset order; one that is updated meanwhile comes again.
+
+        Raises:
+            DamagedVaultError: a vector is not of ``dimension`` numbers.
+        """
 
 
 class ClusterStore(Protocol):

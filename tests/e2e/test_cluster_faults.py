@@ -186,6 +186,12 @@ async def acked(tellers: list[Teller], count: int) -> None:
             await anyio.sleep(0.02)
 
 
+async def owned_by(cluster: Cluster, name: str) -> dict[int, int]:
+    """Slices of an engine and their generations."""
+    rows = await cluster.query("SELECT number, generation FROM slice WHERE owner LIKE $1", f"{name}~%")
+    return {row["number"]: row["generation"] for row in rows}
+
+
 async def test_an_engine_is_killed(cluster: Cluster) -> None:
     north, south, first, _ = cluster.start_all(north="edge", south="edge", first="engine", second="engine")
     await cluster.covered(north, 2)
@@ -207,8 +213,15 @@ async def test_an_edge_is_killed_and_an_engine_stops(cluster: Cluster) -> None:
         await acked(tellers, 20)
         north.kill()
         await acked(tellers, 40)
+        before = await owned_by(cluster, "first")
+        assert before
         first.terminate()
         assert first.wait() == 0
+        # Handed over by the one to others that had them ready: given back and taken, it would have been two generations.
+        after = await cluster.query("SELECT number, owner, generation FROM slice")
+        handed = {row["number"]: row["generation"] for row in after if row["number"] in before}
+        assert handed == {number: generation + 1 for number, generation in before.items()}
+        assert not [row["number"] for row in after if row["owner"] is None or row["owner"].startswith("first~")]
         await cluster.covered(south, 2)
 
 

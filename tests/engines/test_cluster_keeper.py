@@ -7,10 +7,12 @@ import anyio
 import msgspec
 import pytest
 
-from kimera_stream.core.coverage import Node, SliceState
+from kimera_stream.core.coverage import Coverage, Node, SliceState
 from kimera_stream.core.interfaces import WriteBatch
+from kimera_stream.core.slices import shares
 from kimera_stream.core.vault.cluster import SqlCluster
 from kimera_stream.core.vault.vault import SqlVault
+from kimera_stream.engines.cluster import keeper as keeping
 from kimera_stream.engines.cluster.keeper import CoverageKeeper
 from kimera_stream.engines.cluster.leader import Leader, Relay
 from kimera_stream.protocol.errors import UnavailableError
@@ -149,6 +151,131 @@ async def test_an_engine_that_no_work_reaches_passes_its_slices_on_and_gets_them
     await settle(one, two)
     assert (await store.coverage(lease=60.0)).completeness == 1.0
     assert (len(one.slices), len(two.slices)) == (4, 4)
+
+
+async def test_an_engine_that_is_to_stop_hands_its_slices_to_those_that_are_ready_for_them(store):
+    one, two = Owner(store, "one"), Owner(store, "two")
+    ready: list[int] = []
+    two.keeper.prepare_with(lambda numbers: [number for number in numbers if number in ready])
+    await settle(one)
+    ready += range(SLICES)
+    await settle(two, one)
+    generations = dict(one.slices)
+    ready.clear()
+    async with anyio.create_task_group() as group:
+        retired = anyio.Event()
+
+        async def retire() -> None:
+            await one.keeper.retire()
+            retired.set()
+
+        group.start_soon(retire)
+        await anyio.wait_all_tasks_blocked()
+        await settle(one, two)
+        assert one.slices == generations  # nobody is ready yet, so they stay covered
+        assert not retired.is_set()
+        ready += list(generations)[:1]
+        await settle(two, one)
+        assert one.slices == {number: each for number, each in generations.items() if number not in ready}
+        assert (await store.coverage(lease=60.0)).completeness == 1.0
+        ready += generations
+        await settle(two, one, two)
+        await retired.wait()
+    assert one.slices == {}
+    # Handed over, not given back and taken: that would have been two generations.
+    assert {number: two.slices[number] for number in generations} == {n: each + 1 for n, each in generations.items()}
+    assert (await store.coverage(lease=60.0)).completeness == 1.0
+    assert len(two.slices) == SLICES
+
+
+async def test_an_engine_that_is_alone_or_with_others_that_are_to_stop_waits_for_nobody(store):
+    one, two = Owner(store, "one"), Owner(store, "two")
+    await settle(one)
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            group.start_soon(one.keeper.retire)
+            await anyio.wait_all_tasks_blocked()
+            await one.keeper.step()
+    assert len(one.slices) == SLICES
+    await two.keeper.step()
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            group.start_soon(two.keeper.retire)
+            await anyio.wait_all_tasks_blocked()
+            await two.keeper.step()
+
+
+class Scripted:
+    """A store that finds things as it is told, one after the other."""
+
+    def __init__(self, *found: Coverage) -> None:
+        self._found = list(found)
+        self.offered: list[int] = []
+        self.all_told = anyio.Event()
+
+    async def beat(self, node: Node, *, lease: float) -> Coverage:
+        found = self._found.pop(0)
+        if not self._found:
+            self.all_told.set()
+        return found
+
+    async def take(self, node_id: str, numbers: Sequence[int], *, lease: float) -> dict[int, SliceState]:
+        return {}
+
+    async def offer(self, node_id: str, numbers: Sequence[int]) -> None:
+        self.offered += numbers
+
+
+ME, SILENT, STEADY = (Node(f"{name}#1", name, "engine") for name in ("me", "silent", "steady"))
+
+
+def seen(silent: float, steady: float = 60.0, nodes: tuple[Node, ...] = (ME, SILENT, STEADY)) -> Coverage:
+    """What a beat finds where every engine has its share, and so much is left of the leases of two of them."""
+    left = {ME.id: 60.0, SILENT.id: silent, STEADY.id: steady}
+    given = shares([ME.id, SILENT.id, STEADY.id], SLICES)
+    owner = {number: node_id for node_id, numbers in given.items() for number in numbers}
+    states = (SliceState(n, owner[n], 1, left[owner[n]] >= 0, 0, left=left[owner[n]]) for n in range(SLICES))
+    return Coverage(0, 0, tuple(states), nodes)
+
+
+def scripted(store: Scripted, lease: float, prepare) -> CoverageKeeper:
+    async def nothing(slices) -> None:
+        pass
+
+    keeper = CoverageKeeper(store, ME, slices=SLICES, lease=lease, gain=nothing, lose=nothing)  # type: ignore[arg-type]
+    keeper.prepare_with(prepare)
+    return keeper
+
+
+async def test_what_would_be_ours_is_made_ready_when_its_owner_has_been_silent_for_half_a_lease():
+    asked: list[set[int]] = []
+
+    def prepare(numbers):
+        asked.append(set(numbers))
+        return numbers
+
+    store = Scripted(seen(31.0), seen(29.0), seen(29.0, 29.0), seen(59.0))
+    keeper = scripted(store, 60.0, prepare)
+    for _ in range(4):
+        await keeper.step()
+    before = shares([ME.id, SILENT.id, STEADY.id], SLICES)
+    after = shares([ME.id, STEADY.id], SLICES)
+    assert asked[0] == asked[3] == set()
+    assert asked[1] == before[SILENT.id] & after[ME.id] != set()
+    assert asked[2] == before[SILENT.id] | before[STEADY.id]
+    assert store.offered == [], "nobody is to hand anything over"
+
+
+@pytest.mark.parametrize(("left", "then"), [(20_000.2, 19_999.9), (0.2, -0.1)])
+async def test_an_engine_that_becomes_suspect_or_loses_its_lease_is_looked_at_when_it_does(monkeypatch, left, then):
+    monkeypatch.setattr(keeping, "LONGEST_BEAT", 10_000.0)
+    store = Scripted(seen(left), seen(then, nodes=(ME, STEADY)))
+    keeper = scripted(store, 40_000.0, lambda numbers: [])
+    async with anyio.create_task_group() as group:
+        group.start_soon(keeper.run)
+        with anyio.fail_after(10):
+            await store.all_told.wait()
+        group.cancel_scope.cancel()
 
 
 async def test_an_edge_beats_and_owns_nothing(store):

@@ -197,6 +197,41 @@ async def test_a_slice_changes_hands_without_a_gap(url, tmp_path):
             await compared(url, tmp_path, one)
 
 
+async def test_what_changes_hands_while_it_is_made_ready_is_not_begun_anew(url, tmp_path):
+    heard = Heard()
+    async with Engine(url, "one", heard, lease=600.0).running(keep=False) as one:
+        await one.keeper.step()
+        callers, chance = Callers([one]), random.Random(7)
+        for number in range(40):
+            await callers.publish(statement(chance, f"g{number}"), lane=str(number))
+        async with Engine(url, "two", heard, lease=600.0).running(keep=False) as two:
+            read, scans, go_on = two.vault.scan_slices, list[tuple[int, ...]](), anyio.Event()
+
+            async def held_up(numbers, **how):
+                scans.append(tuple(numbers))
+                async for page in read(numbers, **{**how, "batch": 10}):
+                    yield page
+                    await go_on.wait()
+
+            two.vault.scan_slices = held_up
+            await two.keeper.step()
+            await until(lambda: scans and two.index.size)
+            callers.engines = [two]
+            await one.keeper.leave()
+            await two.keeper.step()
+            share = set(scans[0])
+            assert share < two.keeper.owned == set(range(SLICES))
+            assert two.scorer.filled == frozenset()
+            async with anyio.create_task_group() as group:
+                # The first engine commits nothing more; what the new owner commits meanwhile is compared all the same.
+                group.start_soon(callers.publish, statement(chance, "meanwhile"))
+                await until(lambda: two.vault.head > one.vault.head)
+                go_on.set()
+            await until(lambda: len(two.scorer.filled) == SLICES)
+            assert [set(scan) for scan in scans] == [share, set(range(SLICES)) - share]
+            await compared(url, tmp_path, two)
+
+
 def two_share(engine: Engine) -> frozenset[int]:
     coverage = engine.keeper.coverage
     assert coverage is not None

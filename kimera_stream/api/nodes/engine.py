@@ -271,8 +271,8 @@ def add_engine(services: Services, settings: Settings) -> None:
 
 
 def engine_services(parts: Parts, assembled: Assemble) -> tuple[list[ServiceSpec], list[Drain]]:
-    """The services of an engine, besides those that every node has; and what a stop has to finish: the work that was taken,
-    after which the slices go to others at once."""
+    """The services of an engine, besides those that every node has; and what a stop has to finish: the slices go to others as
+    these are ready for them, then the work that was taken; what is still here after that, others take at once."""
     container = parts.container
     working = False
 
@@ -340,6 +340,10 @@ def engine_services(parts: Parts, assembled: Assemble) -> tuple[list[ServiceSpec
         before_work.append("verifier")
     specs.append(ServiceSpec("pipeline", pipeline, after=tuple(before_work)))
 
+    async def hand_slices_over(_seconds: float) -> None:
+        if working:
+            await container.get(CoverageKeeper).retire()
+
     async def drain_work(_seconds: float) -> None:
         if working:
             await container.get(Desk).drain()
@@ -349,7 +353,7 @@ def engine_services(parts: Parts, assembled: Assemble) -> tuple[list[ServiceSpec
         if working:
             await container.get(CoverageKeeper).leave()
 
-    return specs, [("work", drain_work), ("slices", leave)]
+    return specs, [("slices", hand_slices_over), ("work", drain_work), ("leases", leave)]
 
 
 async def fill_field(field: FieldDynamics, vault: SqlVault, dimension: int, progress: Callable[[str], None]) -> None:

@@ -1,22 +1,19 @@
 """Filling the index, and what follows the log with it: everything from the vault, or the tail of the log after a snapshot."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import TypeVar
+from collections.abc import AsyncIterator, Callable, Sequence
 
-import anyio
 import anyio.lowlevel
 import msgspec
 import numpy as np
 
+from kimera_stream.core.ahead import ahead
 from kimera_stream.core.columns import GeoidColumns
 from kimera_stream.core.index.flat import FlatIndex
 from kimera_stream.core.index.rows import columns_of
 from kimera_stream.core.interfaces import LogFollower, VaultService
-from kimera_stream.protocol.errors import KimeraError
 from kimera_stream.protocol.log import LogEntry
 from kimera_stream.protocol.objects import Contradiction
 
-T = TypeVar("T")
 Progress = Callable[[str], None]
 
 _PAGE = 1_000
@@ -41,13 +38,14 @@ async def rebuild(index: FlatIndex, follower: LogFollower, vault: VaultService, 
     """
     total, done = await vault.count_geoids(), 0
 
-    async def take_in(batch: GeoidColumns) -> None:
+    async def take_in(batch: GeoidColumns) -> bool:
         nonlocal done
         await _take_in(index, follower, batch)
         done += len(batch)
         progress(f"{done:,} of {total:,} geoids")
+        return True
 
-    await _ahead(vault.scan_columns(batch=_PAGE, dimension=index.dimension), take_in)
+    await ahead(vault.scan_columns(batch=_PAGE, dimension=index.dimension), take_in)
     after: int | None = 0
     while after is not None:
         page = await vault.list_contradictions(after=after, limit=_PAGE, state="open")
@@ -108,29 +106,3 @@ async def _take_in(index: FlatIndex, follower: LogFollower, batch: GeoidColumns)
     held = np.array([geoid_id in index for geoid_id in batch.ids], np.bool_)
     await anyio.lowlevel.checkpoint()
     follower.restore(batch if held.all() else batch.kept(held))  # else some were evicted by the others
-
-
-async def _ahead(source: AsyncIterator[T], work: Callable[[T], Awaitable[None]]) -> None:
-    """Do ``work`` with every item of ``source``, fetching the next one meanwhile. The first error ends it."""
-    send, receive = anyio.create_memory_object_stream[T](1)
-    failure: KimeraError | None = None  # raised from outside of the task group, which would wrap it
-
-    async def fetch() -> None:
-        nonlocal failure
-        async with send:
-            try:
-                async for item in source:
-                    await send.send(item)
-            except KimeraError as error:
-                failure = error
-
-    async with anyio.create_task_group() as group, receive:
-        group.start_soon(fetch, name="index:read-ahead")
-        try:
-            async for item in receive:
-                await work(item)
-        except KimeraError as error:
-            failure = error
-            group.cancel_scope.cancel()
-    if failure is not None:
-        raise failure

@@ -9,7 +9,10 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from kimera_stream import kernels
+from kimera_stream.core.columns import SlicedColumns
+from kimera_stream.core.groups import Within
 from kimera_stream.core.index.flat import FlatIndex
+from kimera_stream.core.index.rows import stored_of
 from kimera_stream.core.interfaces import Candidate, IndexRoom, Matrix, StoredGeoid, Threads
 from kimera_stream.core.slices import slice_of
 from kimera_stream.infrastructure.settings import PerformanceSettings, ScoringSettings
@@ -47,6 +50,7 @@ class SlicedIndex:
             }
         )
         self._scoring = scoring
+        self.within: Within = scoring.compare_within
         self._directory = directory
         scan_threads = performance.scan_threads or len(os.sched_getaffinity(0))
         self._kernel = kernels.load(scoring.kernel, threads=scan_threads)
@@ -115,6 +119,25 @@ class SlicedIndex:
         part = self._parts.get(self.slice_of(stored.geoid.id))
         if part is not None:
             part.put(stored)
+
+    async def fill(self, number: int, found: SlicedColumns) -> int:
+        """Put many geoids of one slice, if it is here; returns how many of them it had no room for."""
+        part, refused = self._parts.get(number), 0
+        if part is None:
+            return 0
+        await part.reserve(len(found))
+        try:
+            part.put_many(found.columns)
+        except LimitExceededError:  # at one of them: the others one by one, as far as there is room
+            for place in range(len(found)):
+                try:
+                    part.put(stored_of(found.columns, place))
+                except LimitExceededError:
+                    refused += 1
+        if self.within != "all":
+            for geoid_id, group in zip(found.columns.ids, found.groups, strict=True):
+                part.set_group(geoid_id, group)
+        return refused
 
     def remove(self, geoid_id: str) -> None:
         part = self._parts.get(self.slice_of(geoid_id))

@@ -47,7 +47,7 @@ _SLICES = Query(
         held.c.number,
         held.c.owner,
         held.c.generation,
-        held.c.lease_until >= DatabaseClock(),
+        held.c.lease_until - DatabaseClock(),
         held.c.scored,
         held.c.unread,
         held.c.heir,
@@ -298,8 +298,8 @@ def _as_ms(seconds: float) -> int:
 
 def _slices(tx: Transaction) -> list[SliceState]:
     return [
-        SliceState(number, owner, generation, owner is not None and bool(in_force), *rest)
-        for number, owner, generation, in_force, *rest in tx.rows(_SLICES)
+        SliceState(number, owner, generation, owner is not None and left >= 0, scored, unread, heir, left / 1000)
+        for number, owner, generation, left, scored, unread, heir in tx.rows(_SLICES)
     ]
 
 

@@ -2,16 +2,21 @@
 interpreter's lock away at every row (see ADR 2), and as little as the index needs of each geoid on both.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import cache
+from operator import itemgetter
 from typing import Any
 
 import msgspec
 import numpy as np
 from sqlalchemy import text
 
-from kimera_stream.core.columns import GeoidColumns
+from kimera_stream.core.columns import GeoidColumns, SlicedColumns
+from kimera_stream.core.groups import Within
+from kimera_stream.core.slices import slice_of
 from kimera_stream.core.vault.errors import DamagedVaultError
 from kimera_stream.infrastructure.database import Query, Transaction
+from kimera_stream.infrastructure.database.statements import Row
 from kimera_stream.protocol.objects import Scalar
 
 _ITEM = 4
@@ -26,20 +31,48 @@ _ROWS = (
     " FROM symbolic_feature s WHERE s.geoid_id = g.id) END AS symbols,"
     " CASE WHEN g.semantic_features > 0 THEN (SELECT '[' || {concat}({quote_l}, ',') || ']'"
     " FROM semantic_feature l WHERE l.geoid_id = g.id) END AS layers"
-    " FROM geoid g WHERE g.offset > :after ORDER BY g.offset LIMIT :limit"
+    "{more} FROM geoid g WHERE {chosen}"
 )
+_PAGE = "g.offset > :after ORDER BY g.offset LIMIT :limit"
 _PACKED = (
     "SELECT max(n), json_group_array(id), json_group_array(text), group_concat(vector IS NOT NULL, ''),"
     " CAST(group_concat(vector, '') AS BLOB), min(length(vector)), max(length(vector)),"
     " '[' || group_concat(coalesce(symbols, 'null')) || ']', '[' || group_concat(coalesce(layers, 'null')) || ']'"
     " FROM ({rows})"
 )
-_SQLITE = _ROWS.format(concat="group_concat", quote_s="json_quote(s.name)", quote_l="json_quote(l.name)")
-_POSTGRESQL = _ROWS.format(concat="string_agg", quote_s="to_json(s.name)::text", quote_l="to_json(l.name)::text")
-_QUERIES = {
-    "sqlite": Query(text(_PACKED.format(rows=_SQLITE))),
-    "postgresql": Query(text(_POSTGRESQL.replace(".offset", '."offset"'))),
+_WAYS = {
+    "sqlite": {"concat": "group_concat", "quote_s": "json_quote(s.name)", "quote_l": "json_quote(l.name)"},
+    "postgresql": {"concat": "string_agg", "quote_s": "to_json(s.name)::text", "quote_l": "to_json(l.name)::text"},
 }
+
+
+def _rows(dialect: str, chosen: str, more: str = "") -> str:
+    return _ROWS.format(chosen=chosen, more=more, **_WAYS[dialect]).replace(".offset", '."offset"')
+
+
+_QUERIES = {
+    "sqlite": Query(text(_PACKED.format(rows=_rows("sqlite", _PAGE)))),
+    "postgresql": Query(text(_rows("postgresql", _PAGE))),
+}
+_NAMES = Query(text('SELECT id, "offset" FROM geoid WHERE "offset" > :after ORDER BY "offset" LIMIT :limit'))
+_GROUPS: Mapping[Within, str] = {
+    "all": "NULL",
+    "session": "g.session_id",
+    "agent": "g.agent_id",
+    "principal": "g.principal",
+}
+
+
+_AMONG = {"sqlite": "g.id IN (SELECT value FROM json_each(:ids))", "postgresql": "g.id = ANY(:ids)"}
+
+
+@cache
+def _named(dialect: str, within: Within) -> Query:
+    """Rows of a list of ids, each with its ``stated`` and its group. One statement, however long the list is: at every one the
+    two processes wait for each other, which takes longest where the processors are wanted most."""
+    more = f", g.stated AS stated, {_GROUPS[within]} AS grouped"
+    return Query(text(_rows(dialect, _AMONG[dialect], more)))
+
 
 _ids = msgspec.json.Decoder(list[str]).decode
 _texts = msgspec.json.Decoder(list[str | None]).decode
@@ -64,10 +97,36 @@ def columns_after(tx: Transaction, *, after: int, limit: int, dimension: int) ->
             _ids(ids), _texts(texts), _symbols(symbols), _layers(layers), given.encode(), packed or b"", dimension
         ), last
     rows = tx.rows(_QUERIES["postgresql"], after=after, limit=limit)
-    last = rows[-1][1] if rows else after
+    return _columns_of(rows, after, dimension), rows[-1][1] if rows else after
+
+
+def slices_after(
+    tx: Transaction, *, after: int, limit: int, dimension: int, numbers: Collection[int], slices: int, within: Within
+) -> tuple[SlicedColumns, int, int]:
+    """Of the next ``limit`` geoids in offset order those that belong to the slices ``numbers``; the offset to go on after; and
+    how many were looked at.
+
+    Raises:
+        DamagedVaultError: a vector is not of ``dimension`` numbers.
+    """
+    looked_at = tx.rows(_NAMES, after=after, limit=limit)
+    placed = {id_: number for id_, _ in looked_at if (number := slice_of(id_, slices)) in numbers}
+    ids: Any = list(placed) if tx.dialect == "postgresql" else msgspec.json.encode(list(placed)).decode()
+    rows = sorted(tx.rows(_named(tx.dialect, within), ids=ids), key=itemgetter(1)) if placed else []
+    found = SlicedColumns(
+        _columns_of(rows, after, dimension),
+        np.array([placed[row[0]] for row in rows], np.int64),
+        np.array([row[6] or row[1] for row in rows], np.int64),
+        [row[7] for row in rows],
+    )
+    return found, looked_at[-1][1] if looked_at else after, len(looked_at)
+
+
+def _columns_of(rows: Sequence[Row], after: int, dimension: int) -> GeoidColumns:
+    """Rows as columns; ``after``: the offset that they come after."""
     vectors = [row[3] for row in rows if row[3] is not None]
     if any(len(vector) != dimension * _ITEM for vector in vectors):
-        raise _damaged(after, last, dimension)
+        raise _damaged(after, rows[-1][1], dimension)
     return _columns(
         [row[0] for row in rows],
         [row[2] for row in rows],
@@ -76,7 +135,7 @@ def columns_after(tx: Transaction, *, after: int, limit: int, dimension: int) ->
         bytes([ord("0") + (row[3] is not None) for row in rows]),
         b"".join(vectors),
         dimension,
-    ), last
+    )
 
 
 def _damaged(after: int, last: int, dimension: int) -> DamagedVaultError:

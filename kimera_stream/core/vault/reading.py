@@ -1,6 +1,6 @@
 """Reads of entities: each function runs in one snapshot."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, TypeVar
 
@@ -8,7 +8,6 @@ from sqlalchemy import Select, bindparam, func, or_, select
 from sqlalchemy.sql.elements import ColumnElement
 
 from kimera_stream.core.interfaces import Page, StoredGeoid
-from kimera_stream.core.slices import slice_of
 from kimera_stream.core.vault import rows, schema
 from kimera_stream.infrastructure.database import Query, QueryIn, Transaction
 from kimera_stream.infrastructure.database.statements import among
@@ -122,9 +121,6 @@ def _list_geoids(by_session: bool, by_agent: bool) -> Query:
     return Query(_paged(statement, geoid.c.offset))
 
 
-_NAMES = Query(_paged(select(geoid.c.id, geoid.c.offset), geoid.c.offset))
-
-
 def geoid_page(tx: Transaction, *, after: int, limit: int, session_id: str | None, agent_id: str | None) -> Page[Geoid]:
     """Live geoids in offset order."""
     given = {"session_id": session_id, "agent_id": agent_id}
@@ -133,18 +129,6 @@ def geoid_page(tx: Transaction, *, after: int, limit: int, session_id: str | Non
     semantic_states, symbolic_states = _features(tx, found[:limit])
     items = [rows.geoid_of(row, semantic_states, symbolic_states) for row in found[:limit]]
     return Page(items, items[-1].offset if len(found) > limit else None)
-
-
-def slice_scan(
-    tx: Transaction, *, after: int, limit: int, numbers: Collection[int], slices: int
-) -> tuple[list[StoredGeoid], int, int]:
-    """Of the next ``limit`` geoids in offset order those that belong to the slices; the offset to go on after; and how many
-    were looked at."""
-    looked_at = tx.rows(_NAMES, after=after, limit=limit)
-    ids = [id_ for id_, _ in looked_at if slice_of(id_, slices) in numbers]
-    loaded = stored_geoids(tx, ids) if ids else {}
-    found = [loaded[id_] for id_ in ids if id_ in loaded]
-    return found, looked_at[-1][1] if looked_at else after, len(looked_at)
 
 
 def one_contradiction(tx: Transaction, contradiction_id: str) -> Contradiction | None:

@@ -339,7 +339,7 @@ node = Table(
     Column("seen_at", BigInteger, nullable=False),
     Column("reachable", Boolean, nullable=False),
 )
-"""``reachable``: whether work gets there; a node that is cut off from the bus says of itself that it does not."""
+"""``reachable``: whether work gets there; a node that is cut off from the bus, or is to stop, says of itself that it does not."""
 
 geoid_slice = Table(
     "slice",

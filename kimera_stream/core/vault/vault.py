@@ -10,7 +10,7 @@ import anyio
 import structlog
 from sqlalchemy import bindparam, update
 
-from kimera_stream.core.columns import GeoidColumns
+from kimera_stream.core.columns import GeoidColumns, SlicedColumns
 from kimera_stream.core.coverage import LockedLog
 from kimera_stream.core.groups import Within
 from kimera_stream.core.interfaces import (
@@ -32,7 +32,7 @@ from kimera_stream.core.kept import (
     UsageRecord,
 )
 from kimera_stream.core.vault import reading, records, requests, schema, trimming, writing
-from kimera_stream.core.vault.columns import columns_after
+from kimera_stream.core.vault.columns import columns_after, slices_after
 from kimera_stream.core.vault.entries import LogState, read_frames, read_page, read_state
 from kimera_stream.core.vault.locked import SqlLockedLog
 from kimera_stream.core.vault.migrate import migrate
@@ -321,19 +321,28 @@ class SqlVault:
             if len(found) < batch:
                 return
 
-    async def scan_slices(self, numbers: Sequence[int], *, slices: int, batch: int) -> AsyncIterator[list[StoredGeoid]]:
+    async def scan_slices(
+        self, numbers: Sequence[int], *, slices: int, batch: int, dimension: int, within: Within
+    ) -> AsyncIterator[SlicedColumns]:
         """Every live geoid of some slices in offset order. One that is updated meanwhile comes again, in its newer version.
 
         Args:
             numbers: Which slices.
             slices: How many there are.
             batch: Geoids looked at in one read; of these, those of the slices are loaded.
+            dimension: Of the vectors.
+            within: What groups are wanted.
+
+        Raises:
+            DamagedVaultError: a vector is not of ``dimension`` numbers.
         """
-        after, wanted, looked_at = 0, frozenset(numbers), batch
+        after, looked_at = 0, batch
+        chosen = partial(
+            slices_after, limit=batch, dimension=dimension, numbers=frozenset(numbers), slices=slices, within=within
+        )
         while looked_at == batch:
-            scan = partial(reading.slice_scan, after=after, limit=batch, numbers=wanted, slices=slices)
-            found, after, looked_at = await self._database.read(scan)
-            if found:
+            found, after, looked_at = await self._database.read(partial(chosen, after=after))
+            if len(found):
                 yield found
 
     async def scan_groups(self, within: Within, *, batch: int = 5_000) -> AsyncIterator[list[tuple[str, str | None]]]:

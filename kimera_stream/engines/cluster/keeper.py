@@ -2,12 +2,14 @@
 
     beat ──> coverage ──> share of this engine ──┬─ mine, free or expired: take and begin
                                                  ├─ mine, another's:       prepare, offer, and wait to be handed it
+                                                 ├─ of an engine that has not been heard of for half a lease: prepare what would be mine
                                                  └─ held and not mine:     hand over to whom it belongs, once that one is ready
 
 Every node works out the same shares by itself (rendezvous hashing over the engines that were heard of within the lease), so there is
 nobody to agree with. What an engine believes to hold is only a belief: each commit checks it in the database.
 """
 
+import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -24,7 +26,11 @@ log = structlog.get_logger(__name__)
 BEATS_PER_LEASE = 4
 """A lease outlives three beats that fail."""
 LONGEST_BEAT = 1.0
-"""Seconds between beats at most: within that a share that became free is taken."""
+"""Seconds between beats at most: within that a share that was given back is taken."""
+SUSPECT = 0.5
+"""Part of its lease that an engine may be silent for before others get ready for its slices: two beats and more."""
+JUST_AFTER = 0.01
+"""Seconds after an engine becomes suspect, or its lease ends, at which that is looked for."""
 LEAVING = 3.0
 """Seconds that a stop may take to give everything back."""
 
@@ -70,6 +76,8 @@ class CoverageKeeper:
         self._prepare: Callable[[Collection[int]], Collection[int]] = lambda numbers: numbers
         self._leases: dict[int, int] = {}
         self._look = anyio.Event()
+        self._retiring = False
+        self._retired = anyio.Event()
         self._stopping = False
         self.coverage: Coverage | None = None
         """As the last beat found it."""
@@ -106,8 +114,9 @@ class CoverageKeeper:
         away = False
         while True:
             self._look = anyio.Event()
+            wait = every
             try:
-                await self.step()
+                wait = min(every, self._next_turn(await self.step()))
                 if away:
                     log.info("the database answers again")
                 away = False
@@ -115,7 +124,7 @@ class CoverageKeeper:
                 if not away:
                     log.warning("leases are not renewed: the database refuses", reason=error.message)
                 away = True
-            with anyio.move_on_after(every):
+            with anyio.move_on_after(wait):
                 await self._look.wait()
 
     async def step(self) -> Coverage:
@@ -124,8 +133,11 @@ class CoverageKeeper:
         Raises:
             UnavailableError: the database cannot be asked; what was taken or given until then stands.
         """
-        self._node = replace(self._node, reachable=self._is_reachable())
+        before, retiring = self._node.reachable, self._retiring
+        self._node = replace(self._node, reachable=self._is_reachable() and not retiring)
         coverage = self.coverage = await self._store.beat(self._node, lease=self._lease)
+        if self._node.reachable != before:
+            self._changed()  # the shares are others now
         if not self._node.is_engine or self._stopping:
             return coverage
         await self._drop_lost(coverage)
@@ -137,7 +149,11 @@ class CoverageKeeper:
         await self._hand_over(coverage, given)
         wanted = [each for each in coverage.slices if each.number in share and each.number not in self._leases]
         await self._take([each.number for each in wanted if not each.covered])
-        await self._offer([each for each in wanted if each.covered])
+        others = [each for each in wanted if each.covered]
+        ready = self._prepare([*(each.number for each in others), *self._soon_here(coverage, fit)])
+        await self._offer([each for each in others if each.number in ready])
+        if retiring and (not self._leases or self._node.id in given):
+            self._retired.set()
         return coverage
 
     def _is_reachable(self) -> bool:
@@ -146,10 +162,32 @@ class CoverageKeeper:
             self._contact_at = now
         return now - self._contact_at < self._lease
 
-    async def _offer(self, others: Sequence[SliceState]) -> None:
-        """Make ready for what is still another engine's, and tell it."""
-        ready = self._prepare([each.number for each in others if each.number not in self._leases])
-        offered = [each.number for each in others if each.number in ready and each.heir != self._node.id]
+    def _soon_here(self, coverage: Coverage, fit: Sequence[Node]) -> list[int]:
+        """Slices of engines that have been silent for so long that they may have died, which would be this node's then."""
+        silent = {each.owner for each in coverage.slices if each.covered and each.left < self._suspect_below}
+        silent.discard(self._node.id)
+        if not silent:
+            return []
+        share = shares([node.id for node in fit if node.id not in silent], self._slices).get(self._node.id, frozenset())
+        return [
+            each.number
+            for each in coverage.slices
+            if each.covered and each.owner in silent and each.number in share and each.number not in self._leases
+        ]
+
+    @property
+    def _suspect_below(self) -> float:
+        return self._lease * (1 - SUSPECT)
+
+    def _next_turn(self, coverage: Coverage) -> float:
+        """Seconds until another engine becomes suspect or loses its slices, if it is not heard of."""
+        left = [each.left for each in coverage.slices if each.covered and each.owner != self._node.id]
+        turns = [each - self._suspect_below if each >= self._suspect_below else each for each in left]
+        return min(turns, default=math.inf) + JUST_AFTER
+
+    async def _offer(self, ready: Sequence[SliceState]) -> None:
+        """Tell the owners that what is to be handed over is ready here."""
+        offered = [each.number for each in ready if each.number not in self._leases and each.heir != self._node.id]
         if offered:
             await self._store.offer(self._node.id, offered)
             self._changed()
@@ -207,6 +245,13 @@ class CoverageKeeper:
         log.info("slices taken", slices=sorted(taken))
         await self._gain(taken)
         self._changed()
+
+    async def retire(self) -> None:
+        """Have others get ready for what is here and hand it over to them; ends when nothing is left here, or nobody else is there
+        to take it. Meanwhile ``run`` has to go on."""
+        self._retiring = True
+        self.nudge()
+        await self._retired.wait()
 
     async def leave(self) -> None:
         """Give everything back, within a deadline: what cannot be expires."""

@@ -7,7 +7,7 @@ from kimera_stream.core.coverage import SliceState
 
 @dataclass(slots=True, eq=False)
 class OwnedSlice:
-    """One tenure of a slice.
+    """One tenure of a slice, or, in generation 0, what is made ready for one.
 
     Attributes:
         position: As ``scored``, as far as this engine has brought it.
@@ -16,16 +16,16 @@ class OwnedSlice:
         filled: Whether its geoids are here.
     """
 
-    generation: int
-    position: int
+    generation: int = 0
+    position: int = 0
     unread: int | None = None
     last_unread: int = 0
     filled: bool = False
 
-    @classmethod
-    def of(cls, state: SliceState) -> "OwnedSlice":
-        """What a former owner has left."""
-        return cls(state.generation, state.scored, state.unread, 0 if state.unread is None else state.scored)
+    def begin(self, state: SliceState) -> None:
+        """It is this engine's from now on, as a former owner has left it; whatever of it is here already stays."""
+        self.generation, self.position, self.unread = state.generation, state.scored, state.unread
+        self.last_unread = 0 if state.unread is None else state.scored
 
     def put_off(self, first: int, last: int) -> None:
         """Statements from ``first`` to ``last`` are still to be read."""

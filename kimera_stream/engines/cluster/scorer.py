@@ -4,8 +4,8 @@
                         └──> observe: the field, and whatever else follows the log here
 
 Slices that are equally far in the log go on together. One that has just been taken is filled from the vault with what had been
-stated up to where it is scored, and then catches up; when it has, it is one of the others. One that another engine is to hand over
-is filled before it does. A step commits what it found and how
+stated up to where it is scored, and then catches up; when it has, it is one of the others. One that another engine is to hand over,
+or that may have died, is filled before it changes hands, and if it does earlier, while it is filled. A step commits what it found and how
 far it came in one transaction, and only with every lease it rests on; so a step may fail, or be done twice, at any point.
 """
 
@@ -18,6 +18,8 @@ import anyio.lowlevel
 import msgspec
 import structlog
 
+from kimera_stream.core.ahead import ahead
+from kimera_stream.core.columns import SlicedColumns
 from kimera_stream.core.coverage import ClusterStore, ClusterVault, LockedLog, SliceState
 from kimera_stream.core.geoid_cache import GeoidCache
 from kimera_stream.core.index import SlicedIndex
@@ -33,10 +35,8 @@ from kimera_stream.protocol.objects import Contradiction
 
 log = structlog.get_logger(__name__)
 
-FILLED_AT_ONCE = 2_000
-"""Geoids looked at in one read while a slice is filled."""
-TURN = 128
-"""Geoids put into the index before others have their turn."""
+LOOKED_AT_ONCE = 8_000
+"""Geoids looked at in one read while slices are filled; what is loaded of them goes into the index slice by slice."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
 """Seconds before the next try where the database refuses."""
 FIRST_LATE_PAUSE, LONGEST_LATE_PAUSE = 0.5, 15.0
@@ -158,10 +158,9 @@ class SliceScorer:
     async def gain(self, slices: Mapping[int, SliceState]) -> None:
         """These slices are this engine's now."""
         for number, state in slices.items():
-            made = OwnedSlice.of(state)
             prepared = self._preparing.pop(number, None)
-            made.filled = prepared is not None and prepared.filled
-            self._slices[number] = made
+            each = self._slices[number] = OwnedSlice() if prepared is None else prepared
+            each.begin(state)
         self._unfilled.set()
         self._grown.set()
         self._left_unread.set()
@@ -178,7 +177,7 @@ class SliceScorer:
             del self._preparing[number]
         self._index.close(dropped)
         for number in wanted - self._preparing.keys():
-            self._preparing[number] = OwnedSlice(0, 0)
+            self._preparing[number] = OwnedSlice()
             self._unfilled.set()
         return frozenset(number for number, each in self._preparing.items() if each.filled)
 
@@ -266,50 +265,68 @@ class SliceScorer:
 
     async def _fill(self, wanted: Mapping[int, OwnedSlice]) -> None:
         """Put what had been stated up to where each slice is scored; what came later comes with its entry."""
-        if await self._scan(wanted, lambda: False):
-            for number, each in wanted.items():
-                if self._slices.get(number) is each and self._index.part(number) is not None:
-                    each.filled = True
+        upto = {number: each.position for number, each in wanted.items()}
+        if await self._scan(wanted, upto, lambda: False):
+            self._is_filled(wanted)
             self._grown.set()
             self._left_unread.set()
 
     async def _fill_ahead(self, wanted: Mapping[int, OwnedSlice]) -> None:
-        """Put what had been stated up to where the log is observed, and go on with it from there. What is owned comes first."""
+        """Put what had been stated up to where the log is observed, and go on with it from there. What becomes this engine's
+        meanwhile is filled all the same; where none of it does, what is owned comes first."""
         position = self._observed
-        for each in wanted.values():
-            each.position = position
-        if not await self._scan(wanted, lambda: any(not each.filled for each in self._slices.values())):
+        upto = dict.fromkeys(wanted, position)
+
+        def others_wait() -> bool:
+            none_owned = all(self._slices.get(number) is not each for number, each in wanted.items())
+            return none_owned and any(not each.filled for each in self._slices.values())
+
+        if not await self._scan(wanted, upto, others_wait):
             return
         while position < self._observed:
             page = await self._pages.read(position, self._observed)
-            self._index_page(page, [number for number, each in wanted.items() if self._preparing.get(number) is each])
+            self._index_page(page, [number for number, each in wanted.items() if self._here(number) is each])
             position = page.upto
-        for number, each in wanted.items():
-            if self._preparing.get(number) is each and self._index.part(number) is not None:
-                each.filled = True
+        self._is_filled(wanted)
+        self._grown.set()
+        self._left_unread.set()
         self._ready()
 
-    async def _scan(self, wanted: Mapping[int, OwnedSlice], stop: Callable[[], bool]) -> bool:
-        """Fill slices from the vault with what was stated up to the position of each; False: stopped before the end."""
+    def _is_filled(self, wanted: Mapping[int, OwnedSlice]) -> None:
+        for number, each in wanted.items():
+            if self._here(number) is each and self._index.part(number) is not None:
+                each.filled = True
+
+    async def _scan(self, wanted: Mapping[int, OwnedSlice], upto: Mapping[int, int], stop: Callable[[], bool]) -> bool:
+        """Fill slices from the vault with what was stated up to an offset of each; False: stopped before the end."""
         began = time.monotonic()
         numbers = sorted(wanted)
         self._index.close(numbers)
         self._index.open(numbers)
         count = 0
-        async for page in self._vault.scan_slices(numbers, slices=self._index.slices, batch=FILLED_AT_ONCE):
-            if stop():
-                return False
-            for place, stored in enumerate(page):
-                if place % TURN == 0:
-                    await anyio.lowlevel.checkpoint()
-                number = self._index.slice_of(stored.geoid.id)
-                if self._here(number) is wanted[number] and stored.stated <= wanted[number].position:
-                    self._put(stored)
-                    count += 1
-            for part in self._index.parts:
-                await part.reserve(FILLED_AT_ONCE // self._index.slices)
-        log.info("slices filled", slices=numbers, geoids=count, seconds=round(time.monotonic() - began, 3))
-        return True
+
+        async def take_in(page: SlicedColumns) -> bool:
+            nonlocal count
+            for number in numbers:
+                await anyio.lowlevel.checkpoint()
+                each = wanted[number]
+                if self._here(number) is each:
+                    chosen = page.kept((page.numbers == number) & (page.stated <= upto[number]))
+                    self._not_indexed(await self._index.fill(number, chosen))
+                    count += len(chosen)
+            return not stop()
+
+        pages = self._vault.scan_slices(
+            numbers,
+            slices=self._index.slices,
+            batch=LOOKED_AT_ONCE,
+            dimension=self._index.dimension,
+            within=self._index.within,
+        )
+        whole = await ahead(pages, take_in)
+        if whole:
+            log.info("slices filled", slices=numbers, geoids=count, seconds=round(time.monotonic() - began, 3))
+        return whole
 
     def _here(self, number: int) -> OwnedSlice | None:
         return self._slices.get(number) or self._preparing.get(number)
@@ -546,7 +563,10 @@ class SliceScorer:
     def _put(self, stored: StoredGeoid) -> None:
         try:
             self._index.put(stored)
-        except LimitExceededError as error:
-            if not self._totals.unindexed:
-                log.warning("a geoid is not compared with: its slice is full", reason=error.message)
-            self._totals.unindexed += 1
+        except LimitExceededError:
+            self._not_indexed(1)
+
+    def _not_indexed(self, count: int) -> None:
+        if count and not self._totals.unindexed:
+            log.warning("geoids are not compared with: their slice is full")
+        self._totals.unindexed += count

@@ -6,13 +6,16 @@ from functools import partial
 
 import anyio
 import msgspec
+import numpy as np
 import pytest
 
+from kimera_stream.core.columns import SlicedColumns
 from kimera_stream.core.coverage import Node
-from kimera_stream.core.interfaces import WriteBatch
+from kimera_stream.core.groups import Within
+from kimera_stream.core.interfaces import StoredGeoid, WriteBatch
 from kimera_stream.core.slices import slice_of
 from kimera_stream.core.vault.cluster import SqlCluster
-from kimera_stream.core.vault.errors import LeaseLostError
+from kimera_stream.core.vault.errors import DamagedVaultError, LeaseLostError
 from kimera_stream.core.vault.locked import SqlLockedLog
 from kimera_stream.core.vault.vault import SqlVault
 from kimera_stream.infrastructure.database import Database
@@ -22,6 +25,7 @@ from kimera_stream.protocol.log import LogEntry
 pytestmark = pytest.mark.anyio
 ONE, TWO = Node("one#1", "one", "engine"), Node("two#1", "two", "all")
 LEASE = 60.0
+GROUPED: tuple[Within, ...] = ("session", "agent", "principal")
 
 
 @pytest.fixture
@@ -63,13 +67,16 @@ async def test_a_slice_has_one_owner_at_a_time_and_a_generation_for_each(store):
     await store.leave(ONE.id)
     coverage = await store.coverage(lease=LEASE)
     assert [each.covered for each in coverage.slices] == [False, False, True, True]
+    assert all(0 < each.left <= LEASE for each in coverage.slices[2:])
     assert [each.id for each in coverage.nodes] == [TWO.id]
 
 
 async def test_an_expired_lease_can_be_taken_and_its_former_owner_moves_nothing(store):
     got = await store.take(ONE.id, [0, 1], lease=-1.0)
     leases = {number: each.generation for number, each in got.items()}
-    assert not (await store.coverage(lease=LEASE)).slices[0].covered
+    expired = (await store.coverage(lease=LEASE)).slices[0]
+    assert not expired.covered
+    assert expired.left <= -1.0
     await store.advance(ONE.id, leases, 0)  # expired, and nobody has taken it
     assert set(await store.take(TWO.id, [0], lease=LEASE)) == {0}
     with pytest.raises(LeaseLostError) as lost:
@@ -226,11 +233,52 @@ async def test_writers_wait_for_each_other_instead_of_losing_a_race(url, vault, 
         await other.close()
 
 
+async def scanned(vault: SqlVault, within: Within = "all", batch: int = 7) -> list[SlicedColumns]:
+    return [page async for page in vault.scan_slices([1, 3], slices=4, batch=batch, dimension=8, within=within)]
+
+
 async def test_the_geoids_of_a_slice_are_those_that_hash_to_it(vault, store, samples):
     names = [f"g{number}" for number in range(40)]
-    await vault.commit(samples.publish(0, *names))
-    found = [stored.geoid.id async for page in vault.scan_slices([1, 3], slices=4, batch=7) for stored in page]
-    assert found == [name for name in names if slice_of(name, 4) in (1, 3)]
+    await vault.commit(samples.publish(0, *names, symbolic_state={"k": 1}))
+    pages = await scanned(vault)
+    expected = [name for name in names if slice_of(name, 4) in (1, 3)]
+    assert [id_ for page in pages for id_ in page.columns.ids] == expected
+    assert [int(each) for page in pages for each in page.numbers] == [slice_of(name, 4) for name in expected]
+    (page,) = await scanned(vault, batch=99)
+    offsets = [names.index(name) + 1 for name in expected]
+    np.testing.assert_array_equal(page.columns.vectors, np.stack([samples.vector(offset) for offset in offsets]))
+    assert list(page.columns.symbols) == [{"k": 1}] * len(expected)
+    assert list(page.columns.texts) == [f"statement {name}" for name in expected]
+    assert page.stated.tolist() == offsets
+    with pytest.raises(DamagedVaultError):
+        [each async for each in vault.scan_slices([1], slices=4, batch=99, dimension=9, within="all")]
+
+
+async def test_a_scan_of_slices_tells_when_each_was_stated_and_what_it_is_compared_within(vault, store, samples):
+    mine = [name for name in map("g{}".format, range(40)) if slice_of(name, 4) == 1][:3]
+    await vault.commit(samples.publish(0, *mine, session_id="s", originator_agent_id="a", principal="ann"))
+    labelled = samples.geoid(mine[0], 4, version=2, metadata={"label": "x"})
+    changed = samples.geoid(mine[1], 5, version=2, text="something else")
+    await vault.commit(
+        WriteBatch(
+            entries=[samples.entry(each.offset, each, "geoid.updated") for each in (labelled, changed)],
+            geoids=[
+                StoredGeoid(labelled, samples.vector(1), "bob", stated=1),
+                StoredGeoid(changed, samples.vector(5), "bob", stated=5),
+            ],
+        )
+    )
+    (page,) = await scanned(vault, batch=99)
+    assert list(zip(page.columns.ids, page.stated.tolist(), strict=True)) == [(mine[2], 3), (mine[0], 1), (mine[1], 5)]
+    assert list(page.groups) == [None, None, None]
+    kept = page.kept(page.stated <= 3)
+    assert (kept.columns.ids, kept.stated.tolist(), len(kept.groups)) == ([mine[2], mine[0]], [3, 1], 2)
+    groups = {within: [list(page.groups) for page in await scanned(vault, within, 99)] for within in GROUPED}
+    assert groups == {
+        "session": [["s", None, None]],
+        "agent": [["a", None, None]],
+        "principal": [["ann", "bob", "bob"]],
+    }
 
 
 async def test_the_watches_have_a_generation_that_grows_with_every_change(vault, store, samples):
