@@ -175,6 +175,7 @@ def _meaning(services: Services, settings: Settings) -> None:
         resources: Resources,
         verifier: CrossEncoderVerifier | None = None,
     ) -> CascadeEngine:
+        read.cache.max_bytes = settings.scoring.reading_cache_bytes
         resources.memory.watch_cache("readings", lambda: read.cache.bytes, read.cache.clear)
         return CascadeEngine(index, cache, verifier, settings.scoring, threads, registry)
 

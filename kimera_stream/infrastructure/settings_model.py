@@ -231,6 +231,9 @@ class ScoringSettings(Group):
         description="Which statements are compared: all with all, or only those of one session, agent or principal; those that name "
         "none are compared among themselves.",
     )
+    reading_cache_bytes: Bytes = Field(
+        33_554_432, description="Bytes of statements that are kept as the evidence rules read them."
+    )
     min_relatedness: Fraction = Field(0.3, description="Cosine below which two statements are about different things.")
     verifier: Literal["auto", "off"] = Field(
         "auto", description="auto: the packaged cross-encoder; off: evidence rules alone."

@@ -19,7 +19,7 @@ from kimera_stream.engines.evidence.quantities import DIGIT, Quantity, quantitie
 from kimera_stream.infrastructure.caching import remembering
 
 READINGS_BYTES = 32 << 20
-"""Of readings that are kept: a stored statement is compared with each new one near it."""
+"""Of readings that are kept, where the settings say nothing else: a stored statement is compared with each new one near it."""
 
 _ID = re.compile(
     r"\b(?:v\d+(?:\.\d+)+|\d+(?:\.\d+){2,}|(?=[\w./-]*\d)(?=[\w./-]*[A-Za-z])[A-Za-z][\w-]*(?:[./-]\w+)*|[a-z]+(?:-[a-z]+)*-\d+[\w-]*)\b"
