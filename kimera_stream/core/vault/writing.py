@@ -140,8 +140,9 @@ def _write_geoids(tx: Transaction, batch: WriteBatch, now: int) -> None:
         tx.run_in(_DELETE_SEMANTIC, updated)
         tx.run_in(_DELETE_SYMBOLIC, updated)
     tx.insert(_GEOIDS, [rows.geoid_row(stored) for stored in live.values()])
-    tx.insert(_SEMANTIC, [row for stored in live.values() for row in rows.semantic_rows(stored.geoid)])
-    tx.insert(_SYMBOLIC, [row for stored in live.values() for row in rows.symbolic_rows(stored.geoid)])
+    said_of = [stored.geoid for stored in live.values()]
+    tx.insert(_SEMANTIC, [row for each in said_of if each.semantic_state for row in rows.semantic_rows(each)])
+    tx.insert(_SYMBOLIC, [row for each in said_of if each.symbolic_state for row in rows.symbolic_rows(each)])
     tx.insert(_VERSIONS, versions)
     _count_use(tx, batch, now)
 

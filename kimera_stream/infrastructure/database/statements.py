@@ -4,7 +4,7 @@ SQLAlchemy builds and compiles; the driver's cursor runs. What is skipped is SQL
 cost more than the statement itself on the write path (see ADR 2).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -109,14 +109,16 @@ class Insert:
         update = [name for name in columns if name not in conflict] if conflict else []
         return cls(table, columns, conflict=conflict, update=update)
 
-    def statements(self, dialect: Dialect, rows: Sequence[Row]) -> Iterator[tuple[str, Sequence[Any]]]:
+    def statements(self, dialect: Dialect, rows: Sequence[Row]) -> Iterable[tuple[str, Sequence[Any]]]:
         """SQL texts and their values, covering ``rows`` in order.
 
         Sizes are powers of two, so that a handful of prepared statements serve every batch.
         """
         if len(rows) == 1:
-            yield self._text(dialect, 1), rows[0]
-            return
+            return ((self._text(dialect, 1), rows[0]),)
+        return self._pieces(dialect, rows)
+
+    def _pieces(self, dialect: Dialect, rows: Sequence[Row]) -> Iterator[tuple[str, Sequence[Any]]]:
         largest = min(64 if dialect.name == "sqlite" else 512, _MAX_PARAMETERS // len(self._columns))
         largest = 1 << (largest.bit_length() - 1)
         start = 0
