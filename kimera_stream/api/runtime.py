@@ -89,7 +89,10 @@ class Runtime:
             for name, drain in self._drains:
                 budget = max(0.1, (self._stop_by - anyio.current_time()) / 2)
                 with anyio.move_on_after(budget) as scope:
-                    await drain(budget)
+                    try:
+                        await drain(budget)
+                    except Exception:  # a failing drain must not keep the rest from stopping
+                        log.exception("drain failed", part=name)
                 if scope.cancelled_caught:
                     log.warning("drain cut short", part=name, seconds=round(budget, 3))
 

@@ -308,6 +308,12 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     broken.write_bytes(gzip.compress(b"line\n" * 10_000)[:-20])
     with pytest.raises(BadRequestError, match=r"broken\.gz"):
         lines_of(broken)
+    packed = bytearray(gzip.compress(b"".join(b"line %d\n" % number for number in range(10_000))))
+    packed[len(packed) // 2] ^= 0xFF
+    flipped = tmp_path / "flipped.gz"
+    flipped.write_bytes(packed)
+    with pytest.raises(BadRequestError, match=r"flipped\.gz"):
+        lines_of(flipped)
     wide = tmp_path / "wide"
     wide.write_bytes(b"x" * (2 << 20))
     with pytest.raises(BadRequestError, match="longer than"):
@@ -337,6 +343,7 @@ def test_formats() -> None:
     ("line", "message"),
     [
         ('{"text": "cut', "expected a JSON object"),
+        ('{"metadata": ' + "[" * 5_000, "expected a JSON object"),
         ('{"sentence": "a"}', "--field"),
         ('{"text": "a", "label": 1}', "label"),
         ('{"text": 3}', "text"),

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import os
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,7 @@ class LineReader:
         while not self._ended:
             try:
                 chunk: bytes = self._data.read1(CHUNK)
-            except (OSError, EOFError, gzip.BadGzipFile) as exc:
+            except (OSError, EOFError, zlib.error) as exc:
                 raise BadRequestError(f"cannot read on in {self.path}: {exc}") from exc
             if not chunk:
                 self._ended = True
@@ -149,7 +150,7 @@ class Parser:
     def _bodies(self, text: str) -> Iterator[GeoidBody]:
         try:
             row = msgspec.json.decode(text, type=dict[str, Any])
-        except msgspec.DecodeError as exc:
+        except (msgspec.DecodeError, RecursionError) as exc:
             raise LineError(f"expected a JSON object ({exc})") from None
         if self._field is not None:
             value = row.get(self._field)

@@ -4,7 +4,7 @@ import msgspec
 
 from kimera_stream.core.interfaces import EventSink
 from kimera_stream.infrastructure.bus.interface import FIELD, Bus
-from kimera_stream.protocol.errors import UnavailableError
+from kimera_stream.protocol.errors import OverloadedError, UnavailableError
 from kimera_stream.protocol.objects import FieldState
 
 NEWEST = "newest"
@@ -33,10 +33,10 @@ class RemoteField:
         self._value: FieldValue | None = None
 
     async def load(self) -> None:
-        """Ask what the engines said last; nothing, where the bus is away."""
+        """Ask what the engines said last; nothing, where the bus is away or full."""
         try:
             shared = await self._bus.gather(FIELD, NEWEST)
-        except UnavailableError:
+        except (UnavailableError, OverloadedError):
             return
         values = sorted((_decode_value(each) for each in shared.values()), key=lambda value: value.offset)
         if values and (self._value is None or values[-1].offset > self._value.offset):

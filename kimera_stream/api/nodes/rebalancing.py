@@ -8,7 +8,7 @@ import anyio
 import msgspec
 
 from kimera_stream.infrastructure.bus.interface import Bus
-from kimera_stream.protocol.errors import UnavailableError
+from kimera_stream.protocol.errors import OverloadedError, UnavailableError
 
 SPACE: Final = "connections"
 TOTAL: Final = "total"
@@ -59,7 +59,7 @@ class Rebalancing:
             if self._above and here is not None:
                 try:
                     shared = await self._bus.gather(SPACE, TOTAL)
-                except UnavailableError:
+                except (UnavailableError, OverloadedError):
                     shared = {}  # who has how many is not known
                 others = [_count(value) for node, value in shared.items() if node != self._bus.node]
                 self._move(to_send_away(here, others, self._above))

@@ -16,7 +16,7 @@ from kimera_stream.engines.cluster.scored import Scored
 from kimera_stream.engines.metrics import PipelineMetrics
 from kimera_stream.infrastructure.bus.interface import Bus
 from kimera_stream.infrastructure.resources import Resources
-from kimera_stream.protocol.errors import UnavailableError
+from kimera_stream.protocol.errors import OverloadedError, UnavailableError
 from kimera_stream.streaming.following import Following
 from kimera_stream.streaming.hub import Hub
 
@@ -142,10 +142,10 @@ class NodeStats:
         }
 
     async def _ask_engines(self) -> None:
-        """What the engines say of themselves; what they said before, where the bus is away."""
+        """What the engines say of themselves; what they said before, where the bus is away or full."""
         try:
             told = await self._bus.gather(ENGINE, NUMBERS)
-        except UnavailableError:
+        except (UnavailableError, OverloadedError):
             return
         self._engines = {node: _decode(value) for node, value in sorted(told.items())}
 

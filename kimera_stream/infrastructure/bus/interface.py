@@ -257,6 +257,7 @@ class Bus(Protocol):
         """The values of all live nodes, by node. This node's own is always as it last said, without asking.
 
         Raises:
+            OverloadedError: this node's outbox is full.
             UnavailableError: no contact (fall back to what this node knows).
         """
         ...
