@@ -13,6 +13,7 @@ from kimera_stream.core.interfaces import IdempotencyRecord
 from kimera_stream.core.vault import reading, schema
 from kimera_stream.core.vault.clock import DatabaseClock
 from kimera_stream.core.vault.errors import LeaseLostError
+from kimera_stream.core.vault.rows import RECORD_COLUMNS, record_of
 from kimera_stream.infrastructure.database import Query, QueryIn, Transaction
 from kimera_stream.infrastructure.database.statements import among
 from kimera_stream.protocol.objects import Contradiction, ContradictionState, Geoid
@@ -56,9 +57,7 @@ _MARKS = QueryIn(
     lambda values: select(geoid.c.id, geoid.c.version, geoid.c.offset, geoid.c.stated).where(among(geoid.c.id, values))
 )
 _RECORDS = QueryIn(
-    lambda values: select(key.c.principal, key.c.key, key.c.result, key.c.created_at).where(
-        among(key.c.key, values), key.c.created_at >= bindparam("not_before")
-    )
+    lambda values: select(*RECORD_COLUMNS).where(among(key.c.key, values), key.c.created_at >= bindparam("not_before"))
 )
 
 
@@ -139,9 +138,13 @@ class SqlLockedLog:
     def recorded(
         self, keys: Sequence[tuple[str, str]], *, not_before: int
     ) -> Mapping[tuple[str, str], IdempotencyRecord]:
-        """Records by (principal, key), made at or after ``not_before`` (unix ms)."""
+        """Records by (principal, key), made at or after ``not_before`` (unix ms).
+
+        Raises:
+            DamagedVaultError: one is not what was committed.
+        """
         if not keys:
             return {}
         wanted = set(keys)
         rows = self._tx.rows_in(_RECORDS, sorted({name for _, name in keys}), not_before=not_before)
-        return {(row[0], row[1]): IdempotencyRecord(*row) for row in rows if (row[0], row[1]) in wanted}
+        return {(row[0], row[1]): record_of(row) for row in rows if (row[0], row[1]) in wanted}

@@ -100,7 +100,7 @@ def find_cursor(tx: Transaction, principal: str, name: str, channel: str, *, epo
 
 
 _KEY = Query(
-    select(key.c.principal, key.c.key, key.c.result, key.c.created_at).where(
+    select(*rows.RECORD_COLUMNS).where(
         key.c.principal == bindparam("principal"),
         key.c.key == bindparam("name"),
         key.c.created_at >= bindparam("not_before"),
@@ -117,7 +117,7 @@ _DELETE_KEYS = Query(delete(key).where(key.c.created_at <= bindparam("upto")))
 
 def find_key(tx: Transaction, principal: str, name: str, not_before: int) -> IdempotencyRecord | None:
     row = tx.row(_KEY, principal=principal, name=name, not_before=not_before)
-    return None if row is None else IdempotencyRecord(*row)
+    return None if row is None else rows.record_of(row)
 
 
 def purge_keys(tx: Transaction, before: int, limit: int) -> int:

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from zlib import crc32
 
 import msgspec
 import numpy as np
 
-from kimera_stream.core.interfaces import StoredGeoid, Vector
+from kimera_stream.core.interfaces import IdempotencyRecord, StoredGeoid, Vector
 from kimera_stream.core.vault import schema
+from kimera_stream.core.vault.errors import DamagedVaultError
 from kimera_stream.protocol.objects import Components, Contradiction, Geoid, Scalar, Scar, Watch, WatchKind
 
 Row = Sequence[Any]
@@ -268,3 +270,33 @@ def watch_of(row: Row) -> tuple[Watch, Vector | None]:
         filter=None if row[8] is None else _decode(row[8]),
     )
     return watch, vector_of(row[9])
+
+
+RECORD_COLUMNS = (
+    schema.idempotency_key.c.principal,
+    schema.idempotency_key.c.key,
+    schema.idempotency_key.c.result,
+    schema.idempotency_key.c.created_at,
+    schema.idempotency_key.c.checksum,
+)
+
+
+def _record_checksum(record: IdempotencyRecord) -> int:
+    return crc32(record.result, crc32(f"{record.principal}\0{record.key}\0{record.created_at}".encode()))
+
+
+def record_row(record: IdempotencyRecord) -> Row:
+    """In the order of the table's columns."""
+    return record.principal, record.key, record.created_at, record.result, _record_checksum(record)
+
+
+def record_of(row: Row) -> IdempotencyRecord:
+    """A row of ``RECORD_COLUMNS``.
+
+    Raises:
+        DamagedVaultError: it is not what was committed.
+    """
+    record = IdempotencyRecord(row[0], row[1], bytes(row[2]), row[3])
+    if row[4] is not None and row[4] != _record_checksum(record):
+        raise DamagedVaultError("the first result of a keyed request does not match its checksum")
+    return record

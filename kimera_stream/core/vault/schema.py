@@ -226,7 +226,9 @@ idempotency_key = Table(
     Column("key", Text, primary_key=True),
     Column("created_at", BigInteger, nullable=False, index=True),
     Column("result", LargeBinary, nullable=False),
+    Column("checksum", BigInteger),
 )
+"""``checksum`` covers the rest of the row, and is verified on every read; null: written by an earlier version."""
 
 revocation = Table(
     "revocation",

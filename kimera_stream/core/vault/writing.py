@@ -90,9 +90,7 @@ def write_batch(tx: Transaction, batch: WriteBatch, now: int) -> int:
     _write_geoids(tx, batch, now)
     tx.insert(_CONTRADICTIONS, _last_by_key([rows.contradiction_row(found) for found in batch.contradictions], 1))
     tx.insert(_SCARS, _last_by_key([rows.scar_row(scar) for scar in batch.scars], 1))
-    keyed: list[rows.Row] = [
-        (record.principal, record.key, record.created_at, record.result) for record in batch.idempotency
-    ]
+    keyed = [rows.record_row(record) for record in batch.idempotency]
     tx.insert(_IDEMPOTENCY, _last_by_key(keyed, 2))
     tx.insert(_AUDIT, batch.audit)
     requests.settle(tx, batch.settled)

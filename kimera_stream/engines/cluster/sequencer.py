@@ -27,7 +27,7 @@ from kimera_stream.core.interfaces import (
     StoredGeoid,
     WriteBatch,
 )
-from kimera_stream.core.vault.errors import LeaseLostError
+from kimera_stream.core.vault.errors import DamagedVaultError, LeaseLostError
 from kimera_stream.engines.cluster.naming import Matched, Naming, known_pairs, outdated_hits, write_matches
 from kimera_stream.engines.metrics import PipelineMetrics
 from kimera_stream.engines.planning import Planner
@@ -188,6 +188,10 @@ class ClusterSequencer:
             except LeaseLostError as lost:
                 works = self._give_up(works, leases, lost)
                 continue
+            except DamagedVaultError as error:
+                if len(works) > 1:
+                    raise Fault(error) from error  # of one of them: which, is found by halving
+                raise
             except _OutdatedError as outdated:
                 log.info("others were faster, preparing again", attempt=attempt + 1)
                 for geoid_id in outdated.geoid_ids:

@@ -12,6 +12,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from kimera_stream.core.interfaces import IdempotencyRecord
 from kimera_stream.core.kept import CheckpointRequest, DeadLetter, UsageRecord
 from kimera_stream.core.vault import migrate as migration
 from kimera_stream.core.vault.errors import VaultSchemaError
@@ -73,7 +74,7 @@ async def test_down_and_up_again_keeps_log_and_entities(url, samples, make_setti
         await vault.close()
     before = vault.epoch
 
-    assert await migrate(url, "-6") == "0001"
+    assert await migrate(url, "-7") == "0001"
     assert await current_revision(url) == "0001"
     assert await migrate(url) == HEAD
 
@@ -160,6 +161,29 @@ async def test_revocations_come_and_go_beside_the_rest(url, samples, make_settin
         await vault.revoke("key", "x", by="root")
     finally:
         await vault.close()
+
+
+async def test_first_results_outlive_their_checksums(url, samples, make_settings, clock):
+    async def given() -> bytes:
+        vault = SqlVault(url, make_settings(), clock=clock)
+        await vault.start()
+        try:
+            return (await vault.idempotent("ann", "k", not_before=0)).result
+        finally:
+            await vault.close()
+
+    vault = SqlVault(url, make_settings(), clock=clock)
+    await vault.start()
+    try:
+        batch = samples.publish(0, "a")
+        batch.idempotency.append(IdempotencyRecord("ann", "k", b'{"offset":1}', clock.now))
+        await vault.commit(batch)
+    finally:
+        await vault.close()
+    assert await given() == b'{"offset":1}'
+    assert await migrate(url, "0007") == "0007"
+    assert await migrate(url) == HEAD
+    assert await given() == b'{"offset":1}'
 
 
 async def test_all_the_way_down_and_up_is_a_new_log(url, samples, make_settings):

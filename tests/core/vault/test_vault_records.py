@@ -1,15 +1,21 @@
 """Watches, cursors, idempotency keys, sessions, usage, audit."""
 
+from functools import partial
+
 import numpy as np
 import pytest
+from sqlalchemy import null, update
 
 from kimera_stream.core.interfaces import IdempotencyRecord, WriteBatch
 from kimera_stream.core.kept import Revocation, UsageRecord
+from kimera_stream.core.vault import schema
 from kimera_stream.core.vault import vault as vault_module
+from kimera_stream.core.vault.errors import DamagedVaultError
 from kimera_stream.core.vault.records import SessionRecord
 from kimera_stream.core.vault.retention import Retention
 from kimera_stream.core.vault.tools import export, import_
 from kimera_stream.core.vault.vault import SqlVault
+from kimera_stream.infrastructure.database import Database, Query, Transaction
 from kimera_stream.protocol.errors import LimitExceededError
 from kimera_stream.protocol.objects import Watch
 
@@ -41,6 +47,25 @@ async def test_a_key_gives_its_first_result_within_the_window_and_over_a_restart
         assert await again.idempotent("ann", "other", not_before=0) is None
     finally:
         await again.close()
+
+
+async def test_a_first_result_that_was_changed_is_not_given_again(vault, samples, url, make_settings):
+    batch = samples.publish(0, "a")
+    batch.idempotency += [IdempotencyRecord("ann", name, b'{"offset":1}', 5_000) for name in ("k", "old", "well")]
+    await vault.commit(batch)
+    database = Database(url, make_settings())
+    try:
+        for changed in (
+            update(schema.idempotency_key).where(schema.idempotency_key.c.key == "k").values(result=b'{"offset":7}'),
+            update(schema.idempotency_key).where(schema.idempotency_key.c.key == "old").values(checksum=null()),
+        ):
+            await database.write(partial(Transaction.run, query=Query(changed)))
+    finally:
+        await database.close()
+    with pytest.raises(DamagedVaultError, match=r"does not match its checksum.*db check"):
+        await vault.idempotent("ann", "k", not_before=0)
+    for name in ("old", "well"):  # written by an earlier version; not touched
+        assert (await vault.idempotent("ann", name, not_before=0)).result == b'{"offset":1}'
 
 
 async def test_an_expired_key_can_be_used_again(vault, samples):
