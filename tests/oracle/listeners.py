@@ -60,6 +60,7 @@ class Listener:
         self._cursor_epoch = ""
         self._most = 0
         self._moved = anyio.Event()
+        self._resting = False
         self.visits = 0
         self.connected = False
         self.codes: dict[int, int] = {}
@@ -79,6 +80,10 @@ class Listener:
         while not (self.position[0] == epoch and self.position[1] >= offset):
             moved = self._moved
             await moved.wait()
+
+    def rest(self, resting: bool) -> None:
+        """Whether a wanderer stays where it is, for as long as everything is read and checked."""
+        self._resting = resting
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -132,7 +137,7 @@ class Listener:
                         self._wake()
                 elif message["op"] == "acked":
                     self._confirmed = max(self._confirmed, acks.pop(message["id"]))
-                if self._mode == "wander":
+                if self._mode == "wander" and not self._resting:
                     if leave == float("inf") and segment.last >= goal:
                         leave = time.monotonic() + WANDER * (0.5 + self._rng.random())
                     if time.monotonic() > leave:

@@ -16,7 +16,7 @@ import anyio
 import anyio.to_thread
 import asyncpg
 
-START_PATIENCE = 60.0
+START_PATIENCE = 240.0
 """Seconds that a process may take until it is ready, on a busy machine."""
 STOP_PATIENCE = 30.0
 REPOSITORY = Path(__file__).parents[2]

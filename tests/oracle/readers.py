@@ -6,7 +6,7 @@ from typing import Any
 import anyio
 
 from tests.oracle.model import MAIN_CHANNELS, Entry, Log, digest, entry_of
-from tests.oracle.wire import Gone, Web
+from tests.oracle.wire import PATIENCE, Gone, Web
 
 TRIES = 120
 PAGE = 1_000
@@ -36,13 +36,14 @@ async def steady(web: Web, path: str, **params: Any) -> dict[str, Any]:
     raise Gone(1006, f"{path}: {last}")
 
 
-async def read_log(url: str, extra: tuple[str, ...] = ()) -> Log:
+async def read_log(url: str, extra: tuple[str, ...] = (), *, slow: float = 1.0) -> Log:
     """The log and its lists, once nothing is added to it any more; nobody may be publishing.
 
     Args:
         extra: Channels besides the main ones.
+        slow: How many times longer an answer may take.
     """
-    async with Web(url) as web:
+    async with Web(url, patience=PATIENCE * slow) as web:
         while True:
             log = await _read(web, extra)
             health = await steady(web, "/health")

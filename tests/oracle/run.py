@@ -239,8 +239,10 @@ class Run:
                 await publisher.idle()
         self._progress.doing = f"{doing}: the last probe"
         await self._heal("the end of a log")
+        for listener in self._listeners:
+            listener.rest(True)
         self._progress.doing = f"{doing}: reading the log"
-        log = await read_log(deployment.reader, self._extra)
+        log = await read_log(deployment.reader, self._extra, slow=self._config.slow)
         self._progress.doing = f"{doing}: hearing the log to its end"
         await self._hear_out(log)
         self._progress.doing = f"{doing}: asking every node"
@@ -310,12 +312,14 @@ class Run:
         self.tally.damage.append(f"{what}: {outcome}; db check ended with {code}: {first[:160]}")
         restore(deployment, copy)
         await node.start()
-        log = await read_log(node.server.url, self._extra)
+        log = await read_log(node.server.url, self._extra, slow=self._config.slow)
         self.tally.violations += check_prefix(log, truth)
         self._ledger.restored(log.head)
         for publisher in self._publishers:
             publisher.author.begin_again(set(log.listed))
             publisher.speak()
+        for listener in self._listeners:
+            listener.rest(False)
 
     def _judge(self, what: str, code: int, reading: damage.Reading) -> str:
         self.tally.violations += [f"{what}: {each}" for each in reading.altered[:5]]
