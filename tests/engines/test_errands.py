@@ -12,7 +12,8 @@ from prometheus_client import CollectorRegistry
 
 from kimera_stream.core.coverage import Coverage, SliceState
 from kimera_stream.core.interfaces import ALL_ROLES, Principal
-from kimera_stream.engines.cluster.errands import Errands
+from kimera_stream.core.slices import lane_slice
+from kimera_stream.engines.cluster.errands import TOGETHER, Errands
 from kimera_stream.engines.cluster.patience import Patience
 from kimera_stream.engines.cluster.remote import RemoteKnowledge
 from kimera_stream.engines.cluster.scored import Scored
@@ -44,7 +45,7 @@ class LossyBus:
     def __init__(self) -> None:
         self.added: list[tuple[str, bytes]] = []
         self.away = False
-        self.full = False
+        self.full: set[int] = set()
         self.waiting = 0
         self.changed = anyio.Event()
 
@@ -54,7 +55,7 @@ class LossyBus:
         self.changed.set()
         if self.away:
             raise UnavailableError("away")
-        if self.full:
+        if partition in self.full:
             raise OverloadedError("full", retry_after=1.0)
         self.added.append((request, payload))
 
@@ -162,10 +163,10 @@ async def test_each_names_the_one_before_it_that_has_no_answer() -> None:
         await bus.until(lambda: len(bus.added) == 4)
         assert placed(bus) == [("a", None, 0), ("b", "a", 0), ("c", "b", 0), ("x", None, 0)]
         made.heard([Removed(request=bus.added[1][0], offset=1)])
-        bus.full = True
+        bus.full = {lane_slice(*LANE, SETTINGS.slices)}
         with pytest.raises(OverloadedError):
             await made.send(LANE, deletion("refused"))
-        bus.full = False
+        bus.full = set()
         group.start_soon(ask, made, "d", results)
         await bus.until(lambda: len(bus.added) == 5)
         made.heard([Removed(request=request, offset=1) for request, _ in bus.added])
@@ -233,14 +234,37 @@ async def test_without_the_bus_work_waits_and_goes_in_order_when_it_is_back() ->
     assert results.keys() == {"a", "b", "c", "d"}
 
 
+async def test_a_full_partition_holds_up_no_other() -> None:
+    bus, results = LossyBus(), {}
+    bus.away = True
+    other = next(
+        ("ann", f"s{n}")
+        for n in range(99)
+        if lane_slice("ann", f"s{n}", SETTINGS.slices) != lane_slice(*LANE, SETTINGS.slices)
+    )
+    async with errands(bus, max_items=1_000, max_bytes=1_000_000) as made, anyio.create_task_group() as group:
+        for number in range(2 * TOGETHER):
+            group.start_soon(ask, made, f"a{number}", results)
+        await bus.until(lambda: made.numbers.waiting == 2 * TOGETHER)
+        group.start_soon(made.send, other, deletion("b"))
+        await bus.until(lambda: made.numbers.waiting == 2 * TOGETHER + 1)
+        bus.full = {lane_slice(*LANE, SETTINGS.slices)}
+        bus.away = False
+        await bus.until(lambda: len(bus.added) == 1)
+        bus.full = set()
+        await bus.until(lambda: len(bus.added) == 2 * TOGETHER + 1)
+        assert [each for each, _, _ in placed(bus)] == ["b", *(f"a{number}" for number in range(2 * TOGETHER))]
+        made.heard([Removed(request=request, offset=1) for request, _ in bus.added])
+
+
 async def test_too_much_is_refused_here_and_there() -> None:
     bus, results = LossyBus(), {}
     async with errands(bus, max_items=1) as made, anyio.create_task_group() as group:
-        bus.full = True
+        bus.full = {lane_slice(*LANE, SETTINGS.slices)}
         with pytest.raises(OverloadedError, match="full"):
             await made.send(LANE, deletion("a"))
         assert made.numbers.waiting == 0
-        bus.full = False
+        bus.full = set()
         group.start_soon(ask, made, "a", results)
         await bus.until(lambda: bool(bus.added))
         with pytest.raises(OverloadedError, match="waiting already"):

@@ -266,16 +266,21 @@ class Errands:
             await self._add_held()
 
     async def _add_held(self) -> None:
-        """Add what is held, in its order, as far as there is contact."""
+        """Add what is held, in its order, as far as there is contact and room."""
         due = [errand for errand in self._waiting.values() if not errand.added_at]
+        stuck: set[int] = set()
+        """Partitions without room; all, where there is no contact."""
         for begin in range(0, len(due), TOGETHER):
-            some = [errand for errand in due[begin : begin + TOGETHER] if not errand.done.is_set()]
+            some = [
+                errand
+                for errand in due[begin : begin + TOGETHER]
+                if errand.partition not in stuck and not errand.done.is_set()
+            ]
             async with anyio.create_task_group() as group:
                 for errand in some:
                     self._added_again += errand.turn > 0
                     group.start_soon(self._add_again, errand, name="errands:add")
-            if any(not errand.added_at for errand in some):
-                return  # no contact, or no room: the rest waits as well
+            stuck |= {errand.partition for errand in some if not errand.added_at}
 
     async def _add_again(self, errand: Errand) -> None:
         try:
