@@ -173,6 +173,8 @@ async def _make(kind: str, folder: Path, library: Path | None) -> Deployment:
         await made.redis.start()
         made.between["redis"] = await _opened("redis", made.redis.port)
         shared["KIMERA_BUS__URL"] = f"redis://{made.between['redis'].address}/0"
+        # Two engines wait for one lock, through a proxy: on a busy machine longer than a second.
+        shared["KIMERA_DATABASE__BUSY_TIMEOUT"] = "5"
     else:
         roles = {"server": "all"}
     for name, role in roles.items():
