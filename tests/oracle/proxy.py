@@ -3,6 +3,7 @@
 import socket
 import struct
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 import anyio
 import anyio.abc
@@ -59,7 +60,8 @@ class Link:
         if reset:
             for stream in (self._client, self._server):
                 sock = stream.extra(anyio.abc.SocketAttribute.raw_socket)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                with suppress(OSError):  # it has just ended by itself
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._scope.cancel()
 
     def stall(self) -> None:
