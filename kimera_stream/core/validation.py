@@ -55,6 +55,8 @@ def validate_body(body: GeoidBody, limits: BodyLimits, *, merge: bool = False, w
     """
     for name in ("id", "session_id", "originator_agent_id"):
         _check_id(getattr(body, name), f"{where}.{name}")
+    if body.id in (".", ".."):  # a path of them means another one: no client could ask for it over HTTP
+        raise BadRequestError(f"{where}.id: expected 1-128 URL-safe characters, not only . or ..", field=f"{where}.id")
     if body.text is not None:
         _check_text(body.text, limits.text_chars, f"{where}.text")
     if body.purpose is not None:

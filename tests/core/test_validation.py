@@ -33,6 +33,8 @@ def nested(levels: int) -> dict[str, Any]:
         ({"text": "a\ud800b"}, BadRequestError, "geoid.text"),
         ({"text": "a", "id": "no spaces"}, BadRequestError, "geoid.id"),
         ({"text": "a", "id": ""}, BadRequestError, "geoid.id"),
+        ({"text": "a", "id": "."}, BadRequestError, "geoid.id"),
+        ({"text": "a", "id": ".."}, BadRequestError, "geoid.id"),
         ({"text": "a", "session_id": "x" * 129}, BadRequestError, "geoid.session_id"),
         ({"text": "a", "originator_agent_id": "a/b"}, BadRequestError, "geoid.originator_agent_id"),
         ({"vector": [1.0, 2.0]}, BadRequestError, "geoid.vector"),
@@ -72,6 +74,7 @@ def test_what_is_refused(body: dict[str, Any], error: type[OperationalError], fi
         {"semantic_state": {"a": 3.0, "b": 0.0}},
         {"symbolic_state": {"a": None, "b": True, "c": -(2**63), "subject": "x"}},
         {"text": "a", "metadata": nested(15), "id": "A-z_0.~"},
+        {"text": "a", "id": "...", "session_id": ".."},
     ],
 )
 def test_what_is_accepted(body: dict[str, Any]) -> None:
