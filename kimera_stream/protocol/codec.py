@@ -7,7 +7,7 @@ and encoding: every subscriber gets the same bytes.
 
 import math
 import re
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import msgspec
 
@@ -30,6 +30,7 @@ from kimera_stream.protocol.messages import (
     Push,
     Reply,
 )
+from kimera_stream.protocol.objects import ContradictionState, Decision, WatchKind
 
 OPS: Final = (
     "connect",
@@ -53,6 +54,14 @@ _MAX_NESTING: Final = 32
 _WITH_PATH: Final = re.compile(r"(?P<what>.*) - at `(?:key in )?\$(?P<path>.*)`", re.DOTALL)
 _UNKNOWN_FIELD: Final = re.compile(r"Object contains unknown field `(?P<name>.*)`", re.DOTALL)
 _MISSING_FIELD: Final = re.compile(r"Object missing required field `(?P<name>.*)`", re.DOTALL)
+_NO_CHOICE: Final = re.compile(r"Invalid enum value '(?P<given>.*)'", re.DOTALL)
+_CHOICES: Final[dict[str, tuple[str, ...]]] = {
+    "decision": get_args(Decision),
+    "kinds": get_args(WatchKind),
+    "relation": get_args(WatchKind),
+    "state": get_args(ContradictionState),
+}
+"""What the fields of commands and requests with a fixed choice take: the decoder's error tells only what was given."""
 
 
 class Malformed(KimeraError):  # noqa: N818 - what a command can be, not only an exception
@@ -177,6 +186,8 @@ def bad_request(exc: Exception) -> BadRequestError:
         path, text = _join(path, match["name"]), "unknown field"
     elif match := _MISSING_FIELD.fullmatch(text):
         path, text = _join(path, match["name"]), "required"
+    elif (match := _NO_CHOICE.fullmatch(text)) and (choices := _CHOICES.get(path.partition("[")[0])):
+        text = f"expected one of {', '.join(choices)}, got {match['given'][:40]!r}"
     elif text:
         text = text[0].lower() + text[1:]
     return BadRequestError(f"{path or 'message'}: {text}", field=path or None)

@@ -80,6 +80,24 @@ def test_a_wrong_command_is_answered_by_id_and_field(
         assert reply.message.startswith(field)
 
 
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        (
+            {"op": "resolve", "id": 3, "contradiction_id": "c", "decision": "shrug"},
+            "decision: expected one of collapse, surge, buffer, got 'shrug'",
+        ),
+        (
+            {"op": "watch", "id": 3, "watch": "w", "text": "a", "kinds": ["related", "x" * 50]},
+            f"kinds[1]: expected one of contradicts, related, got '{'x' * 40}'",
+        ),
+    ],
+)
+def test_the_error_of_a_fixed_choice_names_what_there_is(encoding: str, message: Any, told: str) -> None:
+    assert refused(encoding, encode(encoding, message)).message == told
+
+
 @pytest.mark.parametrize(
     "broken",
     ["", "{", '{"op":"ping","id":1', "nul", '{"op":"publish","id":1,"geoid":{"vector":[NaN]}}', "[" * 60_000, "{}}"],
