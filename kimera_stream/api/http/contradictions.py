@@ -9,6 +9,7 @@ from starlette.types import ASGIApp
 from kimera_stream.api.http.content import MSGPACK
 from kimera_stream.api.http.geoids import After, ContradictionPage, Fraction, Limit
 from kimera_stream.api.http.operations import Answer, Call, Content, Operation
+from kimera_stream.core.validation import MAX_REASON_CHARS
 from kimera_stream.protocol.channels import is_id
 from kimera_stream.protocol.errors import BadRequestError, NotFoundError
 from kimera_stream.protocol.objects import Contradiction, ContradictionState, Decision, Scar
@@ -36,7 +37,7 @@ class ScarPage(msgspec.Struct, frozen=True, kw_only=True):
 
 class ResolveBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     decision: Decision
-    reason: Annotated[str, Meta(max_length=4096)] | None = None
+    reason: Annotated[str, Meta(max_length=MAX_REASON_CHARS)] | None = None
 
 
 class ResolvedAnswer(msgspec.Struct, frozen=True, kw_only=True):

@@ -46,12 +46,15 @@ async def test_resolving_leaves_a_scar(world, make_contradiction):
         )
         again = await http.post("/v1/contradictions/c1/resolve", json={"decision": "collapse"})
         wrong = await http.post("/v1/contradictions/c1/resolve", json={"decision": "maybe"})
+        long = await http.post("/v1/contradictions/c1/resolve", json={"decision": "buffer", "reason": "r" * 2001})
         missing = await http.post("/v1/contradictions/c9/resolve", json={"decision": "buffer"})
     assert resolved.status_code == 200
     assert set(resolved.json()) == {"scar", "offset"}
     assert resolved.json()["scar"]["resolved_by"] == "judge"
     assert (again.status_code, again.json()["code"]) == (409, "conflict")
     assert (wrong.status_code, wrong.json()["field"]) == (400, "decision")
+    assert wrong.json()["detail"] == "decision: expected one of collapse, surge, buffer, got 'maybe'"
+    assert long.json()["detail"] == "reason: expected `str` of length <= 2000"
     assert missing.status_code == 404
     async with world.client() as http:
         scars = (await http.get("/v1/scars")).json()
@@ -85,6 +88,7 @@ async def test_search(world):
         none = await http.post("/v1/search", json={})
         many = await http.post("/v1/search", json={"text": "door", "k": 0})
         more = await http.post("/v1/search", json={"text": "door", "k": MOST_RESULTS + 1})
+        other = await http.post("/v1/search", json={"text": "door", "relation": "likes"})
         bad = await http.post(
             "/v1/search", json={"text": "door", "filter": {"field": "data.text", "op": "like", "value": 1}}
         )
@@ -93,6 +97,7 @@ async def test_search(world):
         ("search", {"text": "door", "vector": None, "relation": "contradicts", "k": 5, "filter": None})
     ]
     assert [each.json()["field"] for each in (both, none, many, more)] == ["text", "text", "k", "k"]
+    assert other.json()["detail"] == "relation: expected one of contradicts, related, got 'likes'"
     assert (bad.status_code, bad.json()["code"], bad.json()["field"]) == (400, "bad_filter", "filter.op")
 
 
