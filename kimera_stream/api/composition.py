@@ -46,7 +46,7 @@ from kimera_stream.engines.pipeline import Pipeline
 from kimera_stream.engines.publishing import Publishing
 from kimera_stream.engines.queries import Queries
 from kimera_stream.engines.removals import Removals
-from kimera_stream.engines.sequencer import Sequencer
+from kimera_stream.engines.sequencer import Sequencer, Sequencing
 from kimera_stream.engines.verifier import CrossEncoderVerifier
 from kimera_stream.engines.watches import WatchRegistry
 from kimera_stream.infrastructure.container import Container, Services
@@ -188,6 +188,35 @@ def _meaning(services: Services, settings: Settings) -> None:
             filter_depth=settings.stream.filter_depth,
         )
 
+    def queries(
+        embedder: EmbeddingService,
+        index: IndexService,
+        cache: GeoidCache,
+        engine: ContradictionEngine,
+        watches: WatchRegistry,
+    ) -> Queries:
+        return Queries(
+            embedder,
+            index,
+            cache,
+            engine,
+            watches,
+            filter_nodes=settings.stream.filter_nodes,
+            filter_depth=settings.stream.filter_depth,
+        )
+
+    def pipeline(
+        vault: VaultService,
+        embedder: EmbeddingService,
+        sequencer: Sequencing,
+        queries: Queries,
+        metrics: PipelineMetrics,
+        resources: Resources,
+    ) -> Pipeline:
+        made = Pipeline(vault, embedder, sequencer, queries, settings, metrics, admit=resources.memory.admit)
+        resources.watch_queue("intake", lambda: made.waiting)
+        return made
+
     services.add(GeoidCache, factory=cache)
     services.add(ConversationMemory, factory=conversation)
     if settings.scoring.verifier == "auto" and "verify" in settings.scoring.stages:
@@ -197,6 +226,9 @@ def _meaning(services: Services, settings: Settings) -> None:
             log.warning("this build carries no verifier weights: the evidence rules alone decide")
     services.add(CascadeEngine, factory=engine, also=[ContradictionEngine])
     services.add(WatchRegistry, factory=watches)
+    services.add(Queries, factory=queries)
+    # Among several nodes an edge is asked, and hands the work over.
+    services.add(Pipeline, factory=pipeline, also=[] if has_bus(settings) else [KnowledgeService])
 
 
 def _upon_the_log(services: Services, settings: Settings) -> None:
@@ -245,35 +277,6 @@ def _upon_the_log(services: Services, settings: Settings) -> None:
             verify_within=settings.scoring.verify_within,
             sure=THRESHOLDS["precise"],
         )
-
-    def queries(
-        embedder: EmbeddingService,
-        index: IndexService,
-        cache: GeoidCache,
-        engine: ContradictionEngine,
-        watches: WatchRegistry,
-    ) -> Queries:
-        return Queries(
-            embedder,
-            index,
-            cache,
-            engine,
-            watches,
-            filter_nodes=settings.stream.filter_nodes,
-            filter_depth=settings.stream.filter_depth,
-        )
-
-    def pipeline(
-        vault: VaultService,
-        embedder: EmbeddingService,
-        sequencer: Sequencer,
-        queries: Queries,
-        metrics: PipelineMetrics,
-        resources: Resources,
-    ) -> Pipeline:
-        made = Pipeline(vault, embedder, sequencer, queries, settings, metrics, admit=resources.memory.admit)
-        resources.watch_queue("intake", lambda: made.waiting)
-        return made
 
     def endpoint(
         hub: Hub, knowledge: KnowledgeService, vault: VaultService, authenticator: Authenticator, server: ServerInfo
@@ -334,9 +337,7 @@ def _upon_the_log(services: Services, settings: Settings) -> None:
     services.add(FieldDynamics, factory=field, also=[FieldService])
     services.add(PipelineMetrics, factory=pipeline_metrics)
     services.add(Backlog, factory=backlog)
-    services.add(Sequencer, factory=sequencer)
-    services.add(Queries, factory=queries)
-    services.add(Pipeline, factory=pipeline, also=[KnowledgeService])
+    services.add(Sequencer, factory=sequencer, also=[Sequencing])
     services.add(LateReader, factory=late_reader)
     services.add(StreamEndpoint, factory=endpoint)
     services.add(StatsService, factory=stats)

@@ -43,6 +43,7 @@ from kimera_stream.engines.field import FieldDynamics
 from kimera_stream.engines.metrics import PipelineMetrics
 from kimera_stream.engines.pipeline import Pipeline
 from kimera_stream.engines.queries import Queries
+from kimera_stream.engines.sequencer import Sequencing
 from kimera_stream.engines.verifier import CrossEncoderVerifier
 from kimera_stream.engines.watches import WatchRegistry
 from kimera_stream.infrastructure.bus.interface import LOG, NUDGE, PROGRESS, Bus, Lost
@@ -213,35 +214,6 @@ def add_engine(services: Services, settings: Settings) -> None:
             sure=THRESHOLDS["precise"],
         )
 
-    def queries(
-        embedder: EmbeddingService,
-        index: SlicedIndex,
-        cache: GeoidCache,
-        engine: ContradictionEngine,
-        watches: WatchRegistry,
-    ) -> Queries:
-        return Queries(
-            embedder,
-            index,
-            cache,
-            engine,
-            watches,
-            filter_nodes=settings.stream.filter_nodes,
-            filter_depth=settings.stream.filter_depth,
-        )
-
-    def pipeline(
-        vault: SqlVault,
-        embedder: EmbeddingService,
-        sequencer: ClusterSequencer,
-        queries: Queries,
-        metrics: PipelineMetrics,
-        resources: Resources,
-    ) -> Pipeline:
-        made = Pipeline(vault, embedder, sequencer, queries, settings, metrics, admit=resources.memory.admit)
-        resources.watch_queue("intake", lambda: made.waiting)
-        return made
-
     def desk(bus: Bus, pipeline: Pipeline) -> Desk:
         # Of what the intake holds at most: it refuses nothing that was taken from the bus.
         most = max(1, performance.queue_items // 2)
@@ -263,9 +235,7 @@ def add_engine(services: Services, settings: Settings) -> None:
     services.add(FieldDynamics, factory=field)
     services.add(SliceScorer, factory=scorer)
     services.add(PipelineMetrics, factory=metrics)
-    services.add(ClusterSequencer, factory=sequencer)
-    services.add(Queries, factory=queries)
-    services.add(Pipeline, factory=pipeline)
+    services.add(ClusterSequencer, factory=sequencer, also=[Sequencing])
     services.add(Desk, factory=desk)
     services.add(Answering, factory=answering)
 

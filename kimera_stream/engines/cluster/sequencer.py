@@ -80,7 +80,7 @@ class _Prepared:
 
 
 class ClusterSequencer:
-    """Implements ``engines.work.Sequencing``. Belongs to one task.
+    """Implements ``engines.sequencer.Sequencing``. Belongs to one task.
 
     Args:
         index: For what is left in this engine's own slices.
