@@ -215,13 +215,16 @@ class WatchRegistry:
     async def contradicted(
         self, fresh: StoredGeoid, others: Sequence[StoredGeoid]
     ) -> list[tuple[StoredGeoid, Judgement]]:
-        """Those of ``others``, which say the same as a watch that ``fresh`` contradicts, that it contradicts as well."""
+        """Those of ``others``, which say the same as a watch that ``fresh`` contradicts, that it contradicts as well.
+
+        Not those that the verifier could not read: nobody would have it read them later.
+        """
         pairs = [(other, fresh) for other in others if self._engine.comparable(other, fresh)]
         verdicts = await self._engine.judge_pairs(pairs) if pairs else []
         return [
             (older, verdict)
             for (older, _), verdict in zip(pairs, verdicts, strict=True)
-            if verdict.score >= self._engine.threshold
+            if verdict.score >= self._engine.threshold and not verdict.provisional
         ]
 
     def _asked(self, dimension: int) -> "_Rows":

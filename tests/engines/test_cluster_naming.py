@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from kimera_stream.core.interfaces import StoredGeoid
 from kimera_stream.core.slices import lane_slice
 from kimera_stream.engines.pipeline import Pipeline
+from kimera_stream.protocol.errors import UnavailableError
 from kimera_stream.protocol.log import LogEntry
 from kimera_stream.protocol.objects import GeoidBody
 from tests.engines.nodes import (
@@ -128,3 +131,44 @@ async def test_what_has_changed_since_it_was_judged_is_judged_again(url: str) ->
         assert looks == [["one"], []]
         assert named(await whole_log(one.vault)) == [("contradicts", "against", None)]
         assert await open_contradictions(one.vault) == {}
+
+
+class Oracle:
+    """A verifier that gives every pair one probability; None: it is away."""
+
+    name = "oracle-1"
+
+    def __init__(self) -> None:
+        self.probability: float | None = None
+
+    async def judge(self, pairs: Sequence[tuple[str, str]]) -> npt.NDArray[np.float32]:
+        await anyio.lowlevel.checkpoint()
+        if self.probability is None:
+            raise UnavailableError("verifier: out of order")
+        return np.full(len(pairs), self.probability, dtype=np.float32)
+
+
+async def test_what_the_verifier_could_not_read_in_time_is_left_to_the_slices(url: str) -> None:
+    """It is back when the slice is scored: what had been written with the match would stay provisional for ever."""
+    oracle = Oracle()
+    async with Engine(url, "one", Heard(), oracle).running() as one:
+        judge = one.watches.contradicted
+
+        async def back_afterwards(fresh: StoredGeoid, others: Sequence[StoredGeoid]) -> Any:
+            found = await judge(fresh, others)
+            oracle.probability = 0.95
+            return found
+
+        one.watches.contradicted = back_afterwards  # type: ignore[method-assign]
+        callers = Callers([one])
+        with anyio.fail_after(60):
+            await until(lambda: one.keeper.owned)
+            await callers.publish(GeoidBody(id="one", text=OPEN))
+            await stand(one.pipeline, "clash", "contradicts")
+            await callers.publish(GeoidBody(id="other", text="Sugar beets are sown in spring."))  # the watch is known
+            await callers.publish(GeoidBody(id="against", text=CLOSED))
+            await scored(one.store, await one.vault.refresh())
+        log = await whole_log(one.vault)
+        words = [entry.value() for entry in log if entry.type == "contradiction.found"]
+        assert [(word["a"], word["b"], word.get("provisional", False)) for word in words] == [("one", "against", False)]
+        assert named(log) == [("contradicts", "against", None)]
