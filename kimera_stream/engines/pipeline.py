@@ -455,6 +455,8 @@ class Pipeline:
                 self._keyed.pop((work.principal.id, work.key), None)
             if isinstance(work, PublishWork):
                 self._kept.finished(work)
+            # Ticket and work name each other: let go of here, statement and vector need not wait for the collector of garbage.
+            ticket.work = None
         return False
 
 

@@ -1,5 +1,6 @@
 """The pipeline: batching changes nothing but the speed; keys, refusals, crashes and stops."""
 
+import gc
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,7 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kimera_stream.core.interfaces import PublishResult
+from kimera_stream.engines.intake import Ticket
 from kimera_stream.engines.symbolic import compare_states
+from kimera_stream.engines.work import PublishWork
 from kimera_stream.protocol.errors import (
     BadRequestError,
     ConflictError,
@@ -202,6 +205,20 @@ async def test_a_label_in_the_same_batch_hides_no_contradiction() -> None:
             ]
             await together(*(calls if order == 0 else reversed(calls)))
     assert world.vault.open_pairs() == {frozenset(("old", "new0")), frozenset(("old", "new1"))}
+
+
+async def test_work_that_is_done_leaves_nothing_to_the_collector_of_garbage() -> None:
+    world = World()
+    async with world.running() as pipeline:
+        gc.collect()
+        gc.disable()
+        try:
+            for n in range(20):
+                await pipeline.publish(GeoidBody(text=f"Gate {n} is open."), principal=ANNA)
+            left = sum(isinstance(each, (PublishWork, Ticket)) for each in gc.get_objects())
+        finally:
+            gc.enable()
+    assert left <= 6, "what the loops of the pipeline have in hand"
 
 
 # -- texts ---------------------------------------------------------------------------------------------------------------

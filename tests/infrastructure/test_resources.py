@@ -10,6 +10,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from kimera_stream.infrastructure.resources import (
     LEAK_WINDOW,
+    RELEASE_INTERVAL,
+    RELEASE_STEP,
     Resources,
     Sample,
     grows_steadily,
@@ -122,3 +124,13 @@ def test_freed_memory_is_given_back() -> None:
     full = resident_memory()
     del blocks[:-1], block
     assert release_free_memory() < full - (50 << 20)
+
+
+def test_memory_is_given_back_after_a_burst_at_once_and_after_slow_growth_once_in_a_while() -> None:
+    resources = make()
+    assert resources.should_release(50 << 20, now=0.0), "what the start has freed"
+    resources.released(100_000_000, now=0.0)
+    assert not resources.should_release(101_000_000, now=RELEASE_INTERVAL - 1)
+    assert resources.should_release(100_000_001 + RELEASE_STEP, now=1.0)
+    assert resources.should_release(101_000_000, now=RELEASE_INTERVAL)
+    assert not resources.should_release(100_100_000, now=10 * RELEASE_INTERVAL)
