@@ -48,6 +48,8 @@ EVENT_DATA: Final[dict[str, Any]] = {
     "stats.updated": dict[str, Any],
 }
 """What ``data`` of each event type is."""
+RESERVED: Final = frozenset({"scar.crystallized", "vault.rebalanced"})
+"""Event types that clients have to know and this version never sends: a scar goes to the lighter vault when it is formed."""
 
 _CHANNELS: Final = (
     "Channels to subscribe to: `geoids`, `contradictions`, `scars` (log); `field`, `stats` (newest value); `geoid:<id>`, "
@@ -175,7 +177,8 @@ def _event_message(type_name: str, data: Any) -> dict[str, Any]:
     return {
         "name": type_name,
         "title": type_name,
-        "summary": f"An event of a {kind} channel.",
+        "summary": f"An event of a {kind} channel."
+        + (" Reserved: this version sends none." if type_name in RESERVED else ""),
         "payload": {
             "type": "object",
             "properties": {

@@ -2,12 +2,14 @@
 
 import typing
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import msgspec
 import pytest
 
+from kimera_stream import engines
 from kimera_stream.api.http.asyncapi import EVENT_DATA, asyncapi_document
 from kimera_stream.protocol import log, messages
 from kimera_stream.protocol.close_codes import CloseCode
@@ -45,6 +47,13 @@ def test_every_message_of_the_protocol_is_described(document):
     assert tags(messages.AnyServerMessage) - {"event"} <= described
     assert set(typing.get_args(log.EventType)) | {"field.updated", "stats.updated"} == set(EVENT_DATA)
     assert set(EVENT_DATA) <= described
+
+
+def test_what_is_never_sent_is_told_so(document):
+    described = document["components"]["messages"]
+    code = "".join(file.read_text() for file in Path(engines.__path__[0]).rglob("*.py"))
+    reserved = {name for name in EVENT_DATA if "Reserved" in described[name]["summary"]}
+    assert reserved == {name for name in typing.get_args(log.EventType) if f'"{name}"' not in code}
 
 
 def test_every_command_has_its_reply(document):
