@@ -232,6 +232,49 @@ def final(materials: Materials, model: CrossEncoder) -> list[Example]:
     ]
 
 
+def wide(materials: Materials, _: CrossEncoder) -> list[Example]:
+    """Everything once more in other samples, most of all stories, with more of their compatible pairs; at a level rate."""
+    clusters, seed = materials.training_clusters, materials.seed + 20
+    rng = materials.rng("wide")
+    return [
+        *(either_way(rng, example) for example in anchor_examples(clusters)),
+        *training_pairs(materials.training_stories, seed, quiet=8),
+        *_some(rng, training_examples(clusters, seed), 25_000),
+        *_some(rng, training_examples(generated_clusters("train", seed), seed), 10_000),
+        *_some(rng, public_examples(materials.data, "train", seed), 15_000),
+        *_some(rng, [] if materials.found is None else found_examples(materials.found, seed), 45_000),
+        *neighbours(clusters, seed, items=9_000, most=5_000),
+    ]
+
+
+def last(materials: Materials, model: CrossEncoder) -> list[Example]:
+    """The stories above all, with the text written last, and what is still wrong twice; the rate falls to nothing."""
+    clusters, seed = materials.training_clusters, materials.seed + 21
+    rng = materials.rng("last")
+    written = [either_way(rng, example) for example in anchor_examples(clusters)]
+    told = training_pairs(materials.training_stories, seed, quiet=7)
+    fresh = [cluster for cluster in clusters if cluster.source.endswith("_last")]
+    newest = [story for story in materials.training_stories if story.source == "late"]
+    texts = [cluster.anchor for cluster in clusters]
+    return [
+        *_some(rng, written, 75_000),
+        *told,
+        *training_pairs(newest, seed + 1, quiet=9),
+        *map(turned, anchor_examples(fresh)),
+        *mistaken(model, _some(rng, [*written, *told], 30_000)),
+        *_some(rng, training_examples(clusters, seed), 12_000),
+        *_some(rng, training_examples(antonyms(materials), seed), 4_000),
+        *_some(rng, training_examples(generated_clusters("train", seed), seed), 6_000),
+        *_some(rng, public_examples(materials.data, "train", seed), 10_000),
+        *_some(rng, [] if materials.found is None else found_examples(materials.found, seed), 20_000),
+        *neighbours(clusters, seed, items=9_000, most=5_000),
+        *(
+            Example(text, _said_again(rng, text), ENTAILMENT, "repeated", "repeated")
+            for text in _some(rng, texts, 1_500)
+        ),
+    ]
+
+
 def antonyms(materials: Materials) -> list[Cluster]:
     """Clusters made with WordNet from sentences of the training parts; none where WordNet is not installed."""
     if not (WORDNET / "data.adj").is_file():
@@ -256,4 +299,6 @@ STAGES: list[tuple[Stage, Callable[[Materials, CrossEncoder], list[Example]]]] =
     (Stage("repeated", epochs=1.0, rate=3e-5, batch=32, frozen=1), repeated),
     (Stage("broad", epochs=1.0, rate=9e-5, batch=32, frozen=1, settle=0.08), broad),
     (Stage("final", epochs=1.0, rate=9e-5, batch=32, frozen=1), final),
+    (Stage("wide", epochs=1.0, rate=8e-5, batch=48, frozen=1, settle=0.05), wide),
+    (Stage("last", epochs=1.0, rate=8e-5, batch=48, frozen=1), last),
 ]
