@@ -170,7 +170,7 @@ async def test_each_names_the_one_before_it_that_has_no_answer() -> None:
         group.start_soon(ask, made, "d", results)
         await bus.until(lambda: len(bus.added) == 5)
         made.heard([Removed(request=request, offset=1) for request, _ in bus.added])
-        await made.idle()
+        await anyio.wait_all_tasks_blocked()
         group.start_soon(ask, made, "e", results)
         await bus.until(lambda: len(bus.added) == 6)
         assert placed(bus, 4) == [("d", "c", 0), ("e", None, 0)]
@@ -273,8 +273,6 @@ async def test_too_much_is_refused_here_and_there() -> None:
         with pytest.raises(UnavailableError, match="stopping"):
             await made.send(LANE, deletion("c"))
         made.heard([Removed(request=bus.added[0][0], offset=1)])
-        with anyio.fail_after(10):
-            await made.idle()
 
 
 def coverage(*scored: int, head: int = 100) -> Coverage:
@@ -418,3 +416,35 @@ async def test_what_is_asked_in_order_reaches_the_bus_in_order_however_the_cover
     state = coverage(0)
     await scored.look()
     assert scored.uncovered_for == 0.0
+
+
+async def test_a_stop_refuses_what_no_engine_has_answered_in_its_time() -> None:
+    bus, refused = LossyBus(), []
+    bus.waiting = 1
+    made = Errands(bus, SETTINGS, max_items=100, max_bytes=10_000, at_most=100.0)  # type: ignore[arg-type]
+    scored = Scored(_nothing_scored, poll=60.0, patience=PATIENT)
+    knowledge: Any = RemoteKnowledge(
+        bus, None, made, scored, None, SETTINGS, None, PipelineMetrics(CollectorRegistry())
+    )  # type: ignore[arg-type]
+
+    async def delete(name: str) -> None:
+        try:
+            await knowledge.delete(name, principal=Principal("ann", ALL_ROLES))
+        except UnavailableError as error:
+            refused.append((name, error.message))
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            for name in ("answered", "not answered"):
+                group.start_soon(delete, name.replace(" ", "-"))
+            await bus.until(lambda: len(bus.added) == 2)
+            with anyio.move_on_after(0.05) as time_is_over:
+                async with anyio.create_task_group() as stopping:
+                    stopping.start_soon(knowledge.drain)
+                    made.heard([Removed(request=bus.added[0][0], offset=1)])
+    assert time_is_over.cancelled_caught
+    ((name, message),) = refused
+    assert name == "not-answered"
+    assert "stopped before this was done" in message
+    with anyio.fail_after(10):
+        await knowledge.drain()

@@ -113,8 +113,6 @@ class Errands:
         self._bytes = 0
         self._added_again = 0
         self._due = anyio.Event()
-        self._idle = anyio.Event()
-        self._idle.set()
         self._closed = False
 
     @property
@@ -144,8 +142,6 @@ class Errands:
         self._waiting[errand.request] = errand
         self._line_up(errand)
         self._bytes += len(payload)
-        if self._idle.is_set():
-            self._idle = anyio.Event()
         try:
             if self._held.get(errand.partition):
                 self._hold(errand)  # behind what has not reached the bus: a lane keeps its order
@@ -159,8 +155,6 @@ class Errands:
             self._step_out(errand)
             self._unhold(errand)
             self._bytes -= len(payload)
-            if not self._waiting:
-                self._idle.set()
         assert errand.answer is not None
         if isinstance(errand.answer, Refused):
             raise errand.answer.error()
@@ -305,7 +299,3 @@ class Errands:
     def close(self) -> None:
         """Take nothing more."""
         self._closed = True
-
-    async def idle(self) -> None:
-        """Wait until nothing is under way."""
-        await self._idle.wait()

@@ -6,7 +6,8 @@ Statements are validated here, so that a bad one never travels; reads of what is
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import anyio
@@ -91,6 +92,9 @@ class RemoteKnowledge:
         self._admit = admit
         self._clock = clock
         self._turn = 0
+        self._open: set[anyio.CancelScope] = set()
+        """Of the commands that somebody waits for."""
+        self._none_open = anyio.Event()
 
     # -- commands ----------------------------------------------------------------------------------------------------
 
@@ -125,14 +129,15 @@ class RemoteKnowledge:
             must_exist=must_exist,
         )
         began = time.monotonic()
-        answer = await self._send((principal.id, body.session_id or session_id or ""), request)
-        assert isinstance(answer, wire.Committed)
-        try:
-            # Scoring has its own time: it is waited for as long as it gets on.
-            await self._scored.reached(answer.offset, since=time.monotonic())
-        except TimeoutError as error:
-            raise self._late() from error
-        found = await self._found(answer.geoid, answer.offset)
+        with self._command():
+            answer = await self._send((principal.id, body.session_id or session_id or ""), request)
+            assert isinstance(answer, wire.Committed)
+            try:
+                # Scoring has its own time: it is waited for as long as it gets on.
+                await self._scored.reached(answer.offset, since=time.monotonic())
+            except TimeoutError as error:
+                raise self._late() from error
+            found = await self._found(answer.geoid, answer.offset)
         self._metrics.answered(time.monotonic() - began)
         self._metrics.told(1, len(found))
         return PublishResult(answer.geoid, answer.offset, found, answer.duplicate)
@@ -142,7 +147,8 @@ class RemoteKnowledge:
         if not is_id(geoid_id):
             raise BadRequestError("geoid_id: expected 1-128 URL-safe characters", field="geoid_id")
         request = wire.DeleteRequest(at=self._now(), principal=principal.id, session_id=session_id, geoid_id=geoid_id)
-        answer = await self._send((principal.id, session_id or ""), request)
+        with self._command():
+            answer = await self._send((principal.id, session_id or ""), request)
         assert isinstance(answer, wire.Removed)
         return answer.offset
 
@@ -168,7 +174,8 @@ class RemoteKnowledge:
             decision=decision,
             reason=reason,
         )
-        answer = await self._send((principal.id, session_id or ""), request)
+        with self._command():
+            answer = await self._send((principal.id, session_id or ""), request)
         assert isinstance(answer, wire.Settled)
         return answer.scar, answer.offset
 
@@ -184,6 +191,27 @@ class RemoteKnowledge:
         except OperationalError as error:
             self._metrics.refused(error.code, 1)
             raise
+
+    @contextmanager
+    def _command(self) -> Iterator[None]:
+        """A command that a stop waits for, within its time.
+
+        Raises:
+            UnavailableError: it had no more.
+        """
+        with anyio.CancelScope() as scope:
+            self._open.add(scope)
+            try:
+                yield
+            finally:
+                self._open.discard(scope)
+                if not self._open:
+                    self._none_open.set()
+        if scope.cancelled_caught:
+            raise UnavailableError(
+                "the server stopped before this was done; repeat the request, with its idempotency key if it had one",
+                retry_after=1.0,
+            )
 
     def _now(self) -> int:
         return int(self._clock() * 1000)
@@ -371,9 +399,15 @@ class RemoteKnowledge:
         return self._errands.numbers.waiting
 
     async def drain(self) -> None:
-        """Accept nothing more and wait until everything accepted is answered."""
+        """Accept nothing more and wait until everything accepted is answered. Cancelled, it has the rest refused."""
         self._errands.close()
-        await self._errands.idle()
+        try:
+            while self._open:
+                self._none_open = anyio.Event()
+                await self._none_open.wait()
+        finally:
+            for scope in self._open:
+                scope.cancel()
 
 
 def _states_the_same(one: Geoid, other: Geoid) -> bool:
