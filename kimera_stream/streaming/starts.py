@@ -63,10 +63,11 @@ async def resolve(
         raise BadRequestError("rewind: give either since or rewind, not both", field="rewind")
     if rewind is not None and rewind > settings.history_page:
         raise BadRequestError(f"rewind: expected at most {settings.history_page}", field="rewind")
-    if kind == "latest":
+    recovery = None if since is None else _recover(log, since, head)
+    if kind == "latest":  # nothing to replay: the newest value is what was missed
         return Start(None)
-    if since is not None:
-        return _recover(log, since, head)
+    if recovery is not None:
+        return recovery
     if rewind:
         page = await log.read(channel, after=log.trimmed, limit=rewind, until=flushed, reverse=True)
         return Start(page.entries[-1].offset - 1 if page.entries else flushed)

@@ -416,6 +416,18 @@ async def test_latest_channels_send_the_newest_and_conflate_for_the_slow() -> No
         assert b.hub.newest("stats") == b'{"v":7}'
 
 
+async def test_a_position_ahead_of_the_log_is_refused_on_a_latest_channel_too() -> None:
+    async with bench(before=10) as b:
+        b.hub.latest("stats", "stats.updated", b'{"v":1}', offset=10)
+        b.hub.flush()
+        with pytest.raises(BadPositionError, match="ahead"):
+            await b.subscribe(b.connect()[0], "stats", since=("E1", 11))
+        outlet, egress = b.connect()
+        reply = await b.subscribe(outlet, "stats", since=("E1", 3))
+        assert (reply.was_recovering, reply.recovered) == (False, False)
+        assert [m["data"] for m in egress.messages()] == [{"v": 1}]
+
+
 async def test_a_filter_on_a_latest_channel() -> None:
     async with bench() as b:
         outlet, egress = b.connect()
