@@ -8,6 +8,7 @@
 """
 
 import asyncio
+import gc
 import inspect
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -39,6 +40,14 @@ structlog.configure(
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _set_aside_what_is_there() -> None:
+    """What earlier modules have left is not looked through again: a full collection of all that the suite has made takes a
+    second of processor time, and where it falls into a callback of a test's event loop, that test would fail for it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
