@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +275,19 @@ async def run(arguments: argparse.Namespace, directory: Path) -> dict[str, Any]:
     return result
 
 
+def measure(
+    run: Callable[[argparse.Namespace, Path], Awaitable[dict[str, Any]]], arguments: argparse.Namespace
+) -> None:
+    """``run`` with a directory of its own; what it returns is printed, the last line one JSON object."""
+    with tempfile.TemporaryDirectory(prefix="kimera-bench-") as name:
+        directory = Path(name)
+        directory.chmod(0o711)  # PostgreSQL's own user has to get to its part
+        result = anyio.run(run, arguments, directory)
+    if not arguments.json:
+        print(json.dumps(result, indent=2))
+    sys.stdout.write(json.dumps(result) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.cluster", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", action="store_true", help="only the one JSON line")
@@ -288,13 +301,7 @@ def main() -> None:
     )
     parser.add_argument("--redis", default="", help="redis://... to use")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="kimera-bench-") as name:
-        directory = Path(name)
-        directory.chmod(0o711)  # PostgreSQL's own user has to get to its part
-        result = anyio.run(run, arguments, directory)
-    if not arguments.json:
-        print(json.dumps(result, indent=2))
-    sys.stdout.write(json.dumps(result) + "\n")
+    measure(run, arguments)
 
 
 if __name__ == "__main__":

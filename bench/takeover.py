@@ -14,7 +14,6 @@ import itertools
 import json
 import os
 import sys
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 import anyio
 from prometheus_client import CollectorRegistry
 
-from bench.cluster import LIGHT, Load, covered_without
+from bench.cluster import LIGHT, Load, covered_without, measure
 from bench.publishes import fill
 from bench.restart import batch_at
 from bench.server import processor_seconds
@@ -234,13 +233,7 @@ def main() -> None:
     parser.add_argument("--database", default="bench_takeover", help="its name; one that is filled is used as it is")
     parser.add_argument("--verbose", action="store_true", help="with what the engines log")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="kimera-bench-") as name:
-        directory = Path(name)
-        directory.chmod(0o711)  # PostgreSQL's own user has to get to its part
-        result = anyio.run(run, arguments, directory)
-    if not arguments.json:
-        print(json.dumps(result, indent=2))
-    sys.stdout.write(json.dumps(result) + "\n")
+    measure(run, arguments)
 
 
 if __name__ == "__main__":

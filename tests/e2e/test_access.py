@@ -39,6 +39,11 @@ class Guarded:
     keys: dict[str, str]
     file: Path
 
+    async def accepts(self, key: str) -> bool:
+        """Whether somebody who shows ``key`` is let in."""
+        async with handshake(self.server) as client:
+            return (await client.ask("connect", token=key))["op"] == "connected"
+
 
 @pytest.fixture(scope="module")
 def _guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
@@ -240,15 +245,11 @@ async def test_a_revoked_key_is_refused_soon(guarded: Guarded) -> None:
     key, stored = create_api_key("leaver", ["subscribe"], expires=None, created=int(time.time()))
     await anyio.to_thread.run_sync(add_api_key, guarded.file, stored)
 
-    async def accepted() -> bool:
-        async with handshake(guarded.server) as client:
-            return (await client.ask("connect", token=key))["op"] == "connected"
-
-    await until(accepted, every=0.1)
+    await until(lambda: guarded.accepts(key), every=0.1)
     await anyio.to_thread.run_sync(revoke_api_key, guarded.file, stored.id)
 
     async def refused() -> bool:
-        return not await accepted()
+        return not await guarded.accepts(key)
 
     await until(refused, every=0.1)
 
@@ -259,11 +260,7 @@ async def test_a_key_that_is_taken_back_ends_what_it_let_in(guarded: Guarded) ->
     for each in (stored, wider):
         await anyio.to_thread.run_sync(add_api_key, guarded.file, each)
 
-    async def accepted() -> bool:
-        async with handshake(guarded.server) as client:
-            return (await client.ask("connect", token=key))["op"] == "connected"
-
-    await until(accepted, every=0.1)
+    await until(lambda: guarded.accepts(key), every=0.1)
     async with (
         peer(guarded.server, token=key) as leaver,
         peer(guarded.server, token=changed) as climber,
@@ -287,11 +284,7 @@ async def test_tokens_are_revoked_by_whoever_may(guarded: Guarded) -> None:
     key, stored = create_api_key("dora", ["subscribe"], expires=None, created=int(time.time()))
     await anyio.to_thread.run_sync(add_api_key, guarded.file, stored)
 
-    async def accepted() -> bool:
-        async with handshake(guarded.server) as client:
-            return (await client.ask("connect", token=key))["op"] == "connected"
-
-    await until(accepted, every=0.1)
+    await until(lambda: guarded.accepts(key), every=0.1)
     async with (
         web(guarded.server, headers={"authorization": f"Bearer {guarded.keys['admin']}"}) as admin,
         web(guarded.server, headers={"authorization": f"Bearer {mine}"}) as carl,
@@ -315,7 +308,7 @@ async def test_tokens_are_revoked_by_whoever_may(guarded: Guarded) -> None:
         answer = await admin.post("/v1/revocations", json={"token": stored.id})
         assert answer.json() | {"revoked_at": 0} == {"kind": "key", "subject": stored.id, "revoked_at": 0}
         assert await dora.closed() == (4003, "token_revoked")
-        assert not await accepted()
+        assert not await guarded.accepts(key)
 
 
 @pytest.mark.parametrize(

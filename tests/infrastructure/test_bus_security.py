@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import datetime
-import ipaddress
 import logging
 import re
 import socket
@@ -12,9 +10,6 @@ from pathlib import Path
 
 import anyio
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from structlog.testing import capture_logs
 
 from kimera_stream.infrastructure.bus import working
@@ -23,6 +18,7 @@ from kimera_stream.infrastructure.bus.redis import RedisBus
 from kimera_stream.infrastructure.bus.unix import UnixStream
 from kimera_stream.infrastructure.settings_model import BusSettings
 from kimera_stream.infrastructure.tasks import Service, ServiceSpec
+from tests.certificates import certify
 from tests.infrastructure.redis_servers import HAS_SERVER, SecuredRedis
 
 pytestmark = [
@@ -47,32 +43,10 @@ def rights() -> str:
     return " ".join(found[1].replace("\\\n", " ").split())
 
 
-def certify(path: Path, *, host: str = "127.0.0.1") -> None:
-    """A certificate for a host that nobody signed but itself, and its key, in one file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "redis")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    path.write_bytes(
-        made.public_bytes(serialization.Encoding.PEM)
-        + key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-
-
 @contextlib.asynccontextmanager
 async def secured(directory: Path, *, host: str = "127.0.0.1") -> AsyncIterator[SecuredRedis]:
     certificate = directory / "redis.pem"
-    await anyio.to_thread.run_sync(lambda: certify(certificate, host=host))
+    await anyio.to_thread.run_sync(lambda: certify(certificate, host))
     rule = await anyio.to_thread.run_sync(rights)
     filled = rule.replace(">SECRET", f">{SECRET}")
     server = await anyio.to_thread.run_sync(SecuredRedis, directory, certificate, filled)
