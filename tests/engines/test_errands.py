@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
+from anyio.abc import TaskGroup
 from prometheus_client import CollectorRegistry
 
 from kimera_stream.core.coverage import Coverage, SliceState
@@ -153,14 +154,21 @@ def _geoid_of(payload: bytes) -> str:
     return asked.geoid_id
 
 
-async def test_each_names_the_one_before_it_that_has_no_answer() -> None:
-    bus, results = LossyBus(), {}
+@asynccontextmanager
+async def three_and_one(bus: LossyBus, results: dict[str, Any]) -> AsyncIterator[tuple[Errands, TaskGroup]]:
+    """a, b and c of one lane and x of another have been added, and nobody has answered."""
     bus.waiting = 1
     async with errands(bus) as made, anyio.create_task_group() as group:
         for name in ("a", "b", "c"):
             group.start_soon(ask, made, name, results)
         group.start_soon(made.send, ("ann", "another session"), deletion("x"))
         await bus.until(lambda: len(bus.added) == 4)
+        yield made, group
+
+
+async def test_each_names_the_one_before_it_that_has_no_answer() -> None:
+    bus, results = LossyBus(), {}
+    async with three_and_one(bus, results) as (made, group):
         assert placed(bus) == [("a", None, 0), ("b", "a", 0), ("c", "b", 0), ("x", None, 0)]
         made.heard([Removed(request=bus.added[1][0], offset=1)])
         bus.full = {lane_slice(*LANE, SETTINGS.slices)}
@@ -179,12 +187,7 @@ async def test_each_names_the_one_before_it_that_has_no_answer() -> None:
 
 async def test_what_is_sent_back_is_added_again_with_its_lane_and_before_what_comes_later() -> None:
     bus, results = LossyBus(), {}
-    bus.waiting = 1
-    async with errands(bus) as made, anyio.create_task_group() as group:
-        for name in ("a", "b", "c"):
-            group.start_soon(ask, made, name, results)
-        group.start_soon(made.send, ("ann", "another session"), deletion("x"))
-        await bus.until(lambda: len(bus.added) == 4)
+    async with three_and_one(bus, results) as (made, group):
         a, b, c = (request for request, _ in bus.added[:3])
         made.heard([Early(request=b, turn=0)])
         group.start_soon(ask, made, "d", results)
