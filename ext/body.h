@@ -4,20 +4,6 @@
  */
 #include "kimera.h"
 
-#define KM_TEXT 0x80000000u     /* the row has text */
-#define KM_NEGATED 0x40000000u  /* an odd number of negations */
-#define KM_NUMBERS 0x3fffffffu  /* order-free hash of the numbers; 0: none */
-
-/* 1 where both have text and either the negation parity or the numbers differ (numbers only where both have some). */
-static inline uint32_t km_flag(uint32_t a, uint32_t b)
-{
-    uint32_t na = a & KM_NUMBERS, nb = b & KM_NUMBERS;
-    uint32_t both = (a & b) >> 31;
-    uint32_t negated = ((a ^ b) >> 30) & 1u;
-    uint32_t numbers = (uint32_t)(na != 0) & (uint32_t)(nb != 0) & (uint32_t)(na != nb);
-    return both & (negated | numbers);
-}
-
 static inline km_masks body_admit(const float *restrict cosine, const uint32_t *restrict text, const float *restrict l1,
                                   int64_t n, uint32_t query_text, const km_weights *weights, float floor,
                                   float *restrict fused)
@@ -30,7 +16,7 @@ static inline km_masks body_admit(const float *restrict cosine, const uint32_t *
         fused[i] = cosine[i];
     if (text != NULL && flag != 0.0f && (query_text & KM_TEXT))
         for (i = 0; i < n; i++)
-            fused[i] += flag * (float)(int32_t)km_flag(query_text, text[i]);
+            fused[i] += flag * km_level(query_text, text[i]);
     if (l1 != NULL)
         for (i = 0; i < n; i++)
             fused[i] += weights->l1 * l1[i];
@@ -55,7 +41,7 @@ static inline void body_admit_multi(const float *restrict cosine, int lanes, uin
 {
     uint32_t rel = 0, pass = 0;
     for (int j = 0; j < lanes; j++) {
-        float fused = cosine[j] + flag * (float)(int32_t)km_flag(row_text, query_text[j]);
+        float fused = cosine[j] + flag * km_level(row_text, query_text[j]);
         uint32_t r = (uint32_t)(cosine[j] >= min_related[j]);
         uint32_t p = r & (uint32_t)(fused >= floors[j]);
         rel |= r << j;

@@ -217,15 +217,20 @@ static void multi_f32(const float *packed, int groups, const float *rows, int64_
     }
 }
 
-static inline __mmask16 flags16(__m512i a, __m512i b)
+/* flag * km_level of one text with 16 others. */
+static inline __m512 lifts16(__m512i a, __m512i b, float flag)
 {
-    const __m512i numbers = _mm512_set1_epi32((int)KM_NUMBERS);
+    const __m512i numbers = _mm512_set1_epi32((int)KM_NUMBERS), named = _mm512_set1_epi32((int)KM_NAMED);
     __mmask16 both = _mm512_movepi32_mask(_mm512_and_si512(a, b));
-    __m512i differ = _mm512_xor_si512(a, b);
-    __mmask16 negated = _mm512_test_epi32_mask(differ, _mm512_set1_epi32((int)KM_NEGATED));
-    __mmask16 unequal = _mm512_test_epi32_mask(differ, numbers);
+    __m512i unlike = _mm512_xor_si512(a, b);
+    __mmask16 negated = _mm512_test_epi32_mask(unlike, _mm512_set1_epi32((int)KM_NEGATED));
+    __mmask16 unequal = _mm512_test_epi32_mask(unlike, numbers);
     __mmask16 present = _mm512_test_epi32_mask(a, numbers) & _mm512_test_epi32_mask(b, numbers);
-    return both & (negated | (unequal & present));
+    __mmask16 differs = both & (negated | (unequal & present));
+    __mmask16 same = both & _mm512_testn_epi32_mask(unlike, named) & _mm512_test_epi32_mask(a, named);
+    __m512 lift = _mm512_maskz_mov_ps(differs, _mm512_set1_ps(flag));
+    lift = _mm512_mask_mov_ps(lift, same, _mm512_set1_ps(flag * KM_SAME));
+    return _mm512_mask_mov_ps(lift, same & differs, _mm512_set1_ps(flag * (KM_SAME + KM_SAME_DIFFERS)));
 }
 
 static void admit_multi(const float *cosine, int lanes, uint32_t row_text, const uint32_t *query_text,
@@ -239,8 +244,7 @@ static void admit_multi(const float *cosine, int lanes, uint32_t row_text, const
         __mmask16 r = _mm512_cmp_ps_mask(c, _mm512_loadu_ps(min_related + j), _CMP_GE_OQ);
         if (r == 0)
             continue;
-        __mmask16 f = flags16(text, _mm512_loadu_si512(query_text + j));
-        c = _mm512_mask_add_ps(c, f, c, _mm512_set1_ps(flag));
+        c = _mm512_add_ps(c, lifts16(text, _mm512_loadu_si512(query_text + j), flag));
         __mmask16 p = _mm512_mask_cmp_ps_mask(r, c, _mm512_loadu_ps(floors + j), _CMP_GE_OQ);
         rel |= (uint32_t)r << j;
         pass |= (uint32_t)p << j;

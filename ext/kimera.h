@@ -52,7 +52,7 @@ typedef struct {
 typedef struct {
     float min_related; /* cosine from which two statements are about the same thing */
     float threshold;   /* fused score below which nothing is returned */
-    float flag;        /* weight of a negation or number mismatch */
+    float flag;        /* weight of the level of two text signatures, see km_level */
     float layer;       /* weight of the layer conflict */
     float l1;          /* weight of the L1 difference divided by 2 sqrt(dim) */
     float margin;      /* how far a cosine over codes may be off: rows are admitted down to min_related - margin */
@@ -129,6 +129,25 @@ void km_grade_query(const float *row, int64_t dim, int64_t stride, uint8_t *grad
 
 /* signature.c */
 int km_text_signature(const char *text, int64_t n, uint32_t *signature); /* 0: not plain, to be done in Python */
+
+/* The parts of a text signature, see kernels/texts.py. A text that names something numbered has numbers. */
+#define KM_TEXT 0x80000000u    /* there is text */
+#define KM_NEGATED 0x40000000u /* an odd number of negations */
+#define KM_NAMED 0x3fff8000u   /* hash of the first thing named by a number; 0: none */
+#define KM_NUMBERS 0x00007fffu /* order-free hash of the set of numbers; 0: none */
+#define KM_SAME 1.25f          /* level of two texts that name the same numbered thing ... */
+#define KM_SAME_DIFFERS 0.5f   /* ... and what is added where they differ as well */
+
+/* How much two texts are lifted: 1 where the negation parity or the numbers differ (numbers only where both have some); more
+ * where both name the same numbered thing. Exact in float. */
+static inline float km_level(uint32_t a, uint32_t b)
+{
+    uint32_t unlike = a ^ b, both = (a & b) >> 31;
+    uint32_t present = (uint32_t)((a & KM_NUMBERS) != 0) & (uint32_t)((b & KM_NUMBERS) != 0);
+    uint32_t differs = both & ((unlike >> 30 & 1u) | (present & (uint32_t)((unlike & KM_NUMBERS) != 0)));
+    uint32_t same = both & (uint32_t)((a & KM_NAMED) != 0) & (uint32_t)((unlike & KM_NAMED) == 0);
+    return 0.25f * (float)(int32_t)(4 * differs + same * (5 - 2 * differs));
+}
 
 /* overlap.c */
 typedef struct {

@@ -86,12 +86,7 @@ float km_flag_of(const km_scan *scan, const km_segment *segment, int64_t row, ui
 {
     if (segment->text == NULL)
         return 0.0f;
-    uint32_t other = segment->text[row], numbers = 0x3fffffffu;
-    if (!(other & text & 0x80000000u))
-        return 0.0f;
-    int differs = ((other ^ text) & 0x40000000u) != 0 ||
-                  ((other & numbers) && (text & numbers) && (other & numbers) != (text & numbers));
-    return differs ? scan->weights.flag : 0.0f;
+    return scan->weights.flag * km_level(segment->text[row], text);
 }
 
 static void block_single(const km_scan *scan, const km_query *query, const km_segment *segment, int64_t row, int64_t n,

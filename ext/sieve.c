@@ -20,9 +20,6 @@
 #define MOST_TOGETHER 32  /* queries */
 #define KINDS 6           /* of texts; the last one is that of no row */
 #define DONE (-INFINITY)
-#define TEXT 0x80000000u
-#define NEGATED 0x40000000u
-#define NUMBERS 0x3fffffffu
 
 typedef struct {
     const km_segment *segment;
@@ -55,12 +52,14 @@ typedef struct {
     atomic_int_fast64_t next;
 } job;
 
-/* Whether rows of a kind of text may be flagged: 0 has no text, else 1 + (1 if negated) + (2 if there are numbers). */
-static int may_differ(uint8_t kind, uint32_t text)
+/* The highest level that rows of a kind of text may have: 0 has no text, else 1 + (1 if negated) + (2 if there are numbers). */
+static float most_level(uint8_t kind, uint32_t text)
 {
-    if (kind == 0 || kind > 4 || !(text & TEXT))
-        return 0;
-    return ((kind - 1) & 1) != (int)((text & NEGATED) != 0) || (((kind - 1) & 2) && (text & NUMBERS));
+    if (kind == 0 || kind > 4 || !(text & KM_TEXT))
+        return 0.0f;
+    if (((kind - 1) & 2) && (text & KM_NAMED))
+        return KM_SAME + KM_SAME_DIFFERS;
+    return ((kind - 1) & 1) != (int)((text & KM_NEGATED) != 0) || (((kind - 1) & 2) && (text & KM_NUMBERS)) ? 1.0f : 0.0f;
 }
 
 static float floor_of(const km_heap *heap, float threshold)
@@ -166,7 +165,7 @@ static void start(const job *j, seeker *s, int32_t *order)
     const int64_t stride = sieve->dims * KM_LANES;
     int32_t dots[KM_BLOCK];
     for (int kind = 0; kind < KINDS; kind++)
-        s->lift[kind] = may_differ((uint8_t)kind, s->query->text) ? scan->weights.flag : 0.0f;
+        s->lift[kind] = scan->weights.flag * most_level((uint8_t)kind, s->query->text);
     for (int64_t c = 0; c < sieve->cells; c += KM_BLOCK) {
         int64_t n = sieve->cells - c < KM_BLOCK ? sieve->cells - c : KM_BLOCK;
         scan->isa->lanes_i8(s->brief->codes, sieve->centres + c / KM_LANES * stride, n / KM_LANES, sieve->dims, dots);

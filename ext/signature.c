@@ -1,15 +1,12 @@
 /*
- * Signatures of texts: whether there is text, the parity of its negations, and a hash of the set of its numbers, as
- * kernels/texts.py defines them. Only what is plain is done here: ASCII, and numbers that a double holds exactly before the
+ * Signatures of texts: whether there is text, the parity of its negations, a hash of the set of its numbers, and one of the
+ * first thing that is named by a number, as kernels/texts.py defines them. Only what is plain is done here: ASCII, and numbers that a double holds exactly before the
  * decimal point is moved. The rest is left to Python, which knows all letters and digits there are.
  */
 #include "kimera.h"
 #include <math.h>
 #include <string.h>
 
-#define TEXT 0x80000000u
-#define NEGATED 0x40000000u
-#define NUMBERS 0x3fffffffu
 #define MOST_NUMBERS 32
 #define EXACT 1000000000000000ll /* below it an integer and its quotient by a power of ten are rounded once at most */
 #define MODULUS ((1ull << 61) - 1)
@@ -120,6 +117,76 @@ static int number_at(const char *text, int64_t n, int64_t *at, double *value)
     return 1;
 }
 
+static int is_space(unsigned char c)
+{
+    return c == ' ' || (c >= 0x09 && c <= 0x0d) || (c >= 0x1c && c <= 0x1f); /* as str.split() splits */
+}
+
+static uint32_t mix(uint32_t hash, const char *text, int64_t from, int64_t to)
+{
+    for (; from < to; from++) {
+        unsigned char c = (unsigned char)text[from];
+        hash = (hash ^ (c >= 'A' && c <= 'Z' ? c | 0x20 : c)) * 16777619u;
+    }
+    return hash;
+}
+
+/* Whether a word can stand before a number and make it a name: letters only, and none of those that make it an amount. */
+static int introduces(const char *text, int64_t from, int64_t to)
+{
+    static const char *const light[] = {"a", "about", "above", "after", "an", "and", "are", "as", "at", "be", "before", "below",
+                                        "between", "by", "for", "from", "had", "has", "have", "in", "is", "of", "on", "only",
+                                        "or", "over", "since", "than", "the", "till", "to", "under", "until", "was", "were",
+                                        "with", "within"};
+    int64_t length = to - from;
+    for (int64_t i = from; i < to; i++)
+        if (!is_letter(text[i]))
+            return 0;
+    if (length == 0 || length > 7)
+        return length > 7;
+    char lower[8] = {0};
+    for (int64_t i = 0; i < length; i++)
+        lower[i] = text[from + i] | 0x20;
+    for (size_t i = 0; i < sizeof light / sizeof *light; i++)
+        if (strcmp(light[i], lower) == 0)
+            return 0;
+    return 1;
+}
+
+/* Hash of the first word of letters and digits that begins with a letter, else of the first number with the word before it. */
+static uint32_t name_of(const char *text, int64_t n)
+{
+    uint32_t hash = 0;
+    int64_t before = 0, before_end = 0;
+    for (int64_t at = 0; at < n;) {
+        while (at < n && is_space(text[at]))
+            at++;
+        int64_t from = at, to;
+        while (at < n && !is_space(text[at]))
+            at++;
+        for (to = at; from < to && !is_digit(text[from]) && !is_letter(text[from]); from++)
+            ;
+        for (; to > from && !is_digit(text[to - 1]) && !is_letter(text[to - 1]); to--)
+            ;
+        int64_t digits = 0;
+        for (int64_t i = from; i < to; i++)
+            digits += is_digit(text[i]);
+        if (digits > 0 && is_letter(text[from])) {
+            hash = mix(2166136261u, text, from, to);
+            hash ^= hash >> 15;
+            return (hash & KM_NUMBERS ? hash & KM_NUMBERS : 1) << 15;
+        }
+        if (hash == 0 && digits > 0 && digits == to - from && introduces(text, before, before_end)) {
+            hash = mix(mix(mix(2166136261u, text, before, before_end), " ", 0, 1), text, from, to);
+            hash ^= hash >> 15;
+            hash = hash & KM_NUMBERS ? hash & KM_NUMBERS : 1;
+        }
+        before = from;
+        before_end = to;
+    }
+    return hash << 15;
+}
+
 /* 0 where the text is not plain; otherwise 1 and the signature. */
 int km_text_signature(const char *text, int64_t n, uint32_t *signature)
 {
@@ -151,7 +218,7 @@ int km_text_signature(const char *text, int64_t n, uint32_t *signature)
                 if (next >= 0x80)
                     return 0;
                 if (!is_letter(next) && !is_digit(next) && next != '_') {
-                    negated ^= (text[at - 1] | 0x20) == 'n' ? NEGATED : 0;
+                    negated ^= (text[at - 1] | 0x20) == 'n' ? KM_NEGATED : 0;
                     at += 2;
                     continue;
                 }
@@ -161,7 +228,7 @@ int km_text_signature(const char *text, int64_t n, uint32_t *signature)
             for (const word *w = words_of(lower[0]); w->word; w++)
                 if (strlen(w->word) == (size_t)length && memcmp(w->word, lower, (size_t)length) == 0) {
                     if (w->value == NEGATION)
-                        negated ^= NEGATED;
+                        negated ^= KM_NEGATED;
                     else if (!add(numbers, &count, w->value))
                         return 0;
                     break;
@@ -172,7 +239,7 @@ int km_text_signature(const char *text, int64_t n, uint32_t *signature)
     uint32_t mixed = 0;
     for (int i = 0; i < count; i++)
         mixed += (uint32_t)(hash_of(numbers[i]) * 0x9E3779B97F4A7C15ull >> 17);
-    mixed &= NUMBERS;
-    *signature = TEXT | negated | (count ? (mixed ? mixed : 1) : 0);
+    mixed &= KM_NUMBERS;
+    *signature = KM_TEXT | negated | (count ? (mixed ? mixed : 1) | name_of(text, n) : 0);
     return 1;
 }

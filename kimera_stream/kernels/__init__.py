@@ -13,8 +13,11 @@ from typing import Literal
 from kimera_stream.kernels.face import Kernel, View, quantize, write_row, write_rows
 from kimera_stream.kernels.layout import (
     EMPTY_RECORD,
+    NAMED_MASK,
     NEGATED_BIT,
     NUMBERS_MASK,
+    SAME,
+    SAME_DIFFERS,
     SYMBOLIC_BONUS,
     TEXT_BIT,
     Hits,
@@ -52,8 +55,11 @@ Choice = Literal["auto", "compiled", "reference"]
 __all__ = [
     "EMPTY_RECORD",
     "IMPLEMENTATION",
+    "NAMED_MASK",
     "NEGATED_BIT",
     "NUMBERS_MASK",
+    "SAME",
+    "SAME_DIFFERS",
     "SYMBOLIC_BONUS",
     "TEXT_BIT",
     "Choice",

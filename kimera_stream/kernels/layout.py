@@ -16,8 +16,14 @@ TEXT_BIT = 0x8000_0000
 """Of a text signature: there is text."""
 NEGATED_BIT = 0x4000_0000
 """Of a text signature: it holds an odd number of negations."""
-NUMBERS_MASK = 0x3FFF_FFFF
-"""Of a text signature: order-free hash of the numbers, 0 for none."""
+NAMED_MASK = 0x3FFF_8000
+"""Of a text signature: hash of the first thing that is named by a number (W7-77, order 48213), 0 for none."""
+NUMBERS_MASK = 0x7FFF
+"""Of a text signature: order-free hash of the numbers, 0 for none; a text that names something numbered has some."""
+SAME = 1.25
+"""Level of two texts that name the same numbered thing."""
+SAME_DIFFERS = 0.5
+"""What is added to it where they differ in negation or numbers."""
 KEY_BITS = 48
 SYMBOLIC_BONUS = 4.0
 MAX_ENTRIES = 0xFFFF
@@ -249,7 +255,8 @@ class Weights:
     Attributes:
         min_related: Cosine from which two statements are about the same thing; below, only exact oppositions count.
         threshold: Fused score below which nothing is returned.
-        flag: Added where the negation parity or the numbers of the texts differ.
+        flag: Times the level of the two texts (``reference.levels``), added: 1 where their negation parity or their
+            numbers differ, more where both name the same numbered thing.
         layer: Times the Jaccard distance of the semantic keys.
         l1: Times the L1 difference of the vectors divided by 2 sqrt(dim).
     """

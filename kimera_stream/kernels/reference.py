@@ -11,8 +11,11 @@ from kimera_stream.kernels.layout import (
     I32,
     I64,
     KEY_BITS,
+    NAMED_MASK,
     NEGATED_BIT,
     NUMBERS_MASK,
+    SAME,
+    SAME_DIFFERS,
     SYMBOLIC_BONUS,
     TEXT_BIT,
     U8,
@@ -24,7 +27,7 @@ from kimera_stream.kernels.layout import (
     Weights,
     stride_of,
 )
-from kimera_stream.kernels.sieving import KINDS, LANES, UNUSED, Sieve, may_differ, scaled, unpack
+from kimera_stream.kernels.sieving import KINDS, LANES, UNUSED, Sieve, most_level, scaled, unpack
 
 _STEPS: F32 = (np.exp2(-np.arange(256) / 32.0) / 127.0).astype(np.float32)
 
@@ -53,13 +56,17 @@ def quantize_query(vector: F32) -> tuple[I32, np.float32, float]:
     return codes.astype(np.int32), step, float(np.linalg.norm(vector - codes * step))
 
 
-def flags(query: int, rows: U32) -> F32:
-    """1 where both have text and the negation parity or the numbers differ."""
+def levels(query: int, rows: U32) -> F32:
+    """How much texts are lifted, where both have text: 1 where the negation parity or the numbers differ (numbers only where
+    both have some), ``SAME`` where both name the same numbered thing, and ``SAME_DIFFERS`` more where both hold."""
     mine, theirs = np.uint32(query & NUMBERS_MASK), rows & np.uint32(NUMBERS_MASK)
     both = (rows & np.uint32(query & TEXT_BIT)) != 0
     negated = ((rows ^ np.uint32(query)) & np.uint32(NEGATED_BIT)) != 0
     numbers = (mine != 0) & (theirs != 0) & (mine != theirs)
-    result: F32 = (both & (negated | numbers)).astype(np.float32)
+    named = np.uint32(query & NAMED_MASK)
+    same = both & (named != 0) & ((rows & np.uint32(NAMED_MASK)) == named)
+    differs = both & (negated | numbers)
+    result: F32 = np.where(same, SAME + SAME_DIFFERS * differs, differs).astype(np.float32)
     return result
 
 
@@ -157,7 +164,7 @@ def _scan_segment(
             l1 = np.abs(segment.exact - vector).sum(axis=1)
         fused = cosine + np.float32(weights.l1) * l1.astype(np.float32) * np.float32(0.5 / np.sqrt(dim))
         if segment.text is not None:
-            fused = fused + np.float32(weights.flag) * flags(int(queries.text[i]), segment.text)
+            fused = fused + np.float32(weights.flag) * levels(int(queries.text[i]), segment.text)
         related = cosine >= minimum
     passing = related & (not apart)
     counts, conditional = np.zeros(n, np.int64), np.ones(n, bool)
@@ -280,7 +287,7 @@ class Reference:
         total = margin + max(lost.values(), default=0.0) if margin > 0 else 0.0
         for i in lost:
             lift = np.array(
-                [weights.flag * may_differ(kind, int(queries.text[i])) for kind in range(KINDS + 1)], np.float32
+                [weights.flag * most_level(kind, int(queries.text[i])) for kind in range(KINDS + 1)], np.float32
             )
             bar = np.maximum(np.float32(weights.min_related - total), np.float32(weights.threshold) - lift[sieve.kinds])
             cell = (centres @ codes[i]) * steps[i] + scaled(cell_slack, bar) * sieve.spread

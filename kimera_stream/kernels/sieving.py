@@ -9,7 +9,21 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kimera_stream.kernels.layout import F32, I8, I64, NEGATED_BIT, NUMBERS_MASK, TEXT_BIT, U8, U32, check, check_finite
+from kimera_stream.kernels.layout import (
+    F32,
+    I8,
+    I64,
+    NAMED_MASK,
+    NEGATED_BIT,
+    NUMBERS_MASK,
+    SAME,
+    SAME_DIFFERS,
+    TEXT_BIT,
+    U8,
+    U32,
+    check,
+    check_finite,
+)
 
 LANES = 16
 """Rows side by side in packed codes; every cell starts a new group of so many."""
@@ -35,11 +49,14 @@ def kinds_of(text: U32) -> U8:
     return np.where(text & np.uint32(TEXT_BIT), kinds, 0).astype(np.uint8)
 
 
-def may_differ(kind: int, text: int) -> bool:
-    """Whether a row of this kind may differ from a query in negation or numbers."""
+def most_level(kind: int, text: int) -> float:
+    """The highest level (``reference.levels``) that a row of this kind may have with a query."""
     if kind in (0, KINDS) or not text & TEXT_BIT:
-        return False
-    return bool((kind - 1) & 1) != bool(text & NEGATED_BIT) or bool((kind - 1) & 2 and text & NUMBERS_MASK)
+        return 0.0
+    if (kind - 1) & 2 and text & NAMED_MASK:
+        return SAME + SAME_DIFFERS
+    differs = bool((kind - 1) & 1) != bool(text & NEGATED_BIT) or bool((kind - 1) & 2 and text & NUMBERS_MASK)
+    return float(differs)
 
 
 def pack(rows: I8) -> I8:

@@ -128,6 +128,16 @@ async def test_a_differing_negation_or_number_lifts_a_candidate(index: FlatIndex
 
 
 @pytest.mark.anyio
+async def test_what_names_the_same_numbered_thing_is_found_among_many_alike(index: FlatIndex) -> None:
+    for i in range(200):  # all of them nearer to the query than the one that speaks of the same valve
+        index.put(stored(f"w{i}", unit(1, 0.5 if i == 123 else 0.001 * i), text=f"The valve W{i}-77 is open."))
+    found = await ids(index, stored("q", unit(1), text="The valve W123-77 is closed."), k=16)
+    assert found[0] == "w123"
+    elsewhere = await ids(index, stored("q", unit(1), text="The valve W999-77 is closed."), k=16)
+    assert "w123" not in elsewhere
+
+
+@pytest.mark.anyio
 async def test_the_query_itself_is_left_out_unless_asked_for(index: FlatIndex) -> None:
     index.put(stored("a", unit(1)))
     (found,) = await index.scan([stored("a", unit(1))], k=5, min_relatedness=0.3, exclude_self=False)

@@ -25,6 +25,13 @@ def unit_rows(rng: np.random.Generator, n: int, dim: int) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True).astype(np.float32)
 
 
+def signatures(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Signatures of texts: what is named by a number has numbers."""
+    numbers = rng.integers(0, 3, n)
+    named = np.where(numbers > 0, rng.integers(0, 3, n), 0) << 15
+    return (rng.integers(0, 4, n) << 30 | named | numbers).astype(np.uint32)
+
+
 def random_record(rng: np.random.Generator) -> Record:
     if rng.random() < 0.2:
         return kernels.EMPTY_RECORD
@@ -53,7 +60,7 @@ def random_segment(rng: np.random.Generator, base: int, n: int, dim: int, form: 
             starts.append(len(words) if record.words else 0)
             words += record.words
         columns = {
-            "text": (rng.integers(0, 4, n) << 30 | rng.integers(0, 3, n)).astype(np.uint32),
+            "text": signatures(rng, n),
             "keys": np.array([r.keys | r.subject for r in records], np.uint64),
             "layers": np.array([r.layers for r in records], np.uint64),
             "record": np.array(starts, np.uint32),
@@ -114,7 +121,7 @@ def test_every_variant_finds_what_the_reference_finds(
     queries = Queries.build(
         unit_rows(rng, m, dim),
         has_vector=(rng.random(m) < 0.8).tolist(),
-        text=(rng.integers(0, 4, m) << 30 | rng.integers(0, 3, m)).tolist(),
+        text=signatures(rng, m).tolist(),
         records=[random_record(rng) for _ in range(m)],
         exclude=rng.integers(-1, base, m).tolist(),
     )

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from kimera_stream import kernels
 from kimera_stream.kernels import Hits, Queries, Segment, Sieve, Weights, bitmap
-from kimera_stream.kernels.sieving import KINDS, LANES, SLACK_OF, UNUSED, kinds_of, may_differ, pack, scaled, unpack
-from tests.kernels.test_scan import VARIANTS, load, unit_rows
+from kimera_stream.kernels.layout import NAMED_MASK
+from kimera_stream.kernels.sieving import KINDS, LANES, SLACK_OF, UNUSED, kinds_of, most_level, pack, scaled, unpack
+from tests.kernels.test_scan import VARIANTS, load, signatures, unit_rows
 
 DIMS = st.sampled_from([8, 15, 33, 64, 130])
 
@@ -77,8 +78,7 @@ class World:
         )  # fmt: skip
 
     def texts(self, n: int) -> np.ndarray:
-        numbers = self.rng.integers(0, 3, n)
-        return (self.rng.integers(0, 4, n) << 30 | numbers).astype(np.uint32)
+        return signatures(self.rng, n)
 
 
 def listed(hits: Hits, i: int) -> list[tuple[int, float]]:
@@ -143,7 +143,7 @@ def test_what_its_bounds_let_through_is_found_and_scored_as_the_scan_does(
         assert [scores[slot] for slot, _ in hits] == pytest.approx([fused for _, fused in hits], abs=2e-5)
         full = len(hits) == k
         floor = hits[-1][1] if full else float("-inf")
-        lift = np.array([0.5 * may_differ(int(kind), int(world.queries.text[i])) for kind in sieve.kinds])[cell_of]
+        lift = np.array([0.5 * most_level(int(kind), int(world.queries.text[i])) for kind in sieve.kinds])[cell_of]
         last = np.maximum(least, floor - lift)
         through = sieve.slots != UNUSED
         for between in (
@@ -164,11 +164,13 @@ def test_what_its_bounds_let_through_is_found_and_scored_as_the_scan_does(
 
 @settings(max_examples=100, deadline=None)
 @given(text=st.integers(0, 2**32 - 1), other=st.integers(0, 2**32 - 1))
-def test_a_kind_never_denies_a_difference(text: int, other: int) -> None:
-    from kimera_stream.kernels.reference import flags
+def test_a_kind_never_denies_a_level(text: int, other: int) -> None:
+    from kimera_stream.kernels.reference import levels
 
-    if flags(text, np.array([other], np.uint32))[0]:
-        assert may_differ(int(kinds_of(np.array([other], np.uint32))[0]), text)
+    other |= other >> 15 & NAMED_MASK >> 15  # as in every signature: what is named by a number has numbers
+    text |= text >> 15 & NAMED_MASK >> 15
+    level = levels(text, np.array([other], np.uint32))[0]
+    assert level <= most_level(int(kinds_of(np.array([other], np.uint32))[0]), text)
 
 
 @settings(max_examples=50, deadline=None)

@@ -6,8 +6,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kimera_stream import kernels
-from kimera_stream.kernels import NEGATED_BIT, NUMBERS_MASK, TEXT_BIT
+from kimera_stream.kernels import NAMED_MASK, NEGATED_BIT, NUMBERS_MASK, TEXT_BIT
 from kimera_stream.kernels.texts import (
+    _AMOUNTS,
     _NEGATIONS,
     _NUMBER_WORDS,
     OVERLAP_CHARS,
@@ -16,7 +17,27 @@ from kimera_stream.kernels.texts import (
 )
 
 WORDS = sorted(
-    {*_NEGATIONS, *_NUMBER_WORDS, "one", "notable", "nine's", "don't", "CAN'T", "it't", "isn't5", "n't", "seventeens"}
+    {
+        *_NEGATIONS,
+        *_NUMBER_WORDS,
+        *_AMOUNTS,
+        "W7-77",
+        "db1.",
+        "#48213",
+        "Order",
+        "(x2)",
+        "5kg",
+        "customers",
+        "one",
+        "notable",
+        "nine's",
+        "don't",
+        "CAN'T",
+        "it't",
+        "isn't5",
+        "n't",
+        "seventeens",
+    }
 )
 NUMBERS = ["0", "7", "1,234", "1,,2", "3.25", "0.1", "1e5", "00012", "12.", ".5", "999999999999999", "1000000000000000",
            "123456789.123456", "0.0000000000000001", "1.000000000000000", "9" * 400, "2.50", "2.5"]  # fmt: skip
@@ -24,7 +45,9 @@ TEXTS = st.lists(
     st.one_of(
         st.sampled_from(WORDS),
         st.sampled_from(NUMBERS),
-        st.sampled_from([" ", ", ", "_", "'", "'t", "t", "-", ".", ",", "\0", "’t", "é", "٣", "İ", "\ud800"]),
+        st.sampled_from(
+            [" ", ", ", "_", "'", "'t", "t", "-", ".", ",", "\0", "’t", "é", "٣", "İ", "\ud800", "\x1c", "\n"]
+        ),
         st.text(max_size=4),
         st.floats(0, 1e9).map(str),
         st.integers(0, 10**17).map(str),
@@ -60,6 +83,31 @@ def test_what_a_signature_tells_apart() -> None:
     assert of("it is not never") == TEXT_BIT
     assert of("7 of 12") == of("twelve and seven and 7.0") != of("7 of 13")
     assert of("0") & NUMBERS_MASK == of("zero") & NUMBERS_MASK != 0
+
+
+def test_what_a_signature_takes_for_a_name() -> None:
+    def of(text: str) -> int:
+        return kernels.text_signature(text) & NAMED_MASK
+
+    assert of("The valve W7-77 is open.") == of("since 14:05, (w7-77): closed") != of("The valve W8-77 is open.")
+    assert (
+        of("Order 48213 has been shipped.")
+        == of("On 3 May order #48213 came back")
+        != of("Order 48214 has been shipped.")
+    )
+    assert of("Die Größe von Tür 12 stimmt") == of("Tür 12: zu") == of("TÜR 12") != 0
+    for amount in (
+        "it is 5",
+        "at 14:05 on 3",
+        "5 of 12",
+        "7",
+        "3pm",
+        "1.5",
+        "between 2 and 3",
+        "no digit at all",
+        "seven men",
+    ):
+        assert of(amount) == 0
 
 
 @pytest.mark.parametrize("text", [5, b"bytes", 1.5])

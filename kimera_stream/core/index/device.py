@@ -1,7 +1,7 @@
 """The scan on a GPU through torch: dense work there, symbols and the last word here.
 
     put ──> slot noted ──> next scan copies the noted rows to the device (half precision, in blocks)
-    scan ─> device: cosines, text flags, live rows, top k + spare ─┐
+    scan ─> device: cosines, text levels, live rows, top k + spare ─┐
             kernel on the processor: oppositions only ─────────────┴─> exact cosines by the float32 rows ──> best k
 
 The device holds half-precision copies of the vectors and the text signatures. What it finds is rescored with the float32 rows, so
@@ -23,9 +23,9 @@ import structlog
 from kimera_stream.core.index.probe import Scope, scan_rows
 from kimera_stream.core.index.slots import BARE, Slots
 from kimera_stream.core.index.storage import CHUNK_BITS, CHUNK_ROWS, Chunk
-from kimera_stream.kernels import NEGATED_BIT, NUMBERS_MASK, Hits, Queries, Weights
+from kimera_stream.kernels import NAMED_MASK, NEGATED_BIT, NUMBERS_MASK, SAME, SAME_DIFFERS, Hits, Queries, Weights
 from kimera_stream.kernels.layout import F32, I64, U64
-from kimera_stream.kernels.reference import flags
+from kimera_stream.kernels.reference import levels
 from kimera_stream.protocol.errors import UnavailableError
 
 BLOCK_CHUNKS = 128
@@ -199,7 +199,7 @@ class DeviceScan:
                 fused = (queries @ rows.vectors[: len(live)].T).float()
                 dead = (fused < weights.min_related - _LOST) | ~live
                 if weights.flag:
-                    fused += weights.flag * self._flags(text, rows.text[: len(live)])
+                    fused += weights.flag * self._levels(text, rows.text[: len(live)])
                 fused[dead] = float("-inf")
                 for i in np.flatnonzero((excluded >= base) & (excluded < base + len(live))).tolist():
                     fused[i, int(excluded[i]) - base] = float("-inf")
@@ -226,14 +226,16 @@ class DeviceScan:
         return ((bits[:, None] >> shifts) & 1).flatten().bool()
 
     @staticmethod
-    def _flags(mine: Any, theirs: Any) -> Any:
-        """(queries, rows): 1 where both have text and the negation parity or the numbers differ; see ``reference.flags``."""
+    def _levels(mine: Any, theirs: Any) -> Any:
+        """(queries, rows): as ``reference.levels``."""
         mine = mine[:, None]
         both = (mine & theirs) < 0  # the bit that says there is text is the sign
         negated = ((mine ^ theirs) & NEGATED_BIT) != 0
         my_numbers, their_numbers = mine & NUMBERS_MASK, theirs & NUMBERS_MASK
         numbers = (my_numbers != 0) & (their_numbers != 0) & (my_numbers != their_numbers)
-        return (both & (negated | numbers)).float()
+        differs = (both & (negated | numbers)).float()
+        same = (both & ((mine & NAMED_MASK) != 0) & (((mine ^ theirs) & NAMED_MASK) == 0)).float()
+        return differs + same * (SAME - (1 - SAME_DIFFERS) * differs)
 
     # -- the processor's part ------------------------------------------------------------------------------------------
 
@@ -248,7 +250,7 @@ class DeviceScan:
             assert chunk.exact is not None
             exact[here], text[here] = chunk.exact[rows], chunk.text[rows]
         cosine = exact @ block.vectors[i]
-        lifted = flags(int(block.text[i]), text)
+        lifted = levels(int(block.text[i]), text)
         fused = (cosine + np.float32(weights.flag) * lifted).astype(np.float32)
         keep = (cosine >= np.float32(weights.min_related)) & (fused >= np.float32(weights.threshold))
         return slots[keep], cosine[keep], fused[keep]

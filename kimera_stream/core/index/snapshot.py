@@ -35,7 +35,7 @@ from kimera_stream.kernels import stride_of
 from kimera_stream.kernels.layout import U64
 from kimera_stream.protocol.errors import KimeraError, UnavailableError
 
-_MAGIC = b"KIMIDX\x00\x04"
+_MAGIC = b"KIMIDX\x00\x05"
 _PREFIX = struct.Struct("<8sII")
 _PAGE = 4096
 _HEADER_LIMIT = 1 << 28
