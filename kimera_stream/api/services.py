@@ -174,8 +174,7 @@ def service_specs(
             commands=parts.stream.commands,
             revoker=container.get(Revoking),
         )
-        service.ready()
-        await made.run()
+        await made.run(service.ready)
 
     async def sieve(service: Service) -> None:
         service.ready()

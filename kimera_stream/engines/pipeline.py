@@ -247,21 +247,33 @@ class Pipeline:
         """Statements accepted and not yet answered."""
         return self._intake.statistics.items
 
-    async def run(self) -> None:
-        """Carry out what is accepted until cancelled. May be called again after a crash."""
-        await self._sequencer.catch_up()
-        await self._kept.begin(self._accept_kept)
-        send, receive = anyio.create_memory_object_stream[list[Work]](GROUPS_AHEAD)
+    async def run(self, ready: Callable[[], None] = lambda: None) -> None:
+        """Carry out what is accepted until cancelled. May be called again after a crash.
+
+        Args:
+            ready: Called once the vault has been read.
+
+        Raises:
+            UnavailableError: before ``ready``; what had been accepted is refused.
+        """
+        lost: OperationalError = InternalError(
+            "the server failed while it worked on this; repeat the request, with its idempotency key if it had one",
+            retry_after=1.0,
+        )
         try:
+            try:
+                await self._sequencer.catch_up()
+            except UnavailableError as error:
+                lost = error
+                raise
+            await self._kept.begin(self._accept_kept)
+            ready()
+            send, receive = anyio.create_memory_object_stream[list[Work]](GROUPS_AHEAD)
             async with anyio.create_task_group() as group, send, receive:
                 group.start_soon(self._sequence, receive, name="pipeline:sequence")
                 group.start_soon(self._kept.run, self._accept_kept, name="pipeline:kept")
                 await self._prepare(send)
         finally:
-            lost = InternalError(
-                "the server failed while it worked on this; repeat the request, with its idempotency key if it had one",
-                retry_after=1.0,
-            )
             self._processing = set()
             for ticket in list(self._under_way):
                 ticket.refuse(lost)

@@ -117,6 +117,52 @@ async def test_an_operational_failure_is_one_line_without_traceback() -> None:
     assert "exc_info" not in failed[0]
 
 
+async def test_what_is_away_is_waited_out_beyond_the_budget() -> None:
+    async def run(service: Service) -> None:
+        if service.statistics.starts < 20:
+            raise UnavailableError("the database is away", retry_after=1.0)
+        await forever(service)
+
+    said: list[str] = []
+    with capture_logs() as logs, anyio.fail_after(5):
+        async with Supervisor(
+            [ServiceSpec("reader", run, backoff=QUICK, budget=Budget(restarts=2, window=60))],
+            changed=lambda service: said.append(f"{service.state.value}: {service.detail}"),
+        ) as supervisor:
+            supervisor.begin()
+            assert not supervisor.is_ready
+            await supervisor.ready()
+            assert supervisor.is_ready
+            assert supervisor.services[0].statistics.operational_failures == 19
+    assert "backing off: waits: the database is away" in said
+    warnings = [line for line in logs if line["log_level"] == "warning"]
+    assert len(warnings) == 1, "the others come too soon after it"
+
+
+@pytest.mark.parametrize(
+    ("error", "ready_first"),
+    [
+        (RuntimeError("a defect"), False),
+        (UnavailableError("no weights are installed"), False),
+        (UnavailableError("the database is away", retry_after=1.0), True),
+    ],
+    ids=["defect", "does not pass", "after it was ready"],
+)
+async def test_what_is_not_waited_out_spends_the_budget(error: Exception, ready_first: bool) -> None:
+    async def run(service: Service) -> None:
+        if ready_first:
+            service.ready()
+        raise error
+
+    with anyio.fail_after(5):
+        async with Supervisor(
+            [ServiceSpec("bad", run, backoff=QUICK, budget=Budget(restarts=2, window=60))]
+        ) as supervisor:
+            supervisor.begin()
+            await supervisor.fatal.wait()
+            assert supervisor.services[0].statistics.starts == 3
+
+
 async def test_too_many_restarts_end_readiness_and_set_fatal() -> None:
     async def run(service: Service) -> None:
         service.ready()

@@ -265,8 +265,7 @@ def engine_services(parts: Parts, assembled: Assemble) -> tuple[list[ServiceSpec
 
     async def pipeline(service: Service) -> None:
         await assembled(Pipeline, Desk, Answering)
-        service.ready()
-        await container.get(Pipeline).run()
+        await container.get(Pipeline).run(service.ready)
 
     async def desk(service: Service) -> None:
         await container.get(Ownership).add(container.get(Desk))

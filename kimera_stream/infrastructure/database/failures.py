@@ -23,13 +23,16 @@ class Failure:
         message: For the person who sent the request: what is wrong and what helps.
         disconnected: The connection is of no more use; another one may well be.
         answered: The server itself refused, so that nothing was written.
+        lasting: It does not pass by itself: nobody need wait for it.
     """
 
     message: str
     disconnected: bool
     answered: bool
+    lasting: bool = False
 
 
+_LASTING = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR}
 _SQLITE: dict[int, tuple[str, bool]] = {
     sqlite3.SQLITE_FULL: ("the disk of the database is full: nothing was written; free some space", False),
     sqlite3.SQLITE_BUSY: ("the database is locked by another process: nothing was written", False),
@@ -62,7 +65,7 @@ def _sqlite_failure(error: sqlite3.Error) -> Failure | None:
     if known is None:
         return None
     message, disconnected = known
-    return Failure(message, disconnected=disconnected, answered=True)
+    return Failure(message, disconnected=disconnected, answered=True, lasting=code & 0xFF in _LASTING)
 
 
 def _postgres_failure(error: BaseException, state: str | None) -> Failure | None:
@@ -109,4 +112,4 @@ def failure_of(error: BaseException) -> Failure | None:
 
 def unavailable(failure: Failure) -> UnavailableError:
     """The error that a caller sees."""
-    return UnavailableError(failure.message, retry_after=RETRY_AFTER)
+    return UnavailableError(failure.message, retry_after=None if failure.lasting else RETRY_AFTER)

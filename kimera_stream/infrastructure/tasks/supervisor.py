@@ -1,9 +1,11 @@
 """The supervisor: one task group, the services in it by name, their order, restarts and end.
 
 A crash (anything that is not an ``OperationalError`` or an ``OSError``) is logged once with its traceback and counted; an
-operational failure that a service lets through is logged as one line. Both lead to a restart within the budget. A service
-whose budget is used up, that escalates or raises ``Unrecoverable``, sets ``fatal``: readiness goes off and the process is
-expected to end non-zero.
+operational failure that a service lets through is logged as one line. Both lead to a restart within the budget. What says of
+itself when it is worth another try (``UnavailableError`` with ``retry_after``: the database is away) and comes before the
+service was ready is waited out instead, with the same backoff and no end: the process is not ready meanwhile, and another process
+in its place would have to wait as well. A service whose budget is used up, that escalates or raises ``Unrecoverable``, sets
+``fatal``: readiness goes off and the process is expected to end non-zero.
 """
 
 import random
@@ -18,9 +20,12 @@ import structlog
 
 from kimera_stream.infrastructure.tasks.native import NativeTask, abort_task, current_native_task
 from kimera_stream.infrastructure.tasks.service import Service, ServiceFailed, ServiceSpec, ServiceState, Unrecoverable
-from kimera_stream.protocol.errors import OperationalError
+from kimera_stream.protocol.errors import OperationalError, UnavailableError
 
 log = structlog.get_logger(__name__)
+
+WAITS_TOLD_EVERY = 30.0
+"""Seconds between two warnings of a service that waits."""
 
 
 @dataclass(slots=True)
@@ -35,6 +40,22 @@ class StopReport:
     @property
     def clean(self) -> bool:
         return not self.aborted and not self.undrained
+
+
+@dataclass(slots=True)
+class _Waits:
+    """Starts in a row that were waited out."""
+
+    count: int = 0
+    _told_at: float = float("-inf")
+
+    def tell(self, now: float) -> bool:
+        """One more; whether it is time for a warning."""
+        self.count += 1
+        due = now - self._told_at >= WAITS_TOLD_EVERY
+        if due:
+            self._told_at = now
+        return due
 
 
 class Supervisor:
@@ -181,6 +202,7 @@ class Supervisor:
     async def _run_with_restarts(self, service: Service) -> None:
         spec, statistics, budget = service.spec, service.statistics, service.spec.budget.fresh()
         first_start = anyio.current_time()
+        waits = _Waits()
         while True:
             statistics.starts += 1
             service.enter(ServiceState.STARTING)
@@ -189,11 +211,24 @@ class Supervisor:
                 await spec.run(service)
             except Exception as error:  # noqa: BLE001 - the supervisor is where crashes end up: logged, counted, restarted
                 failure = error
-                self._report(service, error)
             finally:
                 await service.clean_up()
             if statistics.ready_after is None and service.became_ready.is_set():
                 statistics.ready_after = anyio.current_time() - first_start
+            if service.state is ServiceState.READY:
+                waits = _Waits()
+            elif (
+                spec.on_failure == "restart"
+                and isinstance(failure, UnavailableError)
+                and failure.retry_after is not None
+            ):
+                self._report(service, failure, quiet=not waits.tell(anyio.current_time()))
+                service.enter(ServiceState.BACKING_OFF)
+                service.progress(f"waits: {failure.message}")
+                await anyio.sleep(spec.backoff.delay(waits.count, self._rng))
+                continue
+            if failure is not None:
+                self._report(service, failure)
             if failure is None and spec.on_end == "ignore":
                 service.became_ready.set()
                 service.enter(ServiceState.ENDED)
@@ -213,11 +248,11 @@ class Supervisor:
             service.enter(ServiceState.BACKING_OFF)
             await anyio.sleep(spec.backoff.delay(budget.spent, self._rng))
 
-    def _report(self, service: Service, error: Exception) -> None:
+    def _report(self, service: Service, error: BaseException, *, quiet: bool = False) -> None:
         service.statistics.last_error = repr(error)
         if isinstance(error, OperationalError | OSError | Unrecoverable):
             service.statistics.operational_failures += 1
-            log.warning("service failed", service=service.name, error=repr(error))
+            (log.debug if quiet else log.warning)("service failed", service=service.name, error=repr(error))
         else:
             service.statistics.crashes += 1
             log.error("service crashed", service=service.name, error=repr(error), exc_info=error)
