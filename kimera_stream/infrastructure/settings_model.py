@@ -48,6 +48,12 @@ class DatabaseSettings(Group):
         ge=0,
         description="Drop the records of sessions that have been quiet for this many seconds; 0 keeps all. Their geoids stay.",
     )
+    retention_audit_count: int = Field(
+        100_000, ge=0, description="Keep at most this many entries of the audit trail (who did what); 0 keeps all."
+    )
+    retention_audit_age: float = Field(
+        0.0, ge=0, description="Drop entries of the audit trail older than this many seconds; 0 keeps all."
+    )
 
 
 class BusSettings(Group):

@@ -202,6 +202,35 @@ def audit_since(tx: Transaction, since: int, limit: int) -> list[tuple[int, str,
     return [(row[0], row[1], row[2], row[3]) for row in tx.rows(_AUDIT, since=since, limit=limit)]
 
 
+_AUDIT_ENDS = Query(select(func.min(audit.c.id), func.max(audit.c.id)))
+_AUDIT_BEYOND = Query(select(audit.c.id).order_by(audit.c.id.desc()).offset(bindparam("keep")).limit(1))
+_AUDIT_BEFORE = Query(select(func.max(audit.c.id)).where(audit.c.ts < bindparam("before")))
+_AUDIT_OLDEST = Query(
+    select(audit.c.id).where(audit.c.id <= bindparam("upto")).order_by(audit.c.id).limit(bindparam("limit"))
+)
+_DELETE_AUDIT = Query(delete(audit).where(audit.c.id <= bindparam("upto")))
+
+
+def audit_upto(tx: Transaction, keep: int, before: int) -> int:
+    """The id up to which entries are beyond the newest ``keep``, or were made before ``before`` (unix ms); 0 asks for neither,
+    and is the answer where there are none."""
+    first, last = tx.rows(_AUDIT_ENDS)[0]
+    if first is None:
+        return 0
+    upto = 0
+    if keep and last - first >= keep:  # else there are no more than that, whatever gaps there are
+        upto = int(tx.value(_AUDIT_BEYOND, keep=keep) or 0)
+    if before:
+        upto = max(upto, int(tx.value(_AUDIT_BEFORE, before=before) or 0))
+    return upto
+
+
+def purge_audit(tx: Transaction, upto: int, limit: int) -> int:
+    """Drop at most ``limit`` of the entries up to an id, the oldest; returns how many."""
+    oldest = tx.rows(_AUDIT_OLDEST, upto=upto, limit=limit)
+    return tx.run(_DELETE_AUDIT, upto=oldest[-1][0]) if oldest else 0
+
+
 _SAVE_REVOCATION = Insert(revocation, ("kind", "subject", "revoked_at", "expires_at"))
 _SAVE_AUDIT = Insert(audit, ("ts", "principal", "action", "target"))
 _COUNT_REVOCATIONS = Query(select(func.count()).select_from(revocation))

@@ -11,15 +11,17 @@ log = structlog.get_logger(__name__)
 
 _KEYS_PER_STEP = 1_000
 _SESSIONS_PER_STEP = 1_000
+_AUDIT_PER_STEP = 1_000
 
 
 class Retention:
     """Drops what the settings do not ask to keep. Geoids and what was found among them are never dropped, only log entries, expired
-    keys and the records of sessions that have long been quiet.
+    keys, the records of sessions that have long been quiet, and the oldest of the audit trail.
 
     Args:
         vault: Where.
-        settings: ``retention_age``, ``retention_count`` and ``retention_bytes``; the strictest of them counts; ``retention_sessions``.
+        settings: ``retention_age``, ``retention_count`` and ``retention_bytes``; the strictest of them counts; ``retention_sessions``;
+            ``retention_audit_count`` and ``retention_audit_age``, of which the stricter counts.
         idempotency_window: Seconds for which keys of publishes are kept.
         clock: Unix ms.
     """
@@ -47,6 +49,7 @@ class Retention:
         while await self._vault.purge_idempotency(self._clock() - self._window_ms, limit=_KEYS_PER_STEP):
             pass
         await self._quiet_sessions()
+        await self._audit()
         if dropped:
             log.info("log trimmed", dropped=dropped, trimmed=self._vault.trimmed)
         return dropped
@@ -56,6 +59,13 @@ class Retention:
             before = self._clock() - int(self._settings.retention_sessions * 1000)
             while await self._vault.purge_sessions(before, limit=_SESSIONS_PER_STEP):
                 pass
+
+    async def _audit(self) -> None:
+        age = self._settings.retention_audit_age
+        before = self._clock() - int(age * 1000) if age else 0
+        upto = await self._vault.audit_upto(keep=self._settings.retention_audit_count, before=before)
+        while upto and await self._vault.purge_audit(upto, limit=_AUDIT_PER_STEP):
+            pass
 
     async def _by_count_and_age(self) -> int:
         upto = 0

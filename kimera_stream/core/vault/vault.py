@@ -516,6 +516,14 @@ class SqlVault:
         """Audit entries (unix ms, principal, action, target), oldest first."""
         return await self._database.read(partial(records.audit_since, since=since, limit=limit))
 
+    async def audit_upto(self, *, keep: int = 0, before: int = 0) -> int:
+        """The id up to which audit entries are beyond the newest ``keep``, or were made before ``before`` (unix ms)."""
+        return await self._database.read(partial(records.audit_upto, keep=keep, before=before))
+
+    async def purge_audit(self, upto: int, *, limit: int = 1_000) -> int:
+        """Drop at most ``limit`` of the audit entries up to an id, the oldest; returns how many were dropped."""
+        return await self._database.write(partial(records.purge_audit, upto=upto, limit=limit))
+
     async def revoke(self, kind: RevocationKind, subject: str, *, by: str, expires_at: int | None = None) -> Revocation:
         """See ``RevocationStore.revoke``."""
         made = await self._database.write(

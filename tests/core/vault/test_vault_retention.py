@@ -2,10 +2,12 @@
 
 import msgspec
 import pytest
+from sqlalchemy import text
 
 from kimera_stream.core.interfaces import WriteBatch
-from kimera_stream.core.vault import trimming
+from kimera_stream.core.vault import retention, trimming
 from kimera_stream.core.vault.retention import Retention
+from kimera_stream.infrastructure.database import Query
 from kimera_stream.protocol.log import LogEntry
 
 pytestmark = pytest.mark.anyio
@@ -33,10 +35,10 @@ async def test_nothing_is_dropped_unless_asked(vault, make_settings, clock):
 
 async def test_by_count(vault, make_settings, clock):
     await vault.commit(entries(30))
-    retention = Retention(vault, make_settings(retention_count=10), clock=clock)
-    assert await retention.run_once() == 20
+    made = Retention(vault, make_settings(retention_count=10), clock=clock)
+    assert await made.run_once() == 20
     assert [e.offset for e in (await vault.read("watch:w", after=0, limit=99)).entries] == list(range(21, 31))
-    assert await retention.run_once() == 0
+    assert await made.run_once() == 0
 
 
 @pytest.mark.parametrize(("age", "kept"), [(0.010, 10), (0.0295, 30), (0.5, 30), (0.001, 1)])
@@ -73,3 +75,54 @@ async def test_records_of_quiet_sessions_go_and_their_geoids_stay(vault, make_se
     await Retention(vault, make_settings(), clock=lambda: late).run_once()
     assert await vault.session("quiet") is None
     assert await vault.geoid("a") is not None
+
+
+async def fill_the_audit_trail(vault, count: int, *, first_ts: int = 0) -> None:
+    await vault.commit(WriteBatch(audit=[(first_ts + n, "ann", "delete", f"g{n}") for n in range(count)]))
+
+
+@pytest.fixture
+def _small_audit_steps(monkeypatch):
+    monkeypatch.setattr(retention, "_AUDIT_PER_STEP", 7)
+
+
+@pytest.mark.usefixtures("_small_audit_steps")
+@pytest.mark.parametrize(("keep", "left"), [(10, 10), (29, 29), (30, 30), (31, 30), (0, 30)])
+async def test_the_audit_trail_by_count(vault, make_settings, clock, keep, left):
+    await fill_the_audit_trail(vault, 30)
+    made = Retention(vault, make_settings(retention_audit_count=keep), clock=clock)
+    for _ in range(2):
+        await made.run_once()
+        assert [each[3] for each in await vault.audit()] == [f"g{n}" for n in range(30 - left, 30)]
+    await fill_the_audit_trail(vault, 1, first_ts=99)
+    assert (await vault.audit())[-1][0] == 99
+
+
+@pytest.mark.usefixtures("_small_audit_steps")
+async def test_the_audit_trail_by_count_where_numbers_have_gaps(vault, make_settings, clock):
+    await fill_the_audit_trail(vault, 30)
+    query = Query(text("DELETE FROM audit_entry WHERE id % 2 = 0"))
+    await vault._database.write(lambda tx: tx.run(query))
+    await Retention(vault, make_settings(retention_audit_count=15), clock=clock).run_once()
+    assert len(await vault.audit()) == 15, "there are no more than may be"
+    await Retention(vault, make_settings(retention_audit_count=5), clock=clock).run_once()
+    assert len(await vault.audit()) == 5
+
+
+@pytest.mark.usefixtures("_small_audit_steps")
+@pytest.mark.parametrize(("age", "keep", "left"), [(0.010, 0, 10), (0.010, 5, 5), (0.010, 20, 10), (9.0, 0, 30)])
+async def test_the_audit_trail_by_age(vault, make_settings, clock, age, keep, left):
+    await fill_the_audit_trail(vault, 30, first_ts=clock.now - 29)
+    settings = make_settings(retention_audit_age=age, retention_audit_count=keep)
+    await Retention(vault, settings, clock=clock).run_once()
+    kept = await vault.audit()
+    assert len(kept) in ((left, left + 1) if keep != 5 else (5,))
+    assert kept[-1][3] == "g29"
+
+
+async def test_nothing_of_a_short_audit_trail_is_dropped_unless_asked(vault, make_settings, clock):
+    await Retention(vault, make_settings(), clock=clock).run_once()  # an empty one
+    await fill_the_audit_trail(vault, 3)
+    await Retention(vault, make_settings(), clock=clock).run_once()
+    assert len(await vault.audit()) == 3
+    assert make_settings().retention_audit_count == 100_000
