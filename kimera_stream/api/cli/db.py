@@ -48,6 +48,7 @@ def check(database: DatabaseUrl = None, env_file: EnvFile = ".env", json: Json =
     else:
         counts = ", ".join(f"{count:,} {name}" for name, count in report.counts.items() if count)
         typer.echo(f"epoch {report.epoch}, head {report.head:,}, {report.entries:,} log entries verified ({counts})")
+        typer.echo(f"{report.first_results:,} first results of keyed requests verified")
         for problem in report.problems:
             typer.echo(f"problem: {problem}")
         if report.total_problems > len(report.problems):

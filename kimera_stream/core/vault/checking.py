@@ -9,6 +9,7 @@ import msgspec
 from sqlalchemy import bindparam, func, select, text
 
 from kimera_stream.core.vault import rows, schema
+from kimera_stream.core.vault.checking_keys import check_keys
 from kimera_stream.core.vault.entries import LogState, read_page, read_state
 from kimera_stream.core.vault.errors import DamagedLogError
 from kimera_stream.core.vault.reading import stored_geoids
@@ -83,6 +84,7 @@ class CheckReport:
 
     Attributes:
         entries: Log entries verified.
+        first_results: First results of keyed requests verified.
         counts: Rows by table.
         problems: In words, the first hundred.
         total_problems: How many there were.
@@ -92,6 +94,7 @@ class CheckReport:
     head: int = 0
     trimmed: int = 0
     entries: int = 0
+    first_results: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     total_problems: int = 0
@@ -137,6 +140,10 @@ async def check_database(database: Database, progress: Progress) -> CheckReport:
             seen.damaged = True
         position = upto
         progress("log", position - start.trimmed, start.head - start.trimmed)
+    try:
+        report.first_results = await check_keys(database, report.add, partial(progress, "keys"))
+    except UnavailableError as error:
+        report.add(str(error))
     progress("entities", 0, 1)
     await _stage(report, database, lambda tx: _check_totals(tx, report, seen, start))
     progress("entities", 1, 1)

@@ -7,11 +7,11 @@ from functools import partial
 
 import msgspec
 import pytest
-from sqlalchemy import text
+from sqlalchemy import null, text, update
 
 from kimera_stream.core.interfaces import IdempotencyRecord, StoredGeoid, WriteBatch
 from kimera_stream.core.kept import CheckpointRequest, DeadLetter
-from kimera_stream.core.vault import requests, tools
+from kimera_stream.core.vault import checking_keys, requests, schema, tools
 from kimera_stream.core.vault.errors import VaultFormatError, VaultSchemaError
 from kimera_stream.core.vault.vault import SqlVault
 from kimera_stream.infrastructure.database import Query
@@ -85,6 +85,7 @@ async def test_a_sound_vault_passes_and_progress_is_told(filled, url):
     report = await tools.check(url, lambda stage, done, total: stages.append((stage, done, total)))
     assert (report.problems, report.ok) == ([], True)
     assert (report.epoch, report.head, report.trimmed, report.entries) == (filled.epoch, 7, 1, 6)
+    assert report.first_results == 1
     assert report.counts == {"geoid": 2, "contradiction": 1, "scar": 1, "geoid_version": 5, "watch": 1}
     assert ("log", 6, 6) in stages
     assert stages[-1] == ("entities", 1, 1)
@@ -113,6 +114,9 @@ async def test_a_sound_vault_passes_and_progress_is_told(filled, url):
         ("DELETE FROM semantic_feature WHERE geoid_id = 'c'", "another number of semantic features"),
         ("DELETE FROM symbolic_feature WHERE geoid_id = 'c'", "another number of symbolic features"),
         ("UPDATE log_state SET payload_bytes = payload_bytes + 1", "its state says"),
+        ("UPDATE idempotency_key SET created_at = 6", "the first result of key 'k' of 'ann' does not match"),
+        ("UPDATE idempotency_key SET principal = 'bob'", "the first result of key 'k' of 'bob' does not match"),
+        ("UPDATE idempotency_key SET checksum = checksum + 1", "the first result of key 'k' of 'ann' does not match"),
     ],
 )  # fmt: skip
 async def test_each_kind_of_damage_is_found(filled, url, damage, finding):
@@ -120,6 +124,25 @@ async def test_each_kind_of_damage_is_found(filled, url, damage, finding):
     report = await tools.check(url)
     assert not report.ok
     assert any(finding in problem for problem in report.problems), report.problems
+
+
+async def test_first_results_are_verified_page_by_page(vault, url, monkeypatch):
+    names = [(principal, f"k{n}") for principal in ("ann", "bob") for n in range(5)]
+    await vault.commit(WriteBatch(idempotency=[IdempotencyRecord(*name, b'{"ok":1}', 5) for name in names]))
+    monkeypatch.setattr(checking_keys, "_STEP", 3)
+    assert (await tools.check(url)).first_results == 10
+    keys = schema.idempotency_key
+    for changed in (
+        update(keys).where(keys.c.principal == "bob", keys.c.key == "k4").values(result=b'{"ok":2}'),
+        update(keys).where(keys.c.principal == "ann", keys.c.key == "k2").values(checksum=null()),
+    ):
+        query = Query(changed)
+        await vault._database.write(lambda tx, query=query: tx.run(query))
+    stages = []
+    report = await tools.check(url, lambda stage, done, total: stages.append((stage, done, total)))
+    assert report.problems == ["the first result of key 'k4' of 'bob' does not match its checksum"]
+    assert report.first_results == 9, "an earlier version has written one without a checksum"
+    assert ("keys", 10, 10) in stages
 
 
 async def test_a_deleted_geoid_that_is_still_there_is_found(filled, url, samples):
