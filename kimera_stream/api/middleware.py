@@ -18,8 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kimera_stream.api.auth.transport import host_allowed, origin_allowed
 from kimera_stream.api.http.door import HttpDoor
-from kimera_stream.api.http.operations import REQUEST_ID_KEY, ROUTE_KEY
-from kimera_stream.api.problems import problem_response
+from kimera_stream.api.http.operations import ROUTE_KEY
+from kimera_stream.api.problems import REQUEST_ID_KEY, problem_response
 from kimera_stream.infrastructure.settings import ApiSettings
 from kimera_stream.infrastructure.telemetry import Metrics, Tracing
 from kimera_stream.protocol.errors import ForbiddenError, InternalError

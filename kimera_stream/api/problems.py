@@ -23,6 +23,8 @@ from kimera_stream.protocol.errors import (
 PROBLEM_JSON: Final = "application/problem+json"
 TYPE_PREFIX: Final = "urn:kimera-stream:problem:"
 CHALLENGE: Final = 'Bearer realm="kimera-stream"'
+REQUEST_ID_KEY: Final = "kimera.request_id"
+"""Where the scope holds the id of the request."""
 
 TITLES: Final[dict[ErrorCode, str]] = {
     "bad_request": "The request is not what was expected",
@@ -131,13 +133,17 @@ def _of_http_exception(request: Request, error: HTTPException) -> OperationalErr
 async def answer_http_exception(request: Request, error: Exception) -> Response:
     """Starlette's own refusals (no such path, wrong method) as problems."""
     assert isinstance(error, HTTPException)
-    return problem_response(_of_http_exception(request, error), headers=dict(error.headers or {}))
+    return problem_response(
+        _of_http_exception(request, error),
+        request_id=request.scope.get(REQUEST_ID_KEY),
+        headers=dict(error.headers or {}),
+    )
 
 
 async def answer_operational_error(request: Request, error: Exception) -> Response:
     """An expected error that an endpoint outside the operation table let through."""
     assert isinstance(error, OperationalError)
-    return problem_response(error)
+    return problem_response(error, request_id=request.scope.get(REQUEST_ID_KEY))
 
 
 EXCEPTION_HANDLERS: Final[dict[Any, Any]] = {

@@ -6,8 +6,7 @@ and encoding: every subscriber gets the same bytes.
 """
 
 import math
-import re
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 import msgspec
 
@@ -21,6 +20,7 @@ from kimera_stream.protocol.errors import (
     TooLargeError,
     UnknownOpError,
 )
+from kimera_stream.protocol.explaining import bad_request, decode_as
 from kimera_stream.protocol.log import LogEntry
 from kimera_stream.protocol.messages import (
     AnyCommand,
@@ -30,7 +30,6 @@ from kimera_stream.protocol.messages import (
     Push,
     Reply,
 )
-from kimera_stream.protocol.objects import ContradictionState, Decision, WatchKind
 
 OPS: Final = (
     "connect",
@@ -51,17 +50,6 @@ _MAX_ID: Final = 0xFFFF_FFFF
 _INT_MIN: Final = -(1 << 63)
 _INT_MAX: Final = (1 << 64) - 1
 _MAX_NESTING: Final = 32
-_WITH_PATH: Final = re.compile(r"(?P<what>.*) - at `(?:key in )?\$(?P<path>.*)`", re.DOTALL)
-_UNKNOWN_FIELD: Final = re.compile(r"Object contains unknown field `(?P<name>.*)`", re.DOTALL)
-_MISSING_FIELD: Final = re.compile(r"Object missing required field `(?P<name>.*)`", re.DOTALL)
-_NO_CHOICE: Final = re.compile(r"Invalid enum value '(?P<given>.*)'", re.DOTALL)
-_CHOICES: Final[dict[str, tuple[str, ...]]] = {
-    "decision": get_args(Decision),
-    "kinds": get_args(WatchKind),
-    "relation": get_args(WatchKind),
-    "state": get_args(ContradictionState),
-}
-"""What the fields of commands and requests with a fixed choice take: the decoder's error tells only what was given."""
 
 
 class Malformed(KimeraError):  # noqa: N818 - what a command can be, not only an exception
@@ -146,8 +134,18 @@ class Codec:
         self._check_type(data)
         try:
             return _usable_id(self._peek(data).id)
+        except msgspec.ValidationError:
+            return _usable_id(self._loose(data).get("id"))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
+
+    def _loose(self, data: str | bytes) -> dict[Any, Any]:
+        """The message where it is an object whose keys are not all strings, as MessagePack can have; else an empty one."""
+        try:
+            held: dict[Any, Any] = decode_as(dict[Any, Any], data, self.encoding)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return {}
+        return held
 
     def _check_type(self, data: str | bytes) -> None:
         if isinstance(data, str) is not (self.encoding == "json"):
@@ -162,7 +160,12 @@ class Codec:
         try:
             peek = self._peek(data)
         except msgspec.ValidationError:
-            return Malformed(BadRequestError("message: expected an object with `op` and `id`"))
+            held = self._loose(data)
+            odd = next((key for key in held if not isinstance(key, str)), None)
+            words = (
+                "an object with `op` and `id`" if odd is None else f"its keys to be strings, got `{type(odd).__name__}`"
+            )
+            return Malformed(BadRequestError(f"message: expected {words}"), _usable_id(held.get("id")))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as broken:
             return Malformed(BadRequestError(f"message: not valid {what} ({broken})"))
         id = _usable_id(peek.id)
@@ -173,24 +176,7 @@ class Codec:
             return Malformed(UnknownOpError(f"op: unknown {shown!r}; expected one of {', '.join(OPS)}", field="op"), id)
         if id is None:
             return Malformed(BadRequestError(f"id: expected an integer from 1 to {_MAX_ID}", field="id"))
-        return Malformed(bad_request(exc), id)
-
-
-def bad_request(exc: Exception) -> BadRequestError:
-    """A decoding error in the words of the contract: the field first, then what was expected there."""
-    text = str(exc)
-    path = ""
-    if match := _WITH_PATH.fullmatch(text):
-        text, path = match["what"], match["path"].removeprefix(".")
-    if match := _UNKNOWN_FIELD.fullmatch(text):
-        path, text = _join(path, match["name"]), "unknown field"
-    elif match := _MISSING_FIELD.fullmatch(text):
-        path, text = _join(path, match["name"]), "required"
-    elif (match := _NO_CHOICE.fullmatch(text)) and (choices := _CHOICES.get(path.partition("[")[0])):
-        text = f"expected one of {', '.join(choices)}, got {match['given'][:40]!r}"
-    elif text:
-        text = text[0].lower() + text[1:]
-    return BadRequestError(f"{path or 'message'}: {text}", field=path or None)
+        return Malformed(bad_request(exc, data, self.encoding), id)
 
 
 def error_reply(error: OperationalError, id: int | None = None, *, channel: str | None = None) -> Error:
@@ -204,10 +190,6 @@ def error_reply(error: OperationalError, id: int | None = None, *, channel: str 
         field=error.field,
         channel=channel,
     )
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
 
 
 def _usable_id(value: Any) -> int | None:

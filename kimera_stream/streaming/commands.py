@@ -8,8 +8,8 @@ import msgspec
 
 from kimera_stream.core.interfaces import KnowledgeService, Principal, VaultService
 from kimera_stream.protocol.channels import channel_kind, is_id
-from kimera_stream.protocol.codec import bad_request
 from kimera_stream.protocol.errors import BadPositionError, BadRequestError, NotFoundError
+from kimera_stream.protocol.explaining import bad_request
 from kimera_stream.protocol.messages import (
     Ack,
     Acked,
@@ -140,6 +140,8 @@ class Commands:
         return Deleted(id=command.id, geoid_id=command.geoid_id, offset=offset)
 
     async def _resolve(self, command: Resolve, caller: Caller) -> Reply:
+        if not is_id(command.contradiction_id):
+            raise BadRequestError("contradiction_id: expected 1-128 URL-safe characters", field="contradiction_id")
         scar, offset = await self._knowledge.resolve(
             command.contradiction_id,
             command.decision,
@@ -150,8 +152,7 @@ class Commands:
         return Resolved(id=command.id, scar=scar, offset=offset)
 
     async def _watch(self, command: WatchCommand, caller: Caller) -> Reply:
-        if not is_id(command.watch):
-            raise BadRequestError("watch: expected a name of 1-128 URL-safe characters", field="watch")
+        _check_watch_name(command.watch)
         if (command.text is None) == (command.vector is None):
             raise BadRequestError("text: expected either text or vector", field="text")
         if not command.kinds:
@@ -169,6 +170,7 @@ class Commands:
         return Watching(id=command.id, watch=watch.watch, channel=f"watch:{watch.id}")
 
     async def _unwatch(self, command: Unwatch, caller: Caller) -> Reply:
+        _check_watch_name(command.watch)
         await self._knowledge.unwatch(command.watch, principal=caller.principal)
         return Unwatched(id=command.id, watch=command.watch)
 
@@ -267,3 +269,8 @@ class Commands:
             channel, encoding, offset=value.offset, type=value.type, ts=value.ts, data=value.data
         )
         return HistoryPage(events=[msgspec.Raw(payload)], epoch=hub.epoch, offset=value.offset, more=False)
+
+
+def _check_watch_name(name: str) -> None:
+    if not is_id(name):
+        raise BadRequestError("watch: expected a name of 1-128 URL-safe characters", field="watch")

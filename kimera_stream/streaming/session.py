@@ -14,7 +14,7 @@ import msgspec
 
 from kimera_stream.core.interfaces import Principal, Role
 from kimera_stream.protocol.close_codes import CloseCode
-from kimera_stream.protocol.codec import Codec, Malformed, bad_request, error_reply
+from kimera_stream.protocol.codec import Codec, Malformed, error_reply
 from kimera_stream.protocol.errors import (
     AlreadySubscribedError,
     BadRequestError,
@@ -29,6 +29,7 @@ from kimera_stream.protocol.errors import (
     UnauthorizedError,
     UnavailableError,
 )
+from kimera_stream.protocol.explaining import bad_request
 from kimera_stream.protocol.messages import (
     AnyCommand,
     Connect,

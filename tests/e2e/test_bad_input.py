@@ -26,8 +26,8 @@ BAD_GEOIDS: dict[str, tuple[Any, str, str, int]] = {
     "vector is text": ({"vector": "abc"}, "bad_request", "vector", 400),
     "vector with text": ({"vector": [0.1, "b"]}, "bad_request", "vector", 400),
     "state is a list": ({"symbolic_state": [1]}, "bad_request", "symbolic_state", 400),
-    "state with a list": ({"symbolic_state": {"a": [1]}}, "bad_request", "symbolic_state", 400),
-    "weight is text": ({"semantic_state": {"a": "heavy"}}, "bad_request", "semantic_state", 400),
+    "state with a list": ({"symbolic_state": {"a": [1]}}, "bad_request", "symbolic_state.a", 400),
+    "weight is text": ({"semantic_state": {"a": "heavy"}}, "bad_request", "semantic_state.a", 400),
     "negative weight": ({"semantic_state": {"a": -1.0}}, "bad_request", "semantic_state", 400),
     "blank text": ({"text": "  "}, "bad_request", "text", 400),
     "bad id": ({"text": "a", "id": "a b"}, "bad_request", "id", 400),
@@ -110,6 +110,7 @@ async def test_bad_commands(server: Server, encoding: str) -> None:
             ("unsubscribe", {"channel": "scars"}, "not_subscribed"),
             ("delete", {"geoid_id": "bad-input-nobody"}, "not_found"),
             ("resolve", {"contradiction_id": "bad-input-none", "decision": "collapse"}, "not_found"),
+            ("resolve", {"contradiction_id": "", "decision": "collapse"}, "bad_request"),
             ("resolve", {"contradiction_id": "x", "decision": "ignore"}, "bad_request"),
             ("resolve", {"contradiction_id": "x", "decision": "surge", "reason": "a\0b"}, "bad_request"),
             ("history", {"channel": "geoids", "limit": 1001}, "bad_request"),
@@ -124,6 +125,8 @@ async def test_bad_commands(server: Server, encoding: str) -> None:
             ("watch", {"watch": "w", "text": "a", "kinds": ["related"], "min_score": 2}, "bad_request"),
             ("watch", {"watch": "w", "text": "a", "kinds": ["related"], "filter": {"no": 1}}, "bad_filter"),
             ("unwatch", {"watch": "bad-input-none"}, "not_found"),
+            ("unwatch", {"watch": ""}, "bad_request"),
+            ("delete", {"geoid_id": ""}, "bad_request"),
             ("connect", {}, "conflict"),
         ]
         for op, fields, code in bad:

@@ -98,6 +98,61 @@ def test_the_error_of_a_fixed_choice_names_what_there_is(encoding: str, message:
     assert refused(encoding, encode(encoding, message)).message == told
 
 
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize(
+    ("geoid", "field"),
+    [
+        ({"semantic_state": {"calm": 1, "heavy": "very", "loud": None}}, "geoid.semantic_state.heavy"),
+        ({"symbolic_state": {"up": True, "a.b[0]": [1]}}, "geoid.symbolic_state.a.b[0]"),
+        ({"symbolic_state": {"x" * 300: {}}}, f"geoid.symbolic_state.{'x' * 256}..."),
+    ],
+)
+def test_the_offending_key_of_a_state_is_named(encoding: str, geoid: Any, field: str) -> None:
+    reply = refused(encoding, {"op": "publish", "id": 3, "geoid": geoid})
+    assert (reply.code, reply.id, reply.field) == ("bad_request", 3, field)
+    assert reply.message.startswith(f"{field}: expected ")
+
+
+@pytest.mark.parametrize(
+    ("geoid", "field"),
+    [
+        ('{"semantic_state":{"a":1,"b":1e999}}', "geoid.semantic_state.b"),
+        ('{"metadata":{"a":{"b":[1,{"c":1e999}]}}}', "geoid.metadata.a.b[1].c"),
+        ('{"semantic_state":{"a":"x","a":1}}', "geoid.semantic_state[...]"),
+    ],
+)
+def test_the_offending_key_is_named_where_json_has_it_once(geoid: str, field: str) -> None:
+    reply = refused("json", '{"op":"publish","id":3,"geoid":' + geoid + "}")
+    assert (reply.code, reply.id, reply.field) == ("bad_request", 3, field)
+
+
+@pytest.mark.parametrize(
+    ("message", "id", "told"),
+    [
+        ({"op": "ping", "id": 3, 1: 2}, 3, "message: expected its keys to be strings, got `int`"),
+        ({1: "ping", 2: 3}, None, "message: expected its keys to be strings, got `int`"),
+        ({"op": "publish", "id": 3, "geoid": {1: 2}}, 3, "geoid: expected keys to be strings, got `int`"),
+        (
+            {"op": "publish", "id": 3, "geoid": {"semantic_state": {b"a": 2.0}}},
+            3,
+            "geoid.semantic_state: expected keys to be strings, got `bytes`",
+        ),
+        (
+            {"op": "subscribe", "id": 3, "channel": "geoids", "filter": {1: 2}},
+            3,
+            "filter: expected keys to be strings, got `int`",
+        ),
+    ],
+)
+def test_keys_of_msgpack_that_are_no_strings(message: Any, id: int | None, told: str) -> None:
+    reply = refused("msgpack", message)
+    assert (reply.code, reply.id, reply.message) == ("bad_request", id, told)
+
+
+def test_an_oversized_command_with_a_key_that_is_no_string_is_answered_by_id() -> None:
+    assert refused("msgpack", {"op": "ping", "id": 12, 1: "x" * 300}, max_bytes=200).id == 12
+
+
 @pytest.mark.parametrize(
     "broken",
     ["", "{", '{"op":"ping","id":1', "nul", '{"op":"publish","id":1,"geoid":{"vector":[NaN]}}', "[" * 60_000, "{}}"],

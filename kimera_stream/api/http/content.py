@@ -9,8 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from kimera_stream.api.problems import RequestTimeoutError, UnsupportedMediaTypeError
-from kimera_stream.protocol.codec import bad_request
 from kimera_stream.protocol.errors import BadRequestError, KimeraError, TooLargeError
+from kimera_stream.protocol.explaining import bad_request
 from kimera_stream.protocol.messages import Encoding
 
 T = TypeVar("T")
@@ -135,7 +135,7 @@ def decode(data: bytes, kind: type[T], encoding: Encoding, *, where: str = "") -
             return msgspec.json.decode(data, type=kind)
         return msgspec.msgpack.decode(data, type=kind)
     except msgspec.ValidationError as error:
-        told = bad_request(error)
+        told = bad_request(error, data, encoding)
         if not where and told.field is not None:
             raise told from error
         message = told.message.removeprefix("message: ") if told.field is None else told.message

@@ -1,8 +1,10 @@
 """The table of HTTP operations: one entry per method and path, out of which routes and OpenAPI document are built alike."""
 
 import ipaddress
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final, Literal, TypeVar
 
 import msgspec
@@ -14,10 +16,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from kimera_stream.api.auth.transport import extract_token
 from kimera_stream.api.http.content import ClientGone, answer, decode, read_body, request_encoding
 from kimera_stream.api.http.door import DoorServices, HttpDoor
-from kimera_stream.api.problems import MethodNotAllowedError, problem_response
+from kimera_stream.api.problems import REQUEST_ID_KEY, MethodNotAllowedError, problem_response
 from kimera_stream.core.interfaces import Principal, Role
 from kimera_stream.protocol.channels import is_id
-from kimera_stream.protocol.codec import bad_request
 from kimera_stream.protocol.errors import (
     BadRequestError,
     ForbiddenError,
@@ -25,6 +26,7 @@ from kimera_stream.protocol.errors import (
     OperationalError,
     UnauthorizedError,
 )
+from kimera_stream.protocol.explaining import bad_request
 
 T = TypeVar("T")
 Q = TypeVar("Q", bound=msgspec.Struct)
@@ -34,8 +36,8 @@ Tag = Literal["geoids", "contradictions", "meaning", "stream", "operations", "do
 
 ROUTE_KEY: Final = "kimera.route"
 """Where the scope holds the path template of the operation, for metrics."""
-REQUEST_ID_KEY: Final = "kimera.request_id"
 ANONYMOUS: Final = Principal("anonymous", frozenset())
+_INTEGER: Final = re.compile(r"-?[0-9]+")
 
 
 class NoQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -135,6 +137,20 @@ class Call:
         return answer(self.request, value, status=status, headers=headers)
 
 
+@lru_cache(maxsize=256)
+def _integers(kind: type[msgspec.Struct]) -> tuple[str, ...]:
+    """Names of the parameters that take an integer."""
+    found = []
+    for each in msgspec.structs.fields(kind):
+        told = msgspec.inspect.type_info(each.type)
+        parts = told.types if isinstance(told, msgspec.inspect.UnionType) else (told,)
+        while any(isinstance(part, msgspec.inspect.Metadata) for part in parts):
+            parts = tuple(part.type if isinstance(part, msgspec.inspect.Metadata) else part for part in parts)
+        if any(isinstance(part, msgspec.inspect.IntType) for part in parts):
+            found.append(each.encode_name)
+    return tuple(found)
+
+
 def parse_query(request: Request, kind: type[Q]) -> Q:
     """The query parameters, strictly: an unknown or repeated one is refused.
 
@@ -146,6 +162,10 @@ def parse_query(request: Request, kind: type[Q]) -> Q:
         if name in given:
             raise BadRequestError(f"{name[:80]}: given more than once", field=name[:80])
         given[name] = value
+    for name in _integers(kind):
+        # The decoder takes 1.0 and 1e2 for integers, which no list of ours has as a place or a length.
+        if name in given and not _INTEGER.fullmatch(given[name]):
+            raise BadRequestError(f"{name}: expected `int`, got {given[name][:40]!r}", field=name)
     try:
         return msgspec.convert(given, kind, strict=False)
     except msgspec.ValidationError as error:
@@ -173,7 +193,6 @@ class Operation:
         answers: Possible answers by status; errors of ``fails`` are added by the document.
         fails: Status codes of the errors that are its own, beyond those that any operation can have.
         needs_services: Refused while the server has not loaded.
-        streams: The answer is a stream without an end of its own.
     """
 
     method: Literal["GET", "POST", "PATCH", "DELETE"]
@@ -193,7 +212,6 @@ class Operation:
     answers: Mapping[int, Answer]
     fails: tuple[int, ...] = ()
     needs_services: bool = True
-    streams: bool = False
 
 
 def routes_of(door: HttpDoor, operations: Sequence[Operation]) -> list[Route]:
@@ -246,8 +264,6 @@ class PathEndpoint:
         if operation is None:
             raise MethodNotAllowedError(f"{method[:20]}: expected one of {self._allow}")
         principal = await authorize(self._door, operation, request)
-        if method == "HEAD" and operation.streams:
-            return Response(headers={"cache-control": "no-store"})
         # A probe or a reader of documents may carry a parameter that somebody put there to get past a cache.
         query = NoQuery() if operation.access != "token" else parse_query(request, operation.query)
         services = self._door.opened() if operation.needs_services else None

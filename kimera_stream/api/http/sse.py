@@ -117,11 +117,21 @@ class EventStream:
                 principal=self._principal.id,
             )
             async with reader as (start, events):
-                try:
-                    await self._stream(start, events, receive, send)
-                except* PeerStalled:
-                    log.info("an event stream was given up: its client does not read", channel=self._channel)
-                    abort(scope)
+                if scope["method"] != "HEAD":
+                    await self._follow(start, events, scope, receive, send)
+        if scope["method"] == "HEAD":
+            # All that can be refused has been looked at: the same answer as to GET, without the events.
+            await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+            await send({"type": "http.response.body", "body": b""})
+
+    async def _follow(
+        self, start: ReaderStart, events: AsyncIterator[ReaderEvent], scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        try:
+            await self._stream(start, events, receive, send)
+        except* PeerStalled:
+            log.info("an event stream was given up: its client does not read", channel=self._channel)
+            abort(scope)
 
     async def _stream(
         self, start: ReaderStart, events: AsyncIterator[ReaderEvent], receive: Receive, send: Send

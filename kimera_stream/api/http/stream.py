@@ -129,7 +129,6 @@ OPERATIONS: Final = (
         header_fields={"Last-Event-ID": "`epoch:offset` of the last event seen."},
         answers={200: Answer("Events, until the client leaves or the server stops", (Content(Event, EVENT_STREAM),))},
         fails=(404,),
-        streams=True,
     ),
     Operation(
         method="GET",

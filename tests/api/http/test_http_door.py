@@ -97,6 +97,20 @@ async def test_unknown_paths_and_methods_are_problems(world):
     assert method.headers["allow"] == "DELETE, GET, HEAD, OPTIONS, PATCH"
     assert options.status_code == 204
     assert options.headers["allow"] == method.headers["allow"]
+    for problem in (path, method):
+        assert problem.json()["request_id"] == problem.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("given", ["1.0", "1e2", "+1", "1_0", "", "null"])
+async def test_integers_are_written_as_such(world, given):
+    async with world.client() as http:
+        answer = await http.get("/v1/history", params={"channel": "geoids", "limit": given})
+        page = await http.get("/v1/geoids", params={"after": given})
+        good = await http.get("/v1/history", params={"channel": "geoids", "limit": "10"})
+    assert (answer.status_code, answer.json()["field"]) == (400, "limit")
+    assert answer.json()["detail"] == f"limit: expected `int`, got {given!r}"
+    assert (page.status_code, page.json()["field"]) == (400, "after")
+    assert good.status_code == 200
 
 
 async def test_a_defect_is_logged_once_and_nothing_of_it_is_told(world):

@@ -219,3 +219,27 @@ async def test_head_opens_no_stream(world):
         answer = await http.head("/v1/events?channel=geoids")
         assert answer.status_code == 200
         assert world.door.streams.open == 0
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"channel": "rumours"},
+        {"channel": "geoids", "since": "yesterday"},
+        {"channel": "geoids", "since": "E1:99"},
+        {"channel": "geoids", "filter": "{"},
+        {"channel": "geoids", "colour": "red"},
+        {"channel": "watch:none"},
+        {"channel": "geoids"},
+    ],
+)
+async def test_head_answers_as_get_does(world, params):
+    async with world.serving() as http:
+        with anyio.fail_after(10):
+            head = await http.head("/v1/events", params=params)
+            async with http.stream("GET", "/v1/events", params=params) as get:
+                pass
+    assert head.status_code == get.status_code
+    assert head.headers["content-type"] == get.headers["content-type"]
+    assert head.content == b""
