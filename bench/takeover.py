@@ -83,7 +83,7 @@ class Shares:
         """Count the time in which one has no owner, until cancelled."""
         before = time.perf_counter()
         while True:
-            whole = (await self._store.coverage(lease=5.0)).completeness == 1.0
+            whole = all(each.covered for each in (await self._store.coverage(lease=5.0)).slices)
             now = time.perf_counter()
             self.uncovered += 0.0 if whole else now - before
             before = now

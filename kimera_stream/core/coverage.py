@@ -49,7 +49,7 @@ class SliceState:
         scored: Every statement in the log up to here has been judged against the geoids of this slice, and what was found
             is in the log.
         unread: From this offset on there may be statements up to ``scored`` that the verifier has not read; None: there are none.
-        heir: Id of the node that has the geoids ready and waits for the slice.
+        heir: Id of the node that has the geoids ready and waits for the slice; of the owner, until it has them itself.
         left: Seconds until the lease ends, if it is not renewed; past its end, below 0.
     """
 
@@ -61,6 +61,11 @@ class SliceState:
     unread: int | None = None
     heir: str | None = None
     left: float = 0.0
+
+    @property
+    def filled(self) -> bool:
+        """Whether the lease is in force, and its owner has the geoids."""
+        return self.covered and self.heir != self.owner
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +85,8 @@ class Coverage:
 
     @property
     def completeness(self) -> float:
-        """Share of the slices that an engine covers, 0 to 1."""
-        return sum(each.covered for each in self.slices) / len(self.slices) if self.slices else 0.0
+        """Share of the slices that an engine covers with all their geoids, 0 to 1."""
+        return sum(each.filled for each in self.slices) / len(self.slices) if self.slices else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,10 +197,13 @@ class ClusterStore(Protocol):
         """The node stops: its leases are free at once."""
 
     async def take(self, node_id: str, numbers: Sequence[int], *, lease: float) -> dict[int, SliceState]:
-        """Take those of the slices that are free or expired; returns what was got, each in its new generation."""
+        """Take those of the slices that are free or expired; returns what was got, each in its new generation, and not filled."""
+
+    async def filled(self, node_id: str, numbers: Sequence[int]) -> None:
+        """The node has the geoids of slices that it owns; of one that is no longer its own nothing is recorded."""
 
     async def offer(self, node_id: str, numbers: Sequence[int]) -> None:
-        """The node has the geoids of these slices ready: whoever owns them may hand them over."""
+        """The node has the geoids of these slices ready: whoever owns them may hand them over. Of its own: they are not filled."""
 
     async def hand_over(self, node_id: str, leases: Mapping[int, int], to: str, *, lease: float) -> None:
         """Make another node the owner of slices (number -> generation), for ``lease`` seconds until it says that it is alive."""

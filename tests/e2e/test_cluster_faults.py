@@ -12,7 +12,7 @@ import anyio
 import pytest
 from websockets.exceptions import WebSocketException
 
-from tests.e2e.harness import Peer, Server, offsets, peer, show
+from tests.e2e.harness import Peer, Server, offsets, peer, show, until
 from tests.e2e.nodes import Cluster
 from tests.infrastructure.redis_servers import HAS_SERVER, OwnRedis
 
@@ -201,6 +201,11 @@ async def test_an_engine_is_killed(cluster: Cluster) -> None:
         seconds = await cluster.covered(south, 1)
         show(f"covered again after {seconds:.1f} s")
         assert seconds <= 10.0, "a failed engine is noticed and covered"
+
+        async def filled() -> bool:
+            return (await cluster.stats(south)).get("completeness") == 1.0
+
+        await until(filled)
         await acked(tellers, 56)
         cluster.start("third", "engine")
         await cluster.covered(north, 2)

@@ -172,7 +172,7 @@ class Engine:
             changed=lambda: self.heard.changed(self.keeper),
         )
         self.heard.keepers.append(self.keeper)
-        self.keeper.prepare_with(self.scorer.prepare)
+        self.keeper.prepare_with(self.scorer.prepare, lambda: self.scorer.filled)
         self.sequencer = ClusterSequencer(
             self.vault,
             self.index,

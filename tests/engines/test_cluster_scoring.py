@@ -3,9 +3,10 @@
 import itertools
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import anyio
 import msgspec
@@ -195,6 +196,41 @@ async def test_a_slice_changes_hands_without_a_gap(url, tmp_path):
             callers.engines.append(two)
             await say(20)
             await compared(url, tmp_path, one)
+
+
+async def test_slices_count_as_covered_once_they_are_filled(url):
+    async with Engine(url, "one", Heard(), lease=600.0).running() as one:
+        await until(lambda: one.scorer.filled == one.keeper.owned == frozenset(range(SLICES)))
+        await Callers([one]).publish(statement(random.Random(1), "g"))
+        await wholly_covered(one)
+    gate = anyio.Event()
+    two = Engine(url, "two", Heard(), lease=600.0)
+    scan = two.vault.scan_slices
+
+    async def scan_later(*args: Any, **how: Any) -> AsyncIterator[Any]:
+        await gate.wait()
+        async for page in scan(*args, **how):
+            yield page
+
+    two.vault.scan_slices = scan_later  # type: ignore[method-assign]
+    async with two.running(keep=False):
+        await two.store.leave(one.node.id)
+        await two.keeper.step()
+        await two.keeper.step()
+        coverage = await two.store.coverage(lease=600.0)
+        assert (coverage.completeness, all(each.covered for each in coverage.slices)) == (0.0, True)
+        gate.set()
+        async with anyio.create_task_group() as group:
+            group.start_soon(two.keeper.run)
+            await wholly_covered(two)
+            assert len(two.scorer.filled) == SLICES
+            group.cancel_scope.cancel()
+
+
+async def wholly_covered(engine: Engine) -> None:
+    with anyio.fail_after(10):
+        while (await engine.store.coverage(lease=600.0)).completeness < 1.0:  # noqa: ASYNC110 - the database tells nobody
+            await anyio.sleep(0.02)
 
 
 async def test_what_changes_hands_while_it_is_made_ready_is_not_begun_anew(url, tmp_path):

@@ -180,7 +180,7 @@ def add_engine(services: Services, settings: Settings) -> None:
             poll=bus_settings.poll,
             verify_within=settings.scoring.verify_within,
         )
-        keeper.prepare_with(made.prepare)
+        keeper.prepare_with(made.prepare, lambda: made.filled)
         Gauge("kimera_slices_owned", "Slices that this engine owns", registry=registry).set_function(
             lambda: made.numbers.slices
         )

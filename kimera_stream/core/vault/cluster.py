@@ -104,8 +104,19 @@ _TAKE = QueryIn(
             owner=bindparam("node_id", type_=held.c.owner.type),
             generation=held.c.generation + 1,
             lease_until=DatabaseClock() + _ms("lease"),
-            heir=null(),
+            heir=bindparam("until_filled", type_=held.c.heir.type),
         )
+    )
+)
+_FILLED = QueryIn(
+    lambda values: (
+        update(held)
+        .where(
+            among(held.c.number, values),
+            held.c.owner == bindparam("node_id"),
+            held.c.heir == bindparam("node_id"),
+        )
+        .values(heir=null())
     )
 )
 _OFFER = QueryIn(
@@ -215,16 +226,26 @@ class SqlCluster:
         await self._database.write(depart)
 
     async def take(self, node_id: str, numbers: Sequence[int], *, lease: float) -> dict[int, SliceState]:
-        """Take those of the slices that are free or expired; returns what was got."""
+        """Take those of the slices that are free or expired; returns what was got, which is not filled yet."""
 
         def take(tx: Transaction) -> dict[int, SliceState]:
             free = [row[0] for row in tx.rows_in(_FREE, sorted(numbers))]
             if not free:
                 return {}
-            tx.run_in(_TAKE, free, node_id=node_id, lease=_as_ms(lease))
+            tx.run_in(_TAKE, free, node_id=node_id, until_filled=node_id, lease=_as_ms(lease))
             return {each.number: each for each in _slices(tx) if each.number in free}
 
         return await self._database.write(take) if numbers else {}
+
+    async def filled(self, node_id: str, numbers: Sequence[int]) -> None:
+        """The node has the geoids of slices that it owns."""
+
+        def filled(tx: Transaction) -> None:
+            tx.rows_in(_LOCKED, sorted(numbers))
+            tx.run_in(_FILLED, sorted(numbers), node_id=node_id)
+
+        if numbers:
+            await self._database.write(filled)
 
     async def offer(self, node_id: str, numbers: Sequence[int]) -> None:
         """The node has the geoids of these slices ready."""
@@ -242,7 +263,7 @@ class SqlCluster:
         def hand_over(tx: Transaction) -> None:
             mine = _mine(tx, node_id, leases)
             if mine:
-                tx.run_in(_TAKE, mine, node_id=to, lease=_as_ms(lease))
+                tx.run_in(_TAKE, mine, node_id=to, until_filled=None, lease=_as_ms(lease))
 
         if leases:
             await self._database.write(hand_over)

@@ -356,7 +356,7 @@ geoid_slice = Table(
 )
 """``generation`` grows whenever a slice changes hands. ``scored``: everything in the log up to there has been judged against
 its geoids. ``unread``: from there on the verifier has not read all of it; null: it has. ``heir``: the node that has its geoids ready
-and waits for it."""
+and waits for it; the owner, until it has them itself."""
 
 lease = Table(
     "lease",

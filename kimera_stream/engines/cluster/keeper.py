@@ -74,6 +74,9 @@ class CoverageKeeper:
         self._monotonic = monotonic
         self._contact_at = monotonic()
         self._prepare: Callable[[Collection[int]], Collection[int]] = lambda numbers: numbers
+        self._filled: Callable[[], Collection[int]] = lambda: self._leases
+        self._unfilled: set[int] = set()
+        """Slices held here of which the database says that they are not filled."""
         self._leases: dict[int, int] = {}
         self._look = anyio.Event()
         self._retiring = False
@@ -95,10 +98,14 @@ class CoverageKeeper:
     def owned(self) -> frozenset[int]:
         return frozenset(self._leases)
 
-    def prepare_with(self, prepare: Callable[[Collection[int]], Collection[int]]) -> None:
+    def prepare_with(
+        self, prepare: Callable[[Collection[int]], Collection[int]], filled: Callable[[], Collection[int]] | None = None
+    ) -> None:
         """Ask ``prepare`` from now on for slices that others still own: it is told which are wanted, all of them each time, and
-        says which are ready. Until then nothing needs preparing."""
+        says which are ready. ``filled`` tells which of those held here are. Until then nothing needs preparing."""
         self._prepare = prepare
+        if filled is not None:
+            self._filled = filled
 
     def nudge(self) -> None:
         """Something has changed: beat now."""
@@ -149,6 +156,7 @@ class CoverageKeeper:
         await self._hand_over(coverage, given)
         wanted = [each for each in coverage.slices if each.number in share and each.number not in self._leases]
         await self._take([each.number for each in wanted if not each.covered])
+        await self._tell_filled()
         others = [each for each in wanted if each.covered]
         ready = self._prepare([*(each.number for each in others), *self._soon_here(coverage, fit)])
         await self._offer([each for each in others if each.number in ready])
@@ -185,6 +193,20 @@ class CoverageKeeper:
         turns = [each - self._suspect_below if each >= self._suspect_below else each for each in left]
         return min(turns, default=math.inf) + JUST_AFTER
 
+    async def _tell_filled(self) -> None:
+        """Record which of the slices held here have come to be filled; or no longer are, after a crash of whoever fills them."""
+        here = self._filled()
+        done = sorted(self._unfilled.intersection(here))
+        undone = sorted(self._leases.keys() - self._unfilled - set(here))
+        if done:
+            await self._store.filled(self._node.id, done)
+            self._unfilled.difference_update(done)
+        if undone:
+            await self._store.offer(self._node.id, undone)
+            self._unfilled.update(undone)
+        if done or undone:
+            self._changed()
+
     async def _offer(self, ready: Sequence[SliceState]) -> None:
         """Tell the owners that what is to be handed over is ready here."""
         offered = [each.number for each in ready if each.number not in self._leases and each.heir != self._node.id]
@@ -219,6 +241,7 @@ class CoverageKeeper:
     async def _begin_to_lose(self, numbers: Sequence[int]) -> dict[int, int]:
         """Nothing is begun with these slices any more; returns their leases."""
         leases = {number: self._leases.pop(number) for number in sorted(numbers)}
+        self._unfilled.difference_update(numbers)
         await self._lose(list(leases))
         return leases
 
@@ -242,6 +265,7 @@ class CoverageKeeper:
         if not taken:
             return
         self._leases.update({number: state.generation for number, state in taken.items()})
+        self._unfilled.update(number for number, state in taken.items() if state.heir == self._node.id)
         log.info("slices taken", slices=sorted(taken))
         await self._gain(taken)
         self._changed()

@@ -106,7 +106,7 @@ class Scored:
         """
         found = await self._ask()
         self.newest = found
-        if found.completeness:
+        if any(each.covered for each in found.slices):
             self._uncovered_since = None
         elif self._uncovered_since is None:
             self._uncovered_since = self._patience.clock()

@@ -95,7 +95,7 @@ class SliceScorer:
         observe: Told of everything in the log, in order: entries, newest geoids, deletions, contradictions.
         progress: Called with how far slices are scored after each step that moved them.
         lost: Called with slices that turn out to be another engine's.
-        ready: Called when slices that were to be prepared are.
+        ready: Called when slices have been filled, this engine's or those that were to be prepared.
         sure: Score at which a clash counts as sure, for the advice.
         poll: Seconds between looks at the log where nobody nudges.
         verify_within: Seconds that a statement may have been in the log and still be read by the verifier before it counts as
@@ -270,6 +270,7 @@ class SliceScorer:
             self._is_filled(wanted)
             self._grown.set()
             self._left_unread.set()
+            self._ready()
 
     async def _fill_ahead(self, wanted: Mapping[int, OwnedSlice]) -> None:
         """Put what had been stated up to where the log is observed, and go on with it from there. What becomes this engine's

@@ -63,7 +63,13 @@ async def test_a_slice_has_one_owner_at_a_time_and_a_generation_for_each(store):
     coverage = await store.beat(ONE, lease=LEASE)
     assert [each.owner for each in coverage.slices] == [ONE.id, ONE.id, TWO.id, TWO.id]
     assert [(each.id, each.role) for each in coverage.nodes] == [(ONE.id, "engine"), (TWO.id, "all")]
-    assert coverage.completeness == 1.0
+    assert (coverage.completeness, [each.covered for each in coverage.slices]) == (0.0, [True] * 4)
+    await store.filled(TWO.id, [1, 2, 3])  # the first one is another's
+    assert [each.filled for each in (await store.coverage(lease=LEASE)).slices] == [False, False, True, True]
+    await store.filled(ONE.id, [0, 1])
+    assert (await store.coverage(lease=LEASE)).completeness == 1.0
+    await store.offer(ONE.id, [1])
+    assert (await store.coverage(lease=LEASE)).completeness == 0.75, "it has to be filled again"
     await store.leave(ONE.id)
     coverage = await store.coverage(lease=LEASE)
     assert [each.covered for each in coverage.slices] == [False, False, True, True]
