@@ -1,15 +1,17 @@
 """What is asked and not stored: scores, searches, and the keeping of watches."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import anyio
 import msgspec
 import numpy as np
 
 from kimera_stream.core.geoid import built, unit
 from kimera_stream.core.geoid_cache import GeoidCache
 from kimera_stream.core.interfaces import (
+    Candidate,
     ContradictionEngine,
     EmbeddingService,
     IndexService,
@@ -24,7 +26,11 @@ from kimera_stream.protocol.objects import GeoidBody, ScoredGeoid, ScoreResult, 
 
 MOST_RESULTS = 100
 OVERFETCH = 10
-"""Rows looked at per result asked for, where a filter may drop some."""
+"""Statements looked at per result asked for, where a filter may drop some, and how many times as many in the next scan."""
+MOST_LOOKED_AT = 10_000
+"""Statements that a search with a filter looks at: it ends with fewer results than asked for where these do not hold enough."""
+READ_AT_ONCE = 500
+"""Statements read between two turns of the event loop."""
 
 
 class Queries:
@@ -70,6 +76,9 @@ class Queries:
     ) -> list[ScoredGeoid]:
         """At most ``k`` hits, the best first.
 
+        With a filter the ``MOST_LOOKED_AT`` most related statements are looked at, as far as needed; of ``contradicts`` what the
+        cascade finds.
+
         Raises:
             BadRequestError: ``k`` is out of range.
             BadFilterError: the filter is not one.
@@ -78,19 +87,40 @@ class Queries:
             raise BadRequestError(f"k: expected 1 to {MOST_RESULTS}", field="k")
         compiled = self._compile(filter)
         query = await self._passing(GeoidBody(text=text, vector=vector), "query")
-        hits = await (self._related(query, k, compiled) if relation == "related" else self._contradicting(query))
-        return [hit for hit in hits if compiled is None or compiled.matches(_event(hit))][:k]
+        if relation == "related":
+            return await self._related(query, k, compiled)
+        return [hit for hit in await self._contradicting(query) if _passes(hit, compiled)][:k]
 
     async def _related(self, query: StoredGeoid, k: int, compiled: Filter | None) -> list[ScoredGeoid]:
         assert query.vector is not None
+        row = np.ascontiguousarray(query.vector[None, :])
+        hits: list[ScoredGeoid] = []
+        seen: set[str] = set()
         wanted = k if compiled is None else k * OVERFETCH
-        (candidates,) = await self._index.related(np.ascontiguousarray(query.vector[None, :]), k=wanted)
+        while True:
+            (candidates,) = await self._index.related(row, k=wanted)
+            fresh = [each for each in candidates if each.geoid_id not in seen]
+            for start in range(0, len(fresh), READ_AT_ONCE):
+                hits += await self._passing_among(fresh[start : start + READ_AT_ONCE], compiled)
+                if len(hits) >= k:
+                    break
+            seen.update(each.geoid_id for each in fresh)
+            # Not by the number of candidates: some may have been deleted during the scan, and there can be more after them.
+            if len(hits) >= k or compiled is None or not fresh or wanted >= min(MOST_LOOKED_AT, self._index.size):
+                break
+            wanted = min(wanted * OVERFETCH, MOST_LOOKED_AT)
+        # What was published between two scans can be closer than what was found before.
+        return sorted(hits, key=lambda hit: -hit.score)[:k]
+
+    async def _passing_among(self, candidates: Sequence[Candidate], compiled: Filter | None) -> list[ScoredGeoid]:
+        await anyio.lowlevel.checkpoint()
         found = await self._cache.get_many([each.geoid_id for each in candidates])
-        return [
+        hits = (
             ScoredGeoid(geoid=found[each.geoid_id].geoid, score=max(0.0, min(1.0, each.relatedness)))
             for each in candidates
             if each.geoid_id in found
-        ]
+        )
+        return [hit for hit in hits if _passes(hit, compiled)]
 
     async def _contradicting(self, query: StoredGeoid) -> list[ScoredGeoid]:
         (hits,) = await self._engine.detect([query], everywhere=True)
@@ -157,6 +187,10 @@ class Queries:
         if filter is None:
             return None
         return compile_filter(dict(filter), max_nodes=self._filter_nodes, max_depth=self._filter_depth)
+
+
+def _passes(hit: ScoredGeoid, compiled: Filter | None) -> bool:
+    return compiled is None or compiled.matches(_event(hit))
 
 
 def _event(hit: ScoredGeoid) -> dict[str, Any]:

@@ -180,6 +180,10 @@ OPERATIONS: Final = (
         path="/v1/search",
         name="searchGeoids",
         summary="Find statements that are related to one, or contradict it",
+        description=(
+            "With a filter the 10,000 most related statements are looked at, as far as needed to find `k` that pass: fewer hits "
+            "mean that no more of these pass. Of `contradicts` what a publish of the statement would find is looked at."
+        ),
         handler=search,
         tag="meaning",
         role="subscribe",
