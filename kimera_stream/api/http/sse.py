@@ -81,7 +81,7 @@ def event_bytes(epoch: bytes, event: ReaderEvent) -> bytes:
 
 
 class EventStream:
-    """The ASGI application of one such request.
+    """The ASGI application of one such request. ``since_named``: what the position came as, for errors.
 
     Raises, before anything is sent:
         BadChannelError, BadPositionError: as the reader does.
@@ -95,6 +95,7 @@ class EventStream:
         *,
         channel: str,
         since: Position | None,
+        since_named: str,
         filter: Filter | None,
         rewind: int | None,
     ) -> None:
@@ -103,6 +104,7 @@ class EventStream:
         self._principal = principal
         self._channel = channel
         self._since = since
+        self._since_named = since_named
         self._filter = filter
         self._rewind = rewind
 
@@ -116,9 +118,15 @@ class EventStream:
                 rewind=self._rewind,
                 principal=self._principal.id,
             )
-            async with reader as (start, events):
-                if scope["method"] != "HEAD":
-                    await self._follow(start, events, scope, receive, send)
+            try:
+                async with reader as (start, events):
+                    if scope["method"] != "HEAD":
+                        await self._follow(start, events, scope, receive, send)
+            except BadPositionError as error:
+                if self._since_named == "since":
+                    raise
+                words = error.message.partition(": ")[2]
+                raise BadPositionError(f"{self._since_named}: {words}", field=self._since_named) from error
         if scope["method"] == "HEAD":
             # All that can be refused has been looked at: the same answer as to GET, without the events.
             await send({"type": "http.response.start", "status": 200, "headers": HEADERS})

@@ -57,8 +57,10 @@ async def events(call: Call) -> ASGIApp:
     query = call.query(EventsQuery)
     last = call.request.headers.get("last-event-id", "")
     since: Position | None = None
+    named = "since"
     if last:
-        since = parse_position(last, "last-event-id")
+        named = "last-event-id"
+        since = parse_position(last, named)
     elif query.since is not None:
         since = parse_position(query.since, "since")
     if query.rewind is not None and query.since is not None:
@@ -70,6 +72,7 @@ async def events(call: Call) -> ASGIApp:
         call.principal,
         channel=query.channel,
         since=since,
+        since_named=named,
         filter=_filter(call, query.filter),
         rewind=None if since is not None else query.rewind,
     )

@@ -155,6 +155,15 @@ async def test_what_cannot_be_streamed_is_refused_before_the_stream_begins(world
     assert (answer.json()["code"], answer.json()["field"]) == (code, field)
 
 
+@pytest.mark.parametrize("given", ["E1", "E1:x", "E1:5"])
+async def test_a_last_event_id_that_is_none_is_named_as_such(world, given):
+    async with world.client() as http:
+        answer = await http.get("/v1/events", params={"channel": "geoids"}, headers={"last-event-id": given})
+    assert (answer.status_code, answer.json()["code"], answer.json()["field"]) == (400, "bad_position", "last-event-id")
+    assert answer.json()["detail"].startswith("last-event-id: ")
+    assert "since" not in answer.json()["detail"]
+
+
 async def test_a_quiet_stream_has_heartbeats(make_world):
     world = make_world(stream={"ping_interval": 0.05})
     async with world.serving() as http, http.stream("GET", "/v1/events", params={"channel": "geoids"}) as response:
