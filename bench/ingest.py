@@ -247,6 +247,8 @@ def main() -> None:
     parser.add_argument("--modes", nargs="*", choices=list(MODES), default=list(MODES))
     parser.add_argument("--no-encoder", action="store_true", help="leave out sentence-transformers")
     arguments = parser.parse_args()
+    if arguments.store and "hashing_rules" in arguments.modes:
+        parser.error("--store: its vectors are minilm's; name the other modes: --modes minilm_rules minilm_verified")
     texts = statements(arguments.data)
     result: dict[str, Any] = {"processors": os.cpu_count(), "load_at_start": os.getloadavg()[0]}
     if arguments.starts:
@@ -258,7 +260,8 @@ def main() -> None:
     if arguments.geoids:
         with copied(arguments.store) as folder:
             with server(MODES["minilm_rules"], folder) as running:
-                result["filled"] = ingest(running, texts[running.geoids : arguments.geoids])
+                if missing := texts[running.geoids : arguments.geoids]:
+                    result["filled"] = ingest(running, missing)
             if arguments.keep:
                 shutil.copytree(folder, arguments.keep)
             with server(MODES["minilm_verified"], folder) as running:

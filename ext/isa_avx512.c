@@ -230,7 +230,7 @@ static inline __m512 lifts16(__m512i a, __m512i b, float flag)
     __mmask16 same = both & _mm512_testn_epi32_mask(unlike, named) & _mm512_test_epi32_mask(a, named);
     __m512 lift = _mm512_maskz_mov_ps(differs, _mm512_set1_ps(flag));
     lift = _mm512_mask_mov_ps(lift, same, _mm512_set1_ps(flag * KM_SAME));
-    return _mm512_mask_mov_ps(lift, same & differs, _mm512_set1_ps(flag * (KM_SAME + KM_SAME_DIFFERS)));
+    return _mm512_mask_mov_ps(lift, same & differs, _mm512_set1_ps(flag * (KM_SAME + 1.0f)));
 }
 
 static void admit_multi(const float *cosine, int lanes, uint32_t row_text, const uint32_t *query_text,

@@ -135,18 +135,17 @@ int km_text_signature(const char *text, int64_t n, uint32_t *signature); /* 0: n
 #define KM_NEGATED 0x40000000u /* an odd number of negations */
 #define KM_NAMED 0x3fff8000u   /* hash of the first thing named by a number; 0: none */
 #define KM_NUMBERS 0x00007fffu /* order-free hash of the set of numbers; 0: none */
-#define KM_SAME 1.25f          /* level of two texts that name the same numbered thing ... */
-#define KM_SAME_DIFFERS 0.5f   /* ... and what is added where they differ as well */
+#define KM_SAME 5.0f           /* part of the level of two texts that name the same numbered thing */
 
-/* How much two texts are lifted: 1 where the negation parity or the numbers differ (numbers only where both have some); more
- * where both name the same numbered thing. Exact in float. */
+/* How much two texts are lifted: 1 where the negation parity or the numbers differ (numbers only where both have some), and
+ * KM_SAME where both name the same numbered thing. */
 static inline float km_level(uint32_t a, uint32_t b)
 {
     uint32_t unlike = a ^ b, both = (a & b) >> 31;
     uint32_t present = (uint32_t)((a & KM_NUMBERS) != 0) & (uint32_t)((b & KM_NUMBERS) != 0);
     uint32_t differs = both & ((unlike >> 30 & 1u) | (present & (uint32_t)((unlike & KM_NUMBERS) != 0)));
     uint32_t same = both & (uint32_t)((a & KM_NAMED) != 0) & (uint32_t)((unlike & KM_NAMED) == 0);
-    return 0.25f * (float)(int32_t)(4 * differs + same * (5 - 2 * differs));
+    return (float)(int32_t)differs + KM_SAME * (float)(int32_t)same;
 }
 
 /* overlap.c */

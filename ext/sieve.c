@@ -58,7 +58,7 @@ static float most_level(uint8_t kind, uint32_t text)
     if (kind == 0 || kind > 4 || !(text & KM_TEXT))
         return 0.0f;
     if (((kind - 1) & 2) && (text & KM_NAMED))
-        return KM_SAME + KM_SAME_DIFFERS;
+        return KM_SAME + 1.0f; /* its numbers may differ as well */
     return ((kind - 1) & 1) != (int)((text & KM_NEGATED) != 0) || (((kind - 1) & 2) && (text & KM_NUMBERS)) ? 1.0f : 0.0f;
 }
 

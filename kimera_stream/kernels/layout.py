@@ -20,10 +20,8 @@ NAMED_MASK = 0x3FFF_8000
 """Of a text signature: hash of the first thing that is named by a number (W7-77, order 48213), 0 for none."""
 NUMBERS_MASK = 0x7FFF
 """Of a text signature: order-free hash of the numbers, 0 for none; a text that names something numbered has some."""
-SAME = 1.25
-"""Level of two texts that name the same numbered thing."""
-SAME_DIFFERS = 0.5
-"""What is added to it where they differ in negation or numbers."""
+SAME = 5.0
+"""Part of the level of two texts that name the same numbered thing."""
 KEY_BITS = 48
 SYMBOLIC_BONUS = 4.0
 MAX_ENTRIES = 0xFFFF
@@ -256,7 +254,7 @@ class Weights:
         min_related: Cosine from which two statements are about the same thing; below, only exact oppositions count.
         threshold: Fused score below which nothing is returned.
         flag: Times the level of the two texts (``reference.levels``), added: 1 where their negation parity or their
-            numbers differ, more where both name the same numbered thing.
+            numbers differ, and ``SAME`` where both name the same numbered thing.
         layer: Times the Jaccard distance of the semantic keys.
         l1: Times the L1 difference of the vectors divided by 2 sqrt(dim).
     """

@@ -15,7 +15,6 @@ from kimera_stream.kernels.layout import (
     NEGATED_BIT,
     NUMBERS_MASK,
     SAME,
-    SAME_DIFFERS,
     SYMBOLIC_BONUS,
     TEXT_BIT,
     U8,
@@ -58,7 +57,7 @@ def quantize_query(vector: F32) -> tuple[I32, np.float32, float]:
 
 def levels(query: int, rows: U32) -> F32:
     """How much texts are lifted, where both have text: 1 where the negation parity or the numbers differ (numbers only where
-    both have some), ``SAME`` where both name the same numbered thing, and ``SAME_DIFFERS`` more where both hold."""
+    both have some), and ``SAME`` where both name the same numbered thing."""
     mine, theirs = np.uint32(query & NUMBERS_MASK), rows & np.uint32(NUMBERS_MASK)
     both = (rows & np.uint32(query & TEXT_BIT)) != 0
     negated = ((rows ^ np.uint32(query)) & np.uint32(NEGATED_BIT)) != 0
@@ -66,7 +65,7 @@ def levels(query: int, rows: U32) -> F32:
     named = np.uint32(query & NAMED_MASK)
     same = both & (named != 0) & ((rows & np.uint32(NAMED_MASK)) == named)
     differs = both & (negated | numbers)
-    result: F32 = np.where(same, SAME + SAME_DIFFERS * differs, differs).astype(np.float32)
+    result: F32 = (differs + SAME * same).astype(np.float32)
     return result
 
 

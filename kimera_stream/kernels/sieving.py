@@ -17,7 +17,6 @@ from kimera_stream.kernels.layout import (
     NEGATED_BIT,
     NUMBERS_MASK,
     SAME,
-    SAME_DIFFERS,
     TEXT_BIT,
     U8,
     U32,
@@ -54,7 +53,7 @@ def most_level(kind: int, text: int) -> float:
     if kind in (0, KINDS) or not text & TEXT_BIT:
         return 0.0
     if (kind - 1) & 2 and text & NAMED_MASK:
-        return SAME + SAME_DIFFERS
+        return SAME + 1.0  # its numbers may differ as well
     differs = bool((kind - 1) & 1) != bool(text & NEGATED_BIT) or bool((kind - 1) & 2 and text & NUMBERS_MASK)
     return float(differs)
 

@@ -120,8 +120,8 @@ async def test_related_geoids_come_by_cosine_and_unrelated_ones_not_at_all(index
 @pytest.mark.anyio
 async def test_a_differing_negation_or_number_lifts_a_candidate(index: FlatIndex) -> None:
     index.put(stored("same", unit(1, 0.1), text="the bridge is open to 3 lanes"))
-    index.put(stored("negated", unit(1, 0.4), text="the bridge isn't open to 3 lanes"))
-    index.put(stored("number", unit(1, 0.5), text="the bridge is open to four lanes"))
+    index.put(stored("negated", unit(1, 0.2), text="the bridge isn't open to 3 lanes"))
+    index.put(stored("number", unit(1, 0.3), text="the bridge is open to four lanes"))
     assert await ids(index, stored("q", unit(1), text="the bridge is open to three lanes")) == [
         "negated", "number", "same",
     ]  # fmt: skip

@@ -23,7 +23,7 @@ import structlog
 from kimera_stream.core.index.probe import Scope, scan_rows
 from kimera_stream.core.index.slots import BARE, Slots
 from kimera_stream.core.index.storage import CHUNK_BITS, CHUNK_ROWS, Chunk
-from kimera_stream.kernels import NAMED_MASK, NEGATED_BIT, NUMBERS_MASK, SAME, SAME_DIFFERS, Hits, Queries, Weights
+from kimera_stream.kernels import NAMED_MASK, NEGATED_BIT, NUMBERS_MASK, SAME, Hits, Queries, Weights
 from kimera_stream.kernels.layout import F32, I64, U64
 from kimera_stream.kernels.reference import levels
 from kimera_stream.protocol.errors import UnavailableError
@@ -235,7 +235,7 @@ class DeviceScan:
         numbers = (my_numbers != 0) & (their_numbers != 0) & (my_numbers != their_numbers)
         differs = (both & (negated | numbers)).float()
         same = (both & ((mine & NAMED_MASK) != 0) & (((mine ^ theirs) & NAMED_MASK) == 0)).float()
-        return differs + same * (SAME - (1 - SAME_DIFFERS) * differs)
+        return differs + SAME * same
 
     # -- the processor's part ------------------------------------------------------------------------------------------
 
