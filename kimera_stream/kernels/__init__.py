@@ -32,7 +32,7 @@ from kimera_stream.kernels.layout import (
 )
 from kimera_stream.kernels.reference import Reference
 from kimera_stream.kernels.sieving import Sieve
-from kimera_stream.kernels.texts import text_overlaps, text_signature, text_signatures
+from kimera_stream.kernels.texts import same_names, text_overlaps, text_signature, text_signatures
 
 try:
     import kimera_stream.kernels._kernel as _kernel
@@ -75,6 +75,7 @@ __all__ = [
     "quantize",
     "record_codes",
     "record_length",
+    "same_names",
     "stride_of",
     "text_overlaps",
     "text_signature",

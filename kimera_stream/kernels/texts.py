@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kimera_stream.kernels.layout import F32, NEGATED_BIT, NUMBERS_MASK, TEXT_BIT, U32
+from kimera_stream.kernels.layout import F32, NAMED_MASK, NEGATED_BIT, NUMBERS_MASK, TEXT_BIT, U32, Bools
 
 try:
     import kimera_stream.kernels._kernel as _kernel
@@ -219,6 +219,17 @@ def reference_overlaps(text: str, others: Sequence[str]) -> F32:
         shared = sum(weight for key, weight in theirs.items() if key in mine)
         overlaps[place] = np.float32(shared) / np.float32(least) if least else 0.0
     return overlaps
+
+
+def same_names(text: str, others: Sequence[str]) -> Bools:
+    """Of each of the others whether it names the same numbered thing as the text, bool (n,); see ``text_signature``.
+
+    Raises:
+        TypeError: one of them is no string.
+    """
+    mine, *theirs = text_signatures([text, *others]).tolist()
+    name = mine & NAMED_MASK
+    return np.array([name != 0 and other & NAMED_MASK == name for other in theirs], np.bool_)
 
 
 def text_overlaps(text: str, others: Sequence[str]) -> F32:
