@@ -173,10 +173,10 @@ async def test_the_rules_read_the_candidates_that_share_most_words() -> None:
 async def test_the_rules_read_what_names_the_same_numbered_thing() -> None:
     world = World(oracle := Oracle(0.0), read_candidates=2)
     world.put(*(geoid(f"g{i}", f"The valve V{i}-300 in hall two is closed for repair since Monday.") for i in range(8)))
-    world.put(geoid("same", "The valve V9-300 has been opened."))
+    world.put(geoid("same", "The valve V9-300 in hall two is open."))
     new = "The valve V9-300 in hall two is closed for repair since Monday."
     await world.hits(geoid("new", new))
-    assert ("The valve V9-300 has been opened.", new) in oracle.asked
+    assert ("The valve V9-300 in hall two is open.", new) in oracle.asked
 
 
 async def test_a_clash_of_symbols_is_found_however_few_candidates_are_read() -> None:
