@@ -15,7 +15,7 @@ from sqlalchemy.dialects.postgresql import asyncpg as postgres_dialect
 from sqlalchemy.dialects.sqlite import aiosqlite as sqlite_dialect
 
 from kimera_stream.infrastructure.database import Database, Insert, Query, QueryIn, async_url
-from kimera_stream.infrastructure.database.failures import failure_of
+from kimera_stream.infrastructure.database.failures import failure_of, unavailable
 from kimera_stream.infrastructure.database.statements import among
 from kimera_stream.infrastructure.settings import DatabaseSettings
 from kimera_stream.protocol.errors import BadRequestError, UnavailableError
@@ -279,6 +279,22 @@ class TestFailures:
         failure = failure_of(caught.value)
         assert failure is not None
         assert "damaged" in failure.message
+
+    @pytest.mark.parametrize(
+        ("error", "lasting"),
+        [
+            (asyncpg.InvalidPasswordError("x"), True),
+            (asyncpg.InvalidAuthorizationSpecificationError("x"), True),
+            (asyncpg.InvalidCatalogNameError("x"), True),
+            (asyncpg.TooManyConnectionsError("x"), False),
+            (asyncpg.CannotConnectNowError("x"), False),
+        ],
+    )
+    def test_a_wrong_user_password_or_database_does_not_pass_by_itself(self, error, lasting):
+        failure = failure_of(error)
+        assert failure.lasting is lasting
+        assert (unavailable(failure).retry_after is None) is lasting
+        assert ("KIMERA_DATABASE__URL" in failure.message) is lasting
 
     def test_a_connection_that_ended_as_a_statement_began_is_lost(self):
         # What asyncpg raised, once in many runs, when the server had just ended the connection.

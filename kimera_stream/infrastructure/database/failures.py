@@ -52,7 +52,7 @@ _SQLITE: dict[int, tuple[str, bool]] = {
 
 # Classes and codes of PostgreSQL's SQLSTATE: connection, operator intervention, resources, and refusals for a while.
 _LOST_STATES = ("08", "57P")
-_REFUSED_STATES = ("53", "55P03", "25006", "40", "57014", "25P03", "3D000", "28")
+_REFUSED_STATES = ("53", "55P03", "25006", "40", "57014", "25P03")
 
 
 def _sqlite_failure(error: sqlite3.Error) -> Failure | None:
@@ -87,10 +87,18 @@ def _postgres_failure(error: BaseException, state: str | None) -> Failure | None
         )
     if state == "53100":
         return Failure("the disk of the database is full: nothing was written", disconnected=False, answered=True)
+    if state == "3D000" or state.startswith("28"):
+        wrong = "has no such database" if state == "3D000" else "does not let this user in"
+        return Failure(
+            f"the database server {wrong} (SQLSTATE {state}): nothing was written; check KIMERA_DATABASE__URL",
+            disconnected=True,
+            answered=True,
+            lasting=True,
+        )
     if state.startswith(_REFUSED_STATES):
         return Failure(
             f"the database refuses work for now (SQLSTATE {state}): nothing was written",
-            disconnected=state.startswith(("53", "28", "3D")),
+            disconnected=state.startswith("53"),
             answered=True,
         )
     return None
