@@ -381,8 +381,8 @@ class CascadeEngine:
             found.append(pair)
 
     def _promising(self, newer: StoredGeoid, found: list[_Pair]) -> list[_Pair]:
-        """Of the pairs of one new statement those that the rules read: the best by cosine and shared words, and what clashes by
-        its symbols."""
+        """Of the pairs of one new statement those that the rules read: the best by cosine, shared words and names, and what
+        clashes by its symbols."""
         readable = [pair for pair in found if pair.has_texts]
         if not readable:
             return found

@@ -225,11 +225,13 @@ def same_names(text: str, others: Sequence[str]) -> Bools:
     """Of each of the others whether it names the same numbered thing as the text, bool (n,); see ``text_signature``.
 
     Raises:
-        TypeError: one of them is no string.
+        TypeError: one that is looked at is no string; where the text names nothing the others are not.
     """
-    mine, *theirs = text_signatures([text, *others]).tolist()
-    name = mine & NAMED_MASK
-    return np.array([name != 0 and other & NAMED_MASK == name for other in theirs], np.bool_)
+    name = text_signature(text) & NAMED_MASK
+    if not name:  # most texts; reading others that are not ASCII would cost some 20 microseconds each
+        return np.zeros(len(others), np.bool_)
+    same: Bools = text_signatures(others) & np.uint32(NAMED_MASK) == name
+    return same
 
 
 def text_overlaps(text: str, others: Sequence[str]) -> F32:
