@@ -118,6 +118,9 @@ async def test_updates_deletions_and_resolutions_end_where_a_serial_run_ends(url
         async with anyio.create_task_group() as group:
             for number in range(6):
                 group.start_soon(mixed, callers, random.Random(100 * seed + number), number, 15)
+        # Which of the deletions above meet a statement depends on who came first.
+        await callers.publish(statement(random.Random(seed), "surely-there"), lane="s0")
+        await callers.delete("surely-there", lane="s0")
         types = await compared(url, tmp_path, one)
         assert {"geoid.updated", "geoid.deleted", "contradiction.found", "contradiction.dissolved"} <= set(types)
 
