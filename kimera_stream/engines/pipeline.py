@@ -102,7 +102,8 @@ class Pipeline:
             alone=not settings.bus.url.get_secret_value(),
             clock=clock,
         )
-        self._keyed: dict[tuple[str, str], Ticket[PublishResult]] = {}
+        self._keyed: dict[tuple[str, str], PublishWork] = {}
+        """What is under way by its key; the newest, where several requests have one key."""
         self._under_way: dict[Ticket[Any], None] = {}
         self._processing: set[Ticket[Any]] = set()
         """Of those under way, what may be in the log already."""
@@ -126,9 +127,14 @@ class Pipeline:
         validate_body(body, self._limits, merge=merge)
         if key is not None:
             check_key(key)
-            waiting = self._keyed.get((principal.id, key))
-            if waiting is not None:
-                return _again(await waiting.outcome())
+            under_way = self._keyed.get((principal.id, key))
+            if under_way is not None:
+                result = await under_way.ticket.outcome()
+                if request is None:
+                    return _again(result)
+                if under_way.request is not None and under_way.request.id == request.id:
+                    return result  # the same request has come again: nobody repeats a key
+                # Else go on: the log knows which of the requests was the first, and this may be it.
         self._admit()
         session = body.session_id or session_id or ""
         ticket: Ticket[PublishResult] = Ticket(
@@ -139,7 +145,7 @@ class Pipeline:
             work.vector = unit(body.vector)
         self._accept(work)
         if key is not None:
-            self._keyed[principal.id, key] = ticket
+            self._keyed[principal.id, key] = work
         return await ticket.outcome()
 
     async def delete(
@@ -313,7 +319,7 @@ class Pipeline:
             self._accept(work)
         except OperationalError:
             return False
-        self._keyed[work.principal.id, work.key] = work.ticket
+        self._keyed[work.principal.id, work.key] = work
         return True
 
     async def _prepare(self, send: anyio.abc.ObjectSendStream[list[Work]]) -> None:
@@ -463,9 +469,9 @@ class Pipeline:
             self._intake.finished(ticket)
             self._metrics.answered(time.monotonic() - ticket.admitted_at)
             work = ticket.work
-            if isinstance(work, PublishWork) and work.key is not None:
-                self._keyed.pop((work.principal.id, work.key), None)
             if isinstance(work, PublishWork):
+                if work.key is not None and self._keyed.get((work.principal.id, work.key)) is work:
+                    del self._keyed[work.principal.id, work.key]
                 self._kept.finished(work)
             # Ticket and work name each other: let go of here, statement and vector need not wait for the collector of garbage.
             ticket.work = None

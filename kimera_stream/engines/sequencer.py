@@ -293,23 +293,32 @@ class Sequencer:
 
 
 def segments(group: Sequence[Work]) -> Iterator[list[Work]]:
-    """Cut a group into runs of one kind in which no id occurs twice."""
+    """Cut a group into runs of one kind in which no id occurs twice, and no request of another node."""
     run: list[Work] = []
     seen: set[str] = set()
     for work in group:
-        if isinstance(work, PublishWork):
-            target = work.body.id
-        elif isinstance(work, DeleteWork):
-            target = work.geoid_id
-        elif isinstance(work, ResolveWork):
-            target = work.contradiction_id
-        else:
-            target = "~reread"  # each in a transaction of its own: what one finds, the next has to know
-        if run and (type(work) is not type(run[0]) or (target is not None and target in seen)):
+        names = _names(work)
+        if run and (type(work) is not type(run[0]) or not seen.isdisjoint(names)):
             yield run
             run, seen = [], set()
         run.append(work)
-        if target is not None:
-            seen.add(target)
+        seen.update(names)
     if run:
         yield run
+
+
+def _names(work: Work) -> list[str]:
+    """What must be written before the next work with one of these names is looked at."""
+    match work:
+        case PublishWork():
+            target = work.body.id
+        case DeleteWork():
+            target = work.geoid_id
+        case ResolveWork():
+            target = work.contradiction_id
+        case RereadWork():
+            return ["~reread"]  # each in a transaction of its own: what one finds, the next has to know
+    names = [] if target is None else [target]
+    if work.request is not None:
+        names.append(f"~request:{work.request.id}")
+    return names

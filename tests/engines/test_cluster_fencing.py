@@ -216,3 +216,33 @@ async def test_a_watch_of_another_node_holds_for_the_next_publish(url):
         for entry in matched:
             assert entry.channels == (f"watch:{watch.id}",)
             assert entry.value()["geoid"]["offset"] < entry.offset
+
+
+async def test_a_request_that_comes_again_is_no_repetition_of_its_key(url):
+    """The bus may bring a request twice, and a client may repeat its key: only the second is told that it does."""
+    heard = Heard()
+    async with Engine(url, "one", heard).running(keep=False) as one:
+        await takes_over(one)
+        first, repeated = RequestId("first", 3), RequestId("repeated", 3)
+
+        async def publish(*requests: RequestId) -> list[bool]:
+            results = await together(
+                *(one.pipeline.publish(OPEN, principal=ANNA, key="k", request=request) for request in requests)
+            )
+            assert {result.offset for result in results} == {1}
+            return [result.duplicate for result in results]
+
+        assert await publish(first, first, repeated) == [False, False, True]
+        assert await publish(repeated, first, first) == [True, False, False]
+
+
+async def test_a_request_without_a_key_that_comes_again_is_carried_out_once(url):
+    """An intake that was begun anew brings again what the pipeline still has."""
+    heard = Heard()
+    async with Engine(url, "one", heard).running(keep=False) as one:
+        await takes_over(one)
+        request, nameless = RequestId("r", 3), GeoidBody(text="The door of hall 3 is open.")
+        results = await together(*(one.pipeline.publish(nameless, principal=ANNA, request=request) for _ in range(3)))
+        assert {result.geoid.id for result in results} == {results[0].geoid.id}
+        assert not any(result.duplicate for result in results)
+        assert [entry.type for entry in await whole_log(one.vault)] == ["geoid.created"]
