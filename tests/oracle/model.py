@@ -42,6 +42,8 @@ class Op:
         sent: (connection, number on that connection) of each time it was sent.
         offset, version, said: Of the first answer: log offset, geoid's version, digest of the geoid or scar.
         found: Contradictions in that answer: digest by offset.
+        news, repeats: Answers that say that it is new, which one alone may, and answers after the first. Of copies that are under way
+            together any may be answered first.
         codes: Errors that it was answered with.
     """
 
@@ -58,6 +60,7 @@ class Op:
     said: int = 0
     geoid_id: str | None = None
     found: dict[int, int] = field(default_factory=dict)
+    news: int = 0
     repeats: int = 0
     codes: list[str] = field(default_factory=list)
     era: int = 0
@@ -85,17 +88,18 @@ class Ledger:
         """An answer ``published`` to ``op``, the first or another one."""
         said = digest(reply["geoid"])
         found = {each["offset"]: digest(each) for each in reply["contradictions"]}
+        op.news += not reply["duplicate"]
+        if op.news > 1:
+            self.broken.append(f"{op.mark}: answered as new once more at {reply['offset']}, sent at {op.sent}")
         if op.outcome == "acked":
             op.repeats += 1
-            if not reply["duplicate"]:
-                self.broken.append(f"{op.mark}: answered twice, the second time as new at {reply['offset']}")
             if (op.offset, op.said, op.found) != (reply["offset"], said, found):
                 self.broken.append(
                     f"{op.mark}: a repeated key was answered with another result: offset {reply['offset']} after {op.offset}"
                 )
             return
         if reply["duplicate"] and not op.retried:
-            self.broken.append(f"{op.mark}: answered as a duplicate though it was sent once")
+            self.broken.append(f"{op.mark}: answered as a duplicate though it was sent once, at {op.sent}")
         if reply["duplicate"] and op.key is None:
             self.broken.append(f"{op.mark}: answered as a duplicate though it has no key")
         geoid = reply["geoid"]

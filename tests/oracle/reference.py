@@ -161,9 +161,25 @@ def compare(log: Log, reference: Log, *, at_once: bool) -> Comparison:
                 result.compared += 1
                 difference = _differ(ours.open.get(pair), theirs.open.get(pair))
                 if difference:
-                    result.differences.append(f"after entry {step[0].offset}, {' and '.join(pair)}: {difference}")
+                    lives = f"here {_lives(log, pair)}; in the serial run {_lives(reference, pair)}"
+                    result.differences.append(
+                        f"after entry {step[0].offset}, {' and '.join(pair)}: {difference}; {lives}"
+                    )
             touched.clear()
     return result
+
+
+def _lives(log: Log, pair: Pair) -> list[str]:
+    """What the log tells of a pair: what to look into where two runs differ."""
+    told: list[str] = []
+    for entry in log.entries.values():
+        data = entry.data
+        if entry.type.startswith("geoid.") and data["id"] in pair:
+            said = [data[name] for name in _BODY if name != "id" and data.get(name) not in (None, {})]
+            told.append(f"{entry.offset} {entry.type} {data['id']} {said}")
+        elif entry.type.startswith("contradiction.") and {data["a"], data["b"]} == set(pair):
+            told.append(f"{entry.offset} {entry.type} {data['a']} {data['b']} {data['score']} {data.get('why')}")
+    return told
 
 
 def compare_matches(log: Log, reference: Log, channel: str) -> list[str]:

@@ -409,7 +409,7 @@ def published(offset: int, *, duplicate: bool, mark: str = "x") -> dict[str, Any
     [
         (1, "k", [published(1, duplicate=True)], "as a duplicate though it was sent once"),
         (2, None, [published(1, duplicate=True)], "though it has no key"),
-        (2, "k", [published(1, duplicate=False), published(1, duplicate=False)], "the second time as new"),
+        (2, "k", [published(1, duplicate=False), published(1, duplicate=False)], "answered as new once more"),
         (2, "k", [published(1, duplicate=False), published(2, duplicate=True)], "with another result"),
         (1, "k", [published(1, duplicate=False, mark="y")], "published x, answered with y"),
     ],
@@ -430,6 +430,14 @@ def test_a_repeated_answer_that_is_the_same_is_right() -> None:
     ledger.published(op, published(1, duplicate=False))
     ledger.published(op, published(1, duplicate=True))
     assert (ledger.broken, op.repeats) == ([], 1)
+
+
+def test_of_copies_under_way_together_any_may_be_answered_first() -> None:
+    ledger = Ledger()
+    op = ledger.add(Op("x", "publish", "", target="x", key="k", sent=[(1, 1), (1, 2)]))
+    ledger.published(op, published(1, duplicate=True))
+    ledger.published(op, published(1, duplicate=False))
+    assert ledger.broken == []
 
 
 def test_a_valid_statement_must_not_be_refused_for_good() -> None:
