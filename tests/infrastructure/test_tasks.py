@@ -1,6 +1,8 @@
 """The supervisor: order, readiness, restarts, budgets, cancellation by name, and a stop that always ends."""
 
 import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import anyio
 import pytest
@@ -25,6 +27,18 @@ QUICK = Backoff(base=0.001, maximum=0.002, floor=0.0)
 async def forever(service: Service) -> None:
     service.ready()
     await anyio.sleep_forever()
+
+
+@asynccontextmanager
+async def spent(run: Callable[[Service], Awaitable[None]]) -> AsyncIterator[Supervisor]:
+    """The supervisor of one service, ``bad``, that has failed for good after two restarts."""
+    with anyio.fail_after(5):
+        async with Supervisor(
+            [ServiceSpec("bad", run, backoff=QUICK, budget=Budget(restarts=2, window=60))]
+        ) as supervisor:
+            supervisor.begin()
+            await supervisor.fatal.wait()
+            yield supervisor
 
 
 async def test_starts_in_order_and_independent_ones_together() -> None:
@@ -154,13 +168,8 @@ async def test_what_is_not_waited_out_spends_the_budget(error: Exception, ready_
             service.ready()
         raise error
 
-    with anyio.fail_after(5):
-        async with Supervisor(
-            [ServiceSpec("bad", run, backoff=QUICK, budget=Budget(restarts=2, window=60))]
-        ) as supervisor:
-            supervisor.begin()
-            await supervisor.fatal.wait()
-            assert supervisor.services[0].statistics.starts == 3
+    async with spent(run) as supervisor:
+        assert supervisor.services[0].statistics.starts == 3
 
 
 async def test_too_many_restarts_end_readiness_and_set_fatal() -> None:
@@ -168,17 +177,12 @@ async def test_too_many_restarts_end_readiness_and_set_fatal() -> None:
         service.ready()
         raise RuntimeError("always")
 
-    with anyio.fail_after(5):
-        async with Supervisor(
-            [ServiceSpec("bad", run, backoff=QUICK, budget=Budget(restarts=2, window=60))]
-        ) as supervisor:
-            supervisor.begin()
-            await supervisor.fatal.wait()
-            assert not supervisor.is_ready
-            assert supervisor.services[0].state is ServiceState.FAILED
-            assert supervisor.services[0].statistics.starts == 3
-            with pytest.raises(ServiceFailed, match="bad failed for good"):
-                await supervisor.ready()
+    async with spent(run) as supervisor:
+        assert not supervisor.is_ready
+        assert supervisor.services[0].state is ServiceState.FAILED
+        assert supervisor.services[0].statistics.starts == 3
+        with pytest.raises(ServiceFailed, match="bad failed for good"):
+            await supervisor.ready()
 
 
 async def test_ready_raises_when_a_start_fails_for_good() -> None:
