@@ -199,11 +199,15 @@ class ClusterStore(Protocol):
     async def take(self, node_id: str, numbers: Sequence[int], *, lease: float) -> dict[int, SliceState]:
         """Take those of the slices that are free or expired; returns what was got, each in its new generation, and not filled."""
 
-    async def filled(self, node_id: str, numbers: Sequence[int]) -> None:
-        """The node has the geoids of slices that it owns; of one that is no longer its own nothing is recorded."""
+    async def filled(self, node_id: str, leases: Mapping[int, int]) -> None:
+        """The node has the geoids of slices that it owns (number -> generation); of one that is no longer its own nothing is
+        recorded."""
+
+    async def unfilled(self, node_id: str, leases: Mapping[int, int]) -> None:
+        """The node no longer has the geoids of slices that it owns (number -> generation); otherwise as ``filled``."""
 
     async def offer(self, node_id: str, numbers: Sequence[int]) -> None:
-        """The node has the geoids of these slices ready: whoever owns them may hand them over. Of its own: they are not filled."""
+        """The node has the geoids of these slices ready: whoever owns them may hand them over."""
 
     async def hand_over(self, node_id: str, leases: Mapping[int, int], to: str, *, lease: float) -> None:
         """Make another node the owner of slices (number -> generation), for ``lease`` seconds until it says that it is alive."""

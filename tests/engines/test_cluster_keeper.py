@@ -205,6 +205,26 @@ async def test_an_engine_that_is_alone_or_with_others_that_are_to_stop_waits_for
             await two.keeper.step()
 
 
+async def test_what_is_no_longer_filled_is_not_said_of_slices_that_another_has_taken_meanwhile(store, monkeypatch):
+    one, here = Owner(store, "one"), set(range(SLICES))
+    one.keeper.prepare_with(lambda numbers: numbers, lambda: here)
+    await settle(one)
+    assert (await store.coverage(lease=60.0)).completeness == 1.0
+    beat = store.beat
+
+    async def beat_and_lose(node: Node, *, lease: float) -> Coverage:
+        found = await beat(node, lease=-1.0)
+        await store.take("two#1", range(SLICES), lease=60.0)
+        return found
+
+    monkeypatch.setattr(store, "beat", beat_and_lose)
+    here.clear()
+    await one.keeper.step()
+    coverage = await store.coverage(lease=60.0)
+    assert {each.owner for each in coverage.slices} == {each.heir for each in coverage.slices} == {"two#1"}
+    assert coverage.completeness == 0.0
+
+
 class Scripted:
     """A store that finds things as it is told, one after the other."""
 

@@ -111,11 +111,7 @@ _TAKE = QueryIn(
 _FILLED = QueryIn(
     lambda values: (
         update(held)
-        .where(
-            among(held.c.number, values),
-            held.c.owner == bindparam("node_id"),
-            held.c.heir == bindparam("node_id"),
-        )
+        .where(among(held.c.number, values), held.c.heir == bindparam("node_id"))  # what another waits for stays
         .values(heir=null())
     )
 )
@@ -129,9 +125,7 @@ _LOCKED = QueryIn(
 )
 _RELEASE = QueryIn(
     lambda values: (
-        update(held)
-        .where(among(held.c.number, values), held.c.owner == bindparam("node_id"))
-        .values(owner=null(), generation=held.c.generation + 1)
+        update(held).where(among(held.c.number, values)).values(owner=null(), generation=held.c.generation + 1)
     )
 )
 _RELEASE_ALL = Query(
@@ -237,15 +231,13 @@ class SqlCluster:
 
         return await self._database.write(take) if numbers else {}
 
-    async def filled(self, node_id: str, numbers: Sequence[int]) -> None:
-        """The node has the geoids of slices that it owns."""
+    async def filled(self, node_id: str, leases: Mapping[int, int]) -> None:
+        """The node has the geoids of slices that it owns (number -> generation)."""
+        await self._change(_FILLED, node_id, leases, node_id=node_id)
 
-        def filled(tx: Transaction) -> None:
-            tx.rows_in(_LOCKED, sorted(numbers))
-            tx.run_in(_FILLED, sorted(numbers), node_id=node_id)
-
-        if numbers:
-            await self._database.write(filled)
+    async def unfilled(self, node_id: str, leases: Mapping[int, int]) -> None:
+        """The node no longer has the geoids of slices that it owns (number -> generation)."""
+        await self._change(_OFFER, node_id, leases, node_id=node_id)
 
     async def offer(self, node_id: str, numbers: Sequence[int]) -> None:
         """The node has the geoids of these slices ready."""
@@ -259,25 +251,22 @@ class SqlCluster:
 
     async def hand_over(self, node_id: str, leases: Mapping[int, int], to: str, *, lease: float) -> None:
         """Make another node the owner of slices (number -> generation)."""
-
-        def hand_over(tx: Transaction) -> None:
-            mine = _mine(tx, node_id, leases)
-            if mine:
-                tx.run_in(_TAKE, mine, node_id=to, until_filled=None, lease=_as_ms(lease))
-
-        if leases:
-            await self._database.write(hand_over)
+        await self._change(_TAKE, node_id, leases, node_id=to, until_filled=None, lease=_as_ms(lease))
 
     async def release(self, node_id: str, leases: Mapping[int, int]) -> None:
         """Give slices back (number -> generation)."""
+        await self._change(_RELEASE, node_id, leases)
 
-        def release(tx: Transaction) -> None:
-            mine = _mine(tx, node_id, leases)
+    async def _change(self, query: QueryIn, holder: str, leases: Mapping[int, int], **values: Any) -> None:
+        """Run ``query`` on those of the slices that ``holder`` still holds in these generations."""
+
+        def change(tx: Transaction) -> None:
+            mine = _mine(tx, holder, leases)
             if mine:
-                tx.run_in(_RELEASE, mine, node_id=node_id)
+                tx.run_in(query, mine, **values)
 
         if leases:
-            await self._database.write(release)
+            await self._database.write(change)
 
     async def advance(self, node_id: str, leases: Mapping[int, int], scored: int) -> None:
         """See ``ClusterStore.advance``. It need not be on the disk: what a crash takes back is judged once more."""

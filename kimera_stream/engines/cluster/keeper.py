@@ -195,14 +195,14 @@ class CoverageKeeper:
 
     async def _tell_filled(self) -> None:
         """Record which of the slices held here have come to be filled; or no longer are, after a crash of whoever fills them."""
-        here = self._filled()
-        done = sorted(self._unfilled.intersection(here))
-        undone = sorted(self._leases.keys() - self._unfilled - set(here))
+        here, told = self._filled(), self._unfilled
+        done = {number: lease for number, lease in self._leases.items() if number in told and number in here}
+        undone = {number: lease for number, lease in self._leases.items() if number not in told and number not in here}
         if done:
             await self._store.filled(self._node.id, done)
             self._unfilled.difference_update(done)
         if undone:
-            await self._store.offer(self._node.id, undone)
+            await self._store.unfilled(self._node.id, undone)
             self._unfilled.update(undone)
         if done or undone:
             self._changed()

@@ -64,17 +64,31 @@ async def test_a_slice_has_one_owner_at_a_time_and_a_generation_for_each(store):
     assert [each.owner for each in coverage.slices] == [ONE.id, ONE.id, TWO.id, TWO.id]
     assert [(each.id, each.role) for each in coverage.nodes] == [(ONE.id, "engine"), (TWO.id, "all")]
     assert (coverage.completeness, [each.covered for each in coverage.slices]) == (0.0, [True] * 4)
-    await store.filled(TWO.id, [1, 2, 3])  # the first one is another's
+    generations = {each.number: each.generation for each in coverage.slices}
+    await store.filled(TWO.id, {1: generations[1], 2: generations[2], 3: generations[3]})  # the first one is another's
     assert [each.filled for each in (await store.coverage(lease=LEASE)).slices] == [False, False, True, True]
-    await store.filled(ONE.id, [0, 1])
+    await store.filled(ONE.id, {0: generations[0], 1: generations[1]})
     assert (await store.coverage(lease=LEASE)).completeness == 1.0
-    await store.offer(ONE.id, [1])
+    await store.unfilled(ONE.id, {1: generations[1]})
     assert (await store.coverage(lease=LEASE)).completeness == 0.75, "it has to be filled again"
     await store.leave(ONE.id)
     coverage = await store.coverage(lease=LEASE)
     assert [each.covered for each in coverage.slices] == [False, False, True, True]
     assert all(0 < each.left <= LEASE for each in coverage.slices[2:])
     assert [each.id for each in coverage.nodes] == [TWO.id]
+
+
+async def test_what_has_changed_hands_is_not_marked_by_its_former_owner(store):
+    got = await store.take(ONE.id, [0, 1], lease=-1.0)
+    leases = {number: each.generation for number, each in got.items()}
+    taken = await store.take(TWO.id, [0], lease=LEASE)
+    for mark in (store.filled, store.unfilled):
+        await mark(ONE.id, leases)
+        first = (await store.coverage(lease=LEASE)).slices[0]
+        assert (first.owner, first.heir, first.filled) == (TWO.id, TWO.id, False), "it is to be filled by its new owner"
+    await store.filled(TWO.id, {0: taken[0].generation})
+    await store.unfilled(TWO.id, leases)  # of an earlier lease
+    assert (await store.coverage(lease=LEASE)).slices[0].filled
 
 
 async def test_an_expired_lease_can_be_taken_and_its_former_owner_moves_nothing(store):
