@@ -153,6 +153,32 @@ async def test_what_is_away_is_waited_out_beyond_the_budget() -> None:
     assert len(warnings) == 1, "the others come too soon after it"
 
 
+async def test_what_was_waited_for_is_not_told_once_a_start_fails_otherwise() -> None:
+    async def run(service: Service) -> None:
+        if service.statistics.starts == 1:
+            raise UnavailableError("the database is away", retry_after=1.0)
+        if service.statistics.starts == 2:
+            raise RuntimeError("a defect")
+        await forever(service)
+
+    said: list[str] = []
+    with capture_logs(), anyio.fail_after(5):
+        async with Supervisor(
+            [ServiceSpec("reader", run, backoff=QUICK)],
+            changed=lambda service: said.append(f"{service.state.value}: {service.detail}"),
+        ) as supervisor:
+            supervisor.begin()
+            await supervisor.ready()
+    assert said[: said.index("ready: ") + 1] == [
+        "starting: ",
+        "backing off: waits: the database is away",
+        "starting: waits: the database is away",
+        "backing off: ",
+        "starting: ",
+        "ready: ",
+    ]
+
+
 @pytest.mark.parametrize(
     ("error", "ready_first"),
     [

@@ -96,10 +96,8 @@ class Service:
 
     def ready(self) -> None:
         """Say that the service does its job now; those that come after it may start."""
-        self.state = ServiceState.READY
-        self.detail = ""
         self.became_ready.set()
-        self._changed(self)
+        self.enter(ServiceState.READY)
 
     def progress(self, detail: str) -> None:
         """Say how far the start has come, in words for a person (``120,000 of 500,000 geoids``)."""
@@ -114,9 +112,12 @@ class Service:
         """Be told of every change of state or progress."""
         self._changed = changed
 
-    def enter(self, state: ServiceState) -> None:
-        """Used by the supervisor: move to ``state``."""
+    def enter(self, state: ServiceState, detail: str = "") -> None:
+        """Used by the supervisor: move to ``state``. A start keeps the detail of what came before it until it has its own: what
+        is waited for is told while it is tried, too."""
         self.state = state
+        if state is not ServiceState.STARTING:
+            self.detail = detail
         self._changed(self)
 
     async def clean_up(self) -> None:

@@ -206,7 +206,7 @@ class Supervisor:
         while True:
             statistics.starts += 1
             service.enter(ServiceState.STARTING)
-            failure: BaseException | None = None
+            failure: Exception | None = None
             try:
                 await spec.run(service)
             except Exception as error:  # noqa: BLE001 - the supervisor is where crashes end up: logged, counted, restarted
@@ -223,8 +223,7 @@ class Supervisor:
                 and failure.retry_after is not None
             ):
                 self._report(service, failure, quiet=not waits.tell(anyio.current_time()))
-                service.enter(ServiceState.BACKING_OFF)
-                service.progress(f"waits: {failure.message}")
+                service.enter(ServiceState.BACKING_OFF, f"waits: {failure.message}")
                 await anyio.sleep(spec.backoff.delay(waits.count, self._rng))
                 continue
             if failure is not None:
@@ -248,7 +247,7 @@ class Supervisor:
             service.enter(ServiceState.BACKING_OFF)
             await anyio.sleep(spec.backoff.delay(budget.spent, self._rng))
 
-    def _report(self, service: Service, error: BaseException, *, quiet: bool = False) -> None:
+    def _report(self, service: Service, error: Exception, *, quiet: bool = False) -> None:
         service.statistics.last_error = repr(error)
         if isinstance(error, OperationalError | OSError | Unrecoverable):
             service.statistics.operational_failures += 1
