@@ -32,40 +32,49 @@ class Failure:
     lasting: bool = False
 
 
-_LASTING = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR}
-_SQLITE: dict[int, tuple[str, bool]] = {
-    sqlite3.SQLITE_FULL: ("the disk of the database is full: nothing was written; free some space", False),
-    sqlite3.SQLITE_BUSY: ("the database is locked by another process: nothing was written", False),
-    sqlite3.SQLITE_LOCKED: ("the database is locked: nothing was written", False),
-    sqlite3.SQLITE_READONLY: ("the database is read-only: nothing was written; check file and mount permissions", True),
-    sqlite3.SQLITE_IOERR: ("the disk of the database reports an error: nothing was written", True),
-    sqlite3.SQLITE_CANTOPEN: ("the database file cannot be opened; check its path and permissions", True),
-    sqlite3.SQLITE_NOMEM: ("the database ran out of memory: nothing was written", False),
-    sqlite3.SQLITE_INTERRUPT: ("the database is shutting down", False),
-    sqlite3.SQLITE_PROTOCOL: ("the database is locked by another process: nothing was written", True),
-    sqlite3.SQLITE_CORRUPT: (
-        "the database file is damaged: run `kimera-stream db check`, then restore a backup or export what is left",
-        True,
+def _refused(message: str, *, disconnected: bool = False, lasting: bool = False) -> Failure:
+    return Failure(message, disconnected, answered=True, lasting=lasting)
+
+
+_LOST = Failure("the connection to the database was lost", disconnected=True, answered=False)
+_SQLITE: dict[int, Failure] = {
+    sqlite3.SQLITE_FULL: _refused("the disk of the database is full: nothing was written; free some space"),
+    sqlite3.SQLITE_BUSY: _refused("the database is locked by another process: nothing was written"),
+    sqlite3.SQLITE_LOCKED: _refused("the database is locked: nothing was written"),
+    sqlite3.SQLITE_READONLY: _refused(
+        "the database is read-only: nothing was written; check file and mount permissions", disconnected=True
     ),
-    sqlite3.SQLITE_NOTADB: ("the file is not a SQLite database; check KIMERA_DATABASE__URL", True),
+    sqlite3.SQLITE_IOERR: _refused(
+        "the disk of the database reports an error: nothing was written", disconnected=True, lasting=True
+    ),
+    sqlite3.SQLITE_CANTOPEN: _refused(
+        "the database file cannot be opened; check its path and permissions", disconnected=True, lasting=True
+    ),
+    sqlite3.SQLITE_NOMEM: _refused("the database ran out of memory: nothing was written"),
+    sqlite3.SQLITE_INTERRUPT: _refused("the database is shutting down"),
+    sqlite3.SQLITE_PROTOCOL: _refused(
+        "the database is locked by another process: nothing was written", disconnected=True
+    ),
+    sqlite3.SQLITE_CORRUPT: _refused(
+        "the database file is damaged: run `kimera-stream db check`, then restore a backup or export what is left",
+        disconnected=True,
+        lasting=True,
+    ),
+    sqlite3.SQLITE_NOTADB: _refused(
+        "the file is not a SQLite database; check KIMERA_DATABASE__URL", disconnected=True, lasting=True
+    ),
 }
 
 # Classes and codes of PostgreSQL's SQLSTATE: connection, operator intervention, resources, and refusals for a while.
 _LOST_STATES = ("08", "57P")
-_REFUSED_STATES = ("53", "55P03", "25006", "40", "57014", "25P03")
+_REFUSED_STATES = ("53", "55P03", "40", "57014", "25P03")
 
 
 def _sqlite_failure(error: sqlite3.Error) -> Failure | None:
     code = getattr(error, "sqlite_errorcode", None)
     if code is None and "decode to UTF-8" in str(error):  # the driver's own: what we wrote can be decoded
         code = sqlite3.SQLITE_CORRUPT
-    if code is None:
-        return None
-    known = _SQLITE.get(code & 0xFF)
-    if known is None:
-        return None
-    message, disconnected = known
-    return Failure(message, disconnected=disconnected, answered=True, lasting=code & 0xFF in _LASTING)
+    return None if code is None else _SQLITE.get(code & 0xFF)
 
 
 def _postgres_failure(error: BaseException, state: str | None) -> Failure | None:
@@ -73,33 +82,27 @@ def _postgres_failure(error: BaseException, state: str | None) -> Failure | None
         text = str(error).lower()
         lost = "connection" in text and any(word in text for word in ("closed", "lost", "released", "reset"))
         # asyncpg's own words where the server ended the connection in the moment in which a statement was begun.
-        lost = lost or "cannot switch to state" in text
-        if not lost:
-            return None
-        return Failure("the connection to the database was lost", disconnected=True, answered=False)
+        return _LOST if lost or "cannot switch to state" in text else None
     if state.startswith(_LOST_STATES):
-        return Failure("the connection to the database was lost", disconnected=True, answered=False)
+        return _LOST
     if state == "25006":
-        return Failure(
+        return _refused(
             "the database is read-only (a standby?): nothing was written; point KIMERA_DATABASE__URL at the primary",
             disconnected=True,
-            answered=True,
         )
     if state == "53100":
-        return Failure("the disk of the database is full: nothing was written", disconnected=False, answered=True)
+        return _refused("the disk of the database is full: nothing was written")
     if state == "3D000" or state.startswith("28"):
         wrong = "has no such database" if state == "3D000" else "does not let this user in"
-        return Failure(
+        return _refused(
             f"the database server {wrong} (SQLSTATE {state}): nothing was written; check KIMERA_DATABASE__URL",
             disconnected=True,
-            answered=True,
             lasting=True,
         )
     if state.startswith(_REFUSED_STATES):
-        return Failure(
+        return _refused(
             f"the database refuses work for now (SQLSTATE {state}): nothing was written",
             disconnected=state.startswith("53"),
-            answered=True,
         )
     return None
 
