@@ -20,7 +20,7 @@ from kimera_stream.protocol.errors import (
     TooLargeError,
     UnknownOpError,
 )
-from kimera_stream.protocol.explaining import bad_request, decode_as
+from kimera_stream.protocol.explaining import bad_request, decode_as, wrong_key
 from kimera_stream.protocol.log import LogEntry
 from kimera_stream.protocol.messages import (
     AnyCommand,
@@ -142,10 +142,9 @@ class Codec:
     def _loose(self, data: str | bytes) -> dict[Any, Any]:
         """The message where it is an object whose keys are not all strings, as MessagePack can have; else an empty one."""
         try:
-            held: dict[Any, Any] = decode_as(dict[Any, Any], data, self.encoding)
+            return decode_as(dict[Any, Any], data, self.encoding)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return {}
-        return held
 
     def _check_type(self, data: str | bytes) -> None:
         if isinstance(data, str) is not (self.encoding == "json"):
@@ -159,13 +158,10 @@ class Codec:
             return Malformed(BadRequestError("message: strings must be valid UTF-8"))
         try:
             peek = self._peek(data)
-        except msgspec.ValidationError:
-            held = self._loose(data)
-            odd = next((key for key in held if not isinstance(key, str)), None)
-            words = (
-                "an object with `op` and `id`" if odd is None else f"its keys to be strings, got `{type(odd).__name__}`"
-            )
-            return Malformed(BadRequestError(f"message: expected {words}"), _usable_id(held.get("id")))
+        except msgspec.ValidationError as wrong:
+            given = wrong_key(wrong)
+            words = "an object with `op` and `id`" if given is None else f"its keys to be strings, got `{given}`"
+            return Malformed(BadRequestError(f"message: expected {words}"), _usable_id(self._loose(data).get("id")))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as broken:
             return Malformed(BadRequestError(f"message: not valid {what} ({broken})"))
         id = _usable_id(peek.id)

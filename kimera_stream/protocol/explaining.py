@@ -1,7 +1,7 @@
 """The decoder's errors in the words of the contract: the field first, then what was expected there."""
 
 import re
-from typing import Any, Final, get_args
+from typing import Any, Final, TypeVar, get_args
 
 import msgspec
 
@@ -9,10 +9,13 @@ from kimera_stream.protocol.errors import BadRequestError
 from kimera_stream.protocol.messages import Encoding
 from kimera_stream.protocol.objects import ContradictionState, Decision, Scalar, WatchKind
 
+T = TypeVar("T")
+
 _SHOWN_CHARS: Final = 256
 """Of a key in a path; no key that is accepted is longer."""
-_WITH_PATH: Final = re.compile(r"(?P<what>.*) - at `(?P<key>key` in `)?\$(?P<path>.*)`", re.DOTALL)
-_WRONG_KEY: Final = re.compile(r"Expected `str`(?:, got `(?P<given>\w+)`)?.*", re.DOTALL)
+_GOT_NONE: Final = re.compile(r"\A(Expected `[^`]*`, got `)None`")
+_WITH_PATH: Final = re.compile(r"(?P<what>.*) - at `(?:key` in `)?\$(?P<path>.*)`", re.DOTALL)
+_WRONG_KEY: Final = re.compile(r"Expected `str`, got `(?P<given>\w+)` - at `key` in `.*`", re.DOTALL)
 _UNKNOWN_FIELD: Final = re.compile(r"Object contains unknown field `(?P<name>.*)`", re.DOTALL)
 _MISSING_FIELD: Final = re.compile(r"Object missing required field `(?P<name>.*)`", re.DOTALL)
 _NO_CHOICE: Final = re.compile(r"Invalid enum value '(?P<given>.*)'", re.DOTALL)
@@ -35,16 +38,16 @@ def bad_request(exc: Exception, data: str | bytes | None = None, encoding: Encod
     Args:
         data: What was decoded, in ``encoding``: the decoder does not tell which of the free keys of an object it stopped at.
     """
-    text = str(exc)
+    text = _words(exc)
     path = ""
     if match := _WITH_PATH.fullmatch(text):
         text, path = match["what"], match["path"]
-        if match["key"] and (wrong := _WRONG_KEY.fullmatch(text)):
-            text = "expected keys to be strings" + (f", got `{wrong['given']}`" if wrong["given"] else "")
-        if _ANY_KEY in path:
-            path = path if data is None else _named(path, data, encoding)
+        if data is not None and _ANY_KEY in path:
+            path = _named(path, data, encoding)
         path = path.removeprefix(".")
-    if match := _UNKNOWN_FIELD.fullmatch(text):
+    if given := wrong_key(exc):
+        text = f"expected keys to be strings, got `{given}`"
+    elif match := _UNKNOWN_FIELD.fullmatch(text):
         path, text = _join(path, match["name"]), "unknown field"
     elif match := _MISSING_FIELD.fullmatch(text):
         path, text = _join(path, match["name"]), "required"
@@ -55,7 +58,18 @@ def bad_request(exc: Exception, data: str | bytes | None = None, encoding: Encod
     return BadRequestError(f"{path or 'message'}: {text}", field=path or None)
 
 
-def decode_as(kind: Any, data: str | bytes | msgspec.Raw, encoding: Encoding) -> Any:
+def wrong_key(exc: Exception) -> str | None:
+    """The type of the key at which the decoder stopped as it is no string; None: it was something else that stopped it."""
+    match = _WRONG_KEY.fullmatch(_words(exc))
+    return match["given"] if match else None
+
+
+def _words(exc: Exception) -> str:
+    """The decoder's own, with one name for null: MessagePack's has two."""
+    return _GOT_NONE.sub(r"\1null`", str(exc))
+
+
+def decode_as(kind: type[T], data: str | bytes | msgspec.Raw, encoding: Encoding) -> T:
     """``data`` as ``kind``.
 
     Raises:
@@ -80,7 +94,7 @@ def _named(path: str, data: str | bytes, encoding: Encoding) -> str:
                 value = decode_as(list[msgspec.Raw], value, encoding)[int(step["index"])]
                 named += step[0]
                 continue
-            held: dict[str, msgspec.Raw] = decode_as(dict[str, msgspec.Raw], value, encoding)
+            held = decode_as(dict[str, msgspec.Raw], value, encoding)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, LookupError):
             return named + path[step.start() :]  # what comes after the value is broken as well
         name = step["name"]

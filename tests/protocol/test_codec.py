@@ -131,6 +131,13 @@ def test_the_offending_key_is_named_where_json_has_it_once(geoid: str, field: st
     [
         ({"op": "ping", "id": 3, 1: 2}, 3, "message: expected its keys to be strings, got `int`"),
         ({1: "ping", 2: 3}, None, "message: expected its keys to be strings, got `int`"),
+        ({"op": "ping", "id": 3, None: 2}, 3, "message: expected its keys to be strings, got `null`"),
+        (
+            {"op": "publish", "id": 3, "geoid": {"symbolic_state": {None: 2}}},
+            3,
+            "geoid.symbolic_state: expected keys to be strings, got `null`",
+        ),
+        ({"op": "publish", "id": 3, "geoid": {"vector": [None]}}, 3, "geoid.vector[0]: expected `float`, got `null`"),
         ({"op": "publish", "id": 3, "geoid": {1: 2}}, 3, "geoid: expected keys to be strings, got `int`"),
         (
             {"op": "publish", "id": 3, "geoid": {"semantic_state": {b"a": 2.0}}},

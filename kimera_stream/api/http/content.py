@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from kimera_stream.api.problems import RequestTimeoutError, UnsupportedMediaTypeError
 from kimera_stream.protocol.errors import BadRequestError, KimeraError, TooLargeError
-from kimera_stream.protocol.explaining import bad_request
+from kimera_stream.protocol.explaining import bad_request, decode_as
 from kimera_stream.protocol.messages import Encoding
 
 T = TypeVar("T")
@@ -131,9 +131,7 @@ def decode(data: bytes, kind: type[T], encoding: Encoding, *, where: str = "") -
         BadRequestError: names the field and what was expected.
     """
     try:
-        if encoding == "json":
-            return msgspec.json.decode(data, type=kind)
-        return msgspec.msgpack.decode(data, type=kind)
+        return decode_as(kind, data, encoding)
     except msgspec.ValidationError as error:
         told = bad_request(error, data, encoding)
         if not where and told.field is not None:
