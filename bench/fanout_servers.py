@@ -20,7 +20,8 @@ import structlog
 import uvicorn
 import uvloop
 
-from kimera_stream.core.interfaces import ALL_ROLES, LogPage, Principal
+from kimera_stream.core.access import ALL_ROLES, Principal
+from kimera_stream.core.interfaces import LogPage
 from kimera_stream.infrastructure.garbage import settle_garbage
 from kimera_stream.protocol.log import LogEntry
 from kimera_stream.protocol.messages import ServerInfo

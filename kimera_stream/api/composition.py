@@ -19,12 +19,12 @@ from kimera_stream.api.runtime import Runtime
 from kimera_stream.api.services import Parts, service_specs
 from kimera_stream.api.stats import StatsService
 from kimera_stream.api.websocket import StreamEndpoint
+from kimera_stream.core.access import Authenticator
 from kimera_stream.core.conversation import ConversationMemory
 from kimera_stream.core.embedding import BatchingEmbedder, make_provider
 from kimera_stream.core.geoid_cache import GeoidCache
 from kimera_stream.core.index import FlatIndex, SnapshotKeeper
 from kimera_stream.core.interfaces import (
-    Authenticator,
     ContradictionEngine,
     EmbeddingService,
     FieldService,

@@ -16,7 +16,8 @@ import structlog
 from kimera_stream.api.asgi_egress import AsgiEgress
 from kimera_stream.api.auth.transport import extract_token, origin_allowed
 from kimera_stream.api.egress import EXTENSION
-from kimera_stream.core.interfaces import Authenticator, KnowledgeService, VaultService
+from kimera_stream.core.access import Authenticator
+from kimera_stream.core.interfaces import KnowledgeService, VaultService
 from kimera_stream.infrastructure.settings import Settings
 from kimera_stream.protocol.close_codes import CloseCode
 from kimera_stream.protocol.codec import CODECS

@@ -21,8 +21,9 @@ import anyio
 import msgspec
 import structlog
 
+from kimera_stream.core.access import Principal
 from kimera_stream.core.geoid import unit
-from kimera_stream.core.interfaces import Principal, PublishResult, VaultService
+from kimera_stream.core.interfaces import PublishResult, VaultService
 from kimera_stream.core.kept import CheckpointRequest, DeadLetter, RequestRef
 from kimera_stream.core.validation import BodyLimits, validate_body
 from kimera_stream.engines.intake import Ticket

@@ -15,8 +15,9 @@ import anyio.abc
 import msgspec
 import structlog
 
+from kimera_stream.core.access import Principal
 from kimera_stream.core.geoid import unit
-from kimera_stream.core.interfaces import EmbeddingService, Principal, PublishResult, VaultService
+from kimera_stream.core.interfaces import EmbeddingService, PublishResult, VaultService
 from kimera_stream.core.validation import BodyLimits, check_key, check_reason, validate_body, validate_query
 from kimera_stream.engines.checkpoint import KeptWork
 from kimera_stream.engines.intake import Intake, Ticket

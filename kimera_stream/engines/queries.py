@@ -8,6 +8,7 @@ import anyio
 import msgspec
 import numpy as np
 
+from kimera_stream.core.access import Principal
 from kimera_stream.core.geoid import built, unit
 from kimera_stream.core.geoid_cache import GeoidCache
 from kimera_stream.core.interfaces import (
@@ -15,7 +16,6 @@ from kimera_stream.core.interfaces import (
     ContradictionEngine,
     EmbeddingService,
     IndexService,
-    Principal,
     StoredGeoid,
     Vector,
 )

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from kimera_stream.core.interfaces import Principal, PublishResult, Vector
+from kimera_stream.core.access import Principal
+from kimera_stream.core.interfaces import PublishResult, Vector
 from kimera_stream.core.kept import CheckpointRequest
 from kimera_stream.engines.intake import Ticket
 from kimera_stream.protocol.objects import Decision, GeoidBody, Scar

@@ -6,7 +6,8 @@ from typing import Any, Final
 
 import msgspec
 
-from kimera_stream.core.interfaces import KnowledgeService, Principal, VaultService
+from kimera_stream.core.access import Principal
+from kimera_stream.core.interfaces import KnowledgeService, VaultService
 from kimera_stream.protocol.channels import channel_kind, is_id
 from kimera_stream.protocol.errors import BadPositionError, BadRequestError, NotFoundError
 from kimera_stream.protocol.explaining import bad_request

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import msgspec
 import structlog
 
-from kimera_stream.core.interfaces import Authenticator, Principal
+from kimera_stream.core.access import Authenticator, Principal
 from kimera_stream.protocol.close_codes import CloseCode
 from kimera_stream.protocol.codec import Codec, error_reply
 from kimera_stream.protocol.errors import InternalError, LimitExceededError, OperationalError, UnauthorizedError

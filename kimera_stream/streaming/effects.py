@@ -2,7 +2,7 @@
 
 import msgspec
 
-from kimera_stream.core.interfaces import Principal
+from kimera_stream.core.access import Principal
 from kimera_stream.protocol.close_codes import CloseCode
 from kimera_stream.protocol.messages import AnyCommand, CursorRef, Error, Filter, Push, Reply
 from kimera_stream.protocol.objects import Position

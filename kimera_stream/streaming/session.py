@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from kimera_stream.core.interfaces import Principal, Role
+from kimera_stream.core.access import Principal, Role
 from kimera_stream.protocol.close_codes import CloseCode
 from kimera_stream.protocol.codec import Codec, Malformed, error_reply
 from kimera_stream.protocol.errors import (

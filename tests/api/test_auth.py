@@ -31,7 +31,7 @@ from kimera_stream.api.auth import (
     revoke_api_key,
     split_subprotocols,
 )
-from kimera_stream.core.interfaces import ALL_ROLES, Principal
+from kimera_stream.core.access import ALL_ROLES, Principal
 from kimera_stream.infrastructure import secrets as secrets_module
 from kimera_stream.infrastructure.secrets import hash_secret, verify_secret
 from kimera_stream.infrastructure.settings import SecuritySettings, SettingsError

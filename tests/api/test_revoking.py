@@ -9,7 +9,7 @@ import pytest
 
 from kimera_stream.api.auth import revoking
 from kimera_stream.api.auth.revoking import Revocations, Revoking, digest_of, subject_of
-from kimera_stream.core.interfaces import ALL_ROLES, Principal
+from kimera_stream.core.access import ALL_ROLES, Principal
 from kimera_stream.core.kept import FORGIVEN_MS, Revocation
 from kimera_stream.protocol.errors import UnavailableError
 

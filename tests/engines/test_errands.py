@@ -11,8 +11,8 @@ import pytest
 from anyio.abc import TaskGroup
 from prometheus_client import CollectorRegistry
 
+from kimera_stream.core.access import ALL_ROLES, Principal
 from kimera_stream.core.coverage import Coverage, SliceState
-from kimera_stream.core.interfaces import ALL_ROLES, Principal
 from kimera_stream.core.slices import lane_slice
 from kimera_stream.engines.cluster.errands import TOGETHER, Errands
 from kimera_stream.engines.cluster.patience import Patience

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kimera_stream.core.interfaces import Principal
+from kimera_stream.core.access import Principal
 from kimera_stream.engines import watches as module
 from kimera_stream.protocol.errors import BadFilterError, BadRequestError, LimitExceededError, NotFoundError
 from kimera_stream.protocol.objects import GeoidBody, Watch

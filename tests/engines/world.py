@@ -10,6 +10,7 @@ import anyio
 import msgspec
 from prometheus_client import CollectorRegistry
 
+from kimera_stream.core.access import Principal
 from kimera_stream.core.conversation import ConversationMemory
 from kimera_stream.core.embedding import HashingProvider
 from kimera_stream.core.geoid_cache import GeoidCache
@@ -20,7 +21,6 @@ from kimera_stream.core.interfaces import (
     LogPage,
     Matrix,
     Page,
-    Principal,
     StoredGeoid,
     Vector,
     WriteBatch,

@@ -11,7 +11,8 @@ import uvicorn
 
 from kimera_stream.api.egress import uvicorn_options
 from kimera_stream.api.websocket import StreamEndpoint
-from kimera_stream.core.interfaces import ALL_ROLES, FramePage, LogPage, Principal, PublishResult
+from kimera_stream.core.access import ALL_ROLES, Principal
+from kimera_stream.core.interfaces import FramePage, LogPage, PublishResult
 from kimera_stream.infrastructure.settings import Settings
 from kimera_stream.protocol import frames
 from kimera_stream.protocol.close_codes import CloseCode

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from kimera_stream.core.interfaces import ALL_ROLES, Principal
+from kimera_stream.core.access import ALL_ROLES, Principal
 from kimera_stream.protocol.close_codes import CloseCode
 from kimera_stream.protocol.codec import CODECS
 from kimera_stream.protocol.errors import BadChannelError, ForbiddenError, UnauthorizedError, UnavailableError

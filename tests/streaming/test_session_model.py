@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from kimera_stream.core.interfaces import ALL_ROLES, Principal
+from kimera_stream.core.access import ALL_ROLES, Principal
 from kimera_stream.protocol.codec import CODECS
 from kimera_stream.protocol.errors import BadChannelError, OverloadedError, UnauthorizedError, UnavailableError
 from kimera_stream.protocol.messages import Error, Expiring, Pong, Reply, Unsubscribed

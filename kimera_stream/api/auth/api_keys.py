@@ -17,7 +17,8 @@ import msgspec
 import structlog
 
 from kimera_stream.api.auth.watched import WatchedFile
-from kimera_stream.core.interfaces import ALL_ROLES, Principal, Role, Threads
+from kimera_stream.core.access import ALL_ROLES, Principal, Role
+from kimera_stream.core.interfaces import Threads
 from kimera_stream.infrastructure.secrets import hash_secret, is_hash, new_secret, verify_secret
 from kimera_stream.protocol.errors import UnauthorizedError
 

@@ -9,7 +9,8 @@ import structlog
 
 from kimera_stream.api.auth.api_keys import PREFIX, ApiKeyStore
 from kimera_stream.api.auth.revoking import MAX_TOKEN_CHARS, Revocations
-from kimera_stream.core.interfaces import ALL_ROLES, Principal, Threads
+from kimera_stream.core.access import ALL_ROLES, Principal
+from kimera_stream.core.interfaces import Threads
 from kimera_stream.infrastructure.settings import Problem, SecuritySettings, SettingsError
 from kimera_stream.protocol.errors import UnauthorizedError
 
@@ -22,7 +23,7 @@ log = structlog.get_logger(__name__)
 
 
 class TokenAuthenticator:
-    """Implements ``core.interfaces.Authenticator`` with JSON Web Tokens and API keys.
+    """Implements ``core.access.Authenticator`` with JSON Web Tokens and API keys.
 
     Args:
         security: Keys and what is demanded of tokens.
@@ -70,7 +71,7 @@ class TokenAuthenticator:
         log.info("authentication_ready", required=self.required, signed=self._jwt is not None, keys=count)
 
     def known(self, token: str | None) -> Principal | None:
-        """See ``core.interfaces.Authenticator``. Where access is open and nothing is configured to check a token against, a
+        """See ``core.access.Authenticator``. Where access is open and nothing is configured to check a token against, a
         token is passed over: a client's setting need not change with the server it is tried on.
         """
         if self._open and (not token or not (self._has_keys or self._jwt is not None)):
@@ -78,7 +79,7 @@ class TokenAuthenticator:
         return None
 
     async def authenticate(self, token: str | None) -> Principal:
-        """See ``core.interfaces.Authenticator``."""
+        """See ``core.access.Authenticator``."""
         known = self.known(token)
         if known is not None:
             return known
@@ -110,7 +111,7 @@ class TokenAuthenticator:
         return await self._keys.look()
 
     def holds(self, principal: Principal) -> bool:
-        """See ``core.interfaces.Authenticator``."""
+        """See ``core.access.Authenticator``."""
         kind, _, which = principal.credential.partition(":")
         if kind == "key" and not self._keys.holds(which, principal):
             return False
@@ -122,7 +123,7 @@ class TokenAuthenticator:
         self._changed = anyio.Event()
 
     async def revoked(self, principal: Principal) -> None:
-        """See ``core.interfaces.Authenticator``."""
+        """See ``core.access.Authenticator``."""
         while self.holds(principal):
             await self._changed.wait()
 

@@ -21,7 +21,8 @@ from joserfc.jwt import ClaimsOption, JWTClaimsRegistry, decode
 
 from kimera_stream.api.auth.revoking import digest_of
 from kimera_stream.api.auth.watched import WatchedFile
-from kimera_stream.core.interfaces import ALL_ROLES, Principal, Role, Threads
+from kimera_stream.core.access import ALL_ROLES, Principal, Role
+from kimera_stream.core.interfaces import Threads
 from kimera_stream.infrastructure.settings import SecuritySettings
 from kimera_stream.protocol.errors import UnauthorizedError
 

@@ -13,7 +13,7 @@ import msgspec
 import structlog
 
 from kimera_stream.api.auth.api_keys import id_of_token, is_key_id
-from kimera_stream.core.interfaces import Principal, RevocationStore
+from kimera_stream.core.access import Principal, RevocationStore
 from kimera_stream.core.kept import FORGIVEN_MS, Revocation, RevocationKind
 from kimera_stream.protocol.errors import UnavailableError
 

@@ -66,7 +66,7 @@ def new_key(
 ) -> None:
     """Make an API key. It is shown once; the file keeps only its hash."""
     from kimera_stream.api.cli.keys import make_key
-    from kimera_stream.core.interfaces import ALL_ROLES, Role
+    from kimera_stream.core.access import ALL_ROLES, Role
 
     unknown = sorted(set(role) - ALL_ROLES)
     if unknown:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kimera_stream.api.auth.api_keys import add_api_key, create_api_key
-from kimera_stream.core.interfaces import Role
+from kimera_stream.core.access import Role
 from kimera_stream.protocol.errors import BadRequestError
 
 DEFAULT_FILE = Path("data/api-keys.jsonl")

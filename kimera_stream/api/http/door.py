@@ -8,14 +8,8 @@ from typing import Any, Literal, Protocol
 
 import anyio
 
-from kimera_stream.core.interfaces import (
-    Authenticator,
-    FieldService,
-    KnowledgeService,
-    Principal,
-    Threads,
-    VaultService,
-)
+from kimera_stream.core.access import Authenticator, Principal
+from kimera_stream.core.interfaces import FieldService, KnowledgeService, Threads, VaultService
 from kimera_stream.core.kept import Revocation, RevocationKind
 from kimera_stream.infrastructure.settings import Settings
 from kimera_stream.infrastructure.telemetry import Metrics

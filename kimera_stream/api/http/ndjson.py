@@ -23,7 +23,8 @@ from kimera_stream.api.http.door import HttpDoor
 from kimera_stream.api.http.outflow import STOP_PATIENCE, Outflow, PeerStalled
 from kimera_stream.api.http.protocol import abort
 from kimera_stream.api.http.publishing import LineProblem, OrderedPublisher, PublishedAnswer, parse_item
-from kimera_stream.core.interfaces import KnowledgeService, Principal
+from kimera_stream.core.access import Principal
+from kimera_stream.core.interfaces import KnowledgeService
 from kimera_stream.protocol.errors import BadRequestError, TooLargeError, UnauthorizedError, UnavailableError
 
 log = structlog.get_logger(__name__)

@@ -17,7 +17,7 @@ from kimera_stream.api.auth.transport import extract_token
 from kimera_stream.api.http.content import ClientGone, answer, decode, read_body, request_encoding
 from kimera_stream.api.http.door import DoorServices, HttpDoor
 from kimera_stream.api.problems import REQUEST_ID_KEY, MethodNotAllowedError, problem_response
-from kimera_stream.core.interfaces import Principal, Role
+from kimera_stream.core.access import Principal, Role
 from kimera_stream.protocol.channels import is_id
 from kimera_stream.protocol.errors import (
     BadRequestError,

@@ -13,7 +13,8 @@ from msgspec import Meta
 
 from kimera_stream.api.http.content import decode
 from kimera_stream.api.problems import Problem, problem_of
-from kimera_stream.core.interfaces import KnowledgeService, Principal, PublishResult
+from kimera_stream.core.access import Principal
+from kimera_stream.core.interfaces import KnowledgeService, PublishResult
 from kimera_stream.protocol.errors import BadRequestError, OperationalError, OverloadedError, RateLimitedError
 from kimera_stream.protocol.messages import Encoding
 from kimera_stream.protocol.objects import Contradiction, Geoid, GeoidBody

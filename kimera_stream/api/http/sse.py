@@ -17,7 +17,7 @@ from kimera_stream.api.http.content import EVENT_STREAM
 from kimera_stream.api.http.door import EventHub, HttpDoor, ReaderEvent, ReaderStart
 from kimera_stream.api.http.outflow import STOP_PATIENCE, Outflow, PeerStalled
 from kimera_stream.api.http.protocol import abort
-from kimera_stream.core.interfaces import Principal
+from kimera_stream.core.access import Principal
 from kimera_stream.protocol.errors import BadPositionError, Disconnect
 from kimera_stream.protocol.filters import Filter
 from kimera_stream.protocol.objects import Position

@@ -18,8 +18,9 @@ from kimera_stream.api.nodes.stats import NodeStats, cluster_numbers
 from kimera_stream.api.runtime import Drain
 from kimera_stream.api.services import PATIENT, Assemble, Parts, revoking_service
 from kimera_stream.api.websocket import StreamEndpoint
+from kimera_stream.core.access import Authenticator
 from kimera_stream.core.coverage import ClusterStore, Node
-from kimera_stream.core.interfaces import Authenticator, FieldService, KnowledgeService
+from kimera_stream.core.interfaces import FieldService, KnowledgeService
 from kimera_stream.core.validation import BodyLimits
 from kimera_stream.core.vault.vault import SqlVault
 from kimera_stream.engines.cluster.errands import Errands

@@ -161,7 +161,7 @@ _DUTIES_FREE = Query(
 
 
 class SqlCluster:
-    """Implements ``core.interfaces.ClusterStore``.
+    """Implements ``core.coverage.ClusterStore``.
 
     Args:
         url: The vault's database.

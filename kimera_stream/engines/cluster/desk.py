@@ -18,8 +18,8 @@ import anyio.abc
 import msgspec
 import structlog
 
+from kimera_stream.core.access import Principal
 from kimera_stream.core.coverage import SliceState
-from kimera_stream.core.interfaces import Principal
 from kimera_stream.core.vault.errors import LeaseLostError
 from kimera_stream.engines.cluster import wire
 from kimera_stream.engines.pipeline import Pipeline

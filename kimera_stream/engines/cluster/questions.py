@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 
-from kimera_stream.core.interfaces import Principal
+from kimera_stream.core.access import Principal
 from kimera_stream.engines.cluster import wire
 from kimera_stream.engines.queries import Queries
 from kimera_stream.infrastructure.bus.interface import NUDGE, Bus

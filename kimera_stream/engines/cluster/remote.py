@@ -14,8 +14,9 @@ import anyio
 import msgspec
 import structlog
 
+from kimera_stream.core.access import Principal
 from kimera_stream.core.coverage import Coverage
-from kimera_stream.core.interfaces import LogPage, Principal, PublishResult
+from kimera_stream.core.interfaces import LogPage, PublishResult
 from kimera_stream.core.validation import BodyLimits, check_key, check_reason, validate_body, validate_query
 from kimera_stream.engines.cluster import wire
 from kimera_stream.engines.cluster.errands import Errands

@@ -19,7 +19,8 @@ from kimera_stream.api.http.protocol import KimeraHttpProtocol
 from kimera_stream.api.http.routes import http_routes
 from kimera_stream.api.middleware import http_middleware
 from kimera_stream.api.problems import EXCEPTION_HANDLERS
-from kimera_stream.core.interfaces import ALL_ROLES, LogPage, Page, Principal, PublishResult, StoredGeoid
+from kimera_stream.core.access import ALL_ROLES, Principal
+from kimera_stream.core.interfaces import LogPage, Page, PublishResult, StoredGeoid
 from kimera_stream.core.kept import Revocation, RevocationKind, UsageRecord
 from kimera_stream.infrastructure.settings import Settings
 from kimera_stream.infrastructure.telemetry import Metrics, Tracing
