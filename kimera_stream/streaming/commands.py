@@ -42,7 +42,7 @@ from kimera_stream.streaming.starts import Start, require_watch, unknown_watch
 
 _DEFAULT_PRIORITY: Final = 5
 PresenceOfAll = Callable[[str], Awaitable[tuple[int, dict[str, int]]]]
-"""``core.interfaces.Presence`` over several nodes."""
+"""``Hub.presence`` over several nodes."""
 
 
 @dataclass(frozen=True, slots=True)

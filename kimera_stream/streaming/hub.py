@@ -55,7 +55,7 @@ class Elsewhere(Protocol):
 
 
 class Hub:
-    """Fan-out of one log. Implements ``core.interfaces.EventSink`` and ``core.interfaces.Presence``.
+    """Fan-out of one log. Implements ``core.interfaces.EventSink``.
 
     Everything but ``run``, ``resolve`` and readers is synchronous and belongs to the event loop's thread.
 

@@ -56,7 +56,7 @@ class PresenceEverywhere:
         return _encode(_Here(*self._hub.presence(question.decode())))
 
     async def of(self, channel: str) -> tuple[int, dict[str, int]]:
-        """See ``core.interfaces.Presence``; over all edges that can be reached.
+        """See ``Hub.presence``; over all edges that can be reached.
 
         Raises:
             BadChannelError: there is no such channel.

@@ -83,7 +83,7 @@ def advance(tx: Transaction, numbers: Sequence[int], scored: int) -> None:
 
 
 class SqlLockedLog:
-    """Implements ``core.interfaces.LockedLog`` on one transaction."""
+    """Implements ``core.coverage.LockedLog`` on one transaction."""
 
     def __init__(self, tx: Transaction) -> None:
         self._tx = tx
