@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from kimera_stream.infrastructure.settings import ApiSettings
-from kimera_stream.protocol.channels import is_id
+from kimera_stream.protocol.channels import check_id
 from kimera_stream.protocol.errors import BadRequestError, LimitExceededError, TooLargeError
 from kimera_stream.protocol.objects import GeoidBody, Scalar
 
@@ -54,7 +54,8 @@ def validate_body(body: GeoidBody, limits: BodyLimits, *, merge: bool = False, w
         LimitExceededError: too many keys, or nested too deeply.
     """
     for name in ("id", "session_id", "originator_agent_id"):
-        _check_id(getattr(body, name), f"{where}.{name}")
+        if (value := getattr(body, name)) is not None:
+            check_id(value, f"{where}.{name}")
     if body.id in (".", ".."):  # a path of them means another one: no client could ask for it over HTTP
         raise BadRequestError(f"{where}.id: expected 1-128 URL-safe characters, not only . or ..", field=f"{where}.id")
     if body.text is not None:
@@ -121,11 +122,6 @@ def check_vector(vector: list[float], dimension: int, field: str) -> None:
         raise BadRequestError(
             f"{field}: expected a vector with a direction (largest value between 1e-30 and 1e30)", field=field
         )
-
-
-def _check_id(value: str | None, field: str) -> None:
-    if value is not None and not is_id(value):
-        raise BadRequestError(f"{field}: expected 1-128 URL-safe characters (A-Z a-z 0-9 - _ . ~)", field=field)
 
 
 def _check_text(text: str, max_chars: int, field: str) -> None:
@@ -240,6 +236,15 @@ def validate_query(text: str | None, vector: list[float] | None, limits: BodyLim
     Raises:
         BadRequestError, TooLargeError: names the field and what was expected.
     """
+    check_one_of(text, vector)
+    validate_body(GeoidBody(text=text, vector=vector), limits, where=where)
+
+
+def check_one_of(text: str | None, vector: list[float] | None) -> None:
+    """Refuse a question that has both a text and a vector, or neither.
+
+    Raises:
+        BadRequestError: names the text.
+    """
     if (text is None) == (vector is None):
         raise BadRequestError("text: expected either text or vector", field="text")
-    validate_body(GeoidBody(text=text, vector=vector), limits, where=where)

@@ -27,7 +27,7 @@ from kimera_stream.engines.retrying import Faults, Patience, defect, may_pass
 from kimera_stream.engines.sequencer import Sequencing
 from kimera_stream.engines.work import DeleteWork, PublishWork, RequestId, RereadWork, ResolveWork, Work
 from kimera_stream.infrastructure.settings import Settings
-from kimera_stream.protocol.channels import is_id
+from kimera_stream.protocol.channels import check_id
 from kimera_stream.protocol.errors import BadRequestError, InternalError, OperationalError, UnavailableError
 from kimera_stream.protocol.messages import Published
 from kimera_stream.protocol.objects import (
@@ -158,8 +158,7 @@ class Pipeline:
         request: RequestId | None = None,
     ) -> int:
         """Delete a geoid; returns the offset of its ``geoid.deleted``."""
-        if not is_id(geoid_id):
-            raise BadRequestError("geoid_id: expected 1-128 URL-safe characters", field="geoid_id")
+        check_id(geoid_id, "geoid_id")
         ticket: Ticket[int] = self._ticket(principal, session_id)
         self._accept(DeleteWork(ticket, geoid_id, principal, request))
         return await ticket.outcome()

@@ -8,7 +8,8 @@ import msgspec
 
 from kimera_stream.core.access import Principal
 from kimera_stream.core.interfaces import KnowledgeService, VaultService
-from kimera_stream.protocol.channels import channel_kind, is_id
+from kimera_stream.core.validation import check_one_of
+from kimera_stream.protocol.channels import channel_kind, check_id, is_id
 from kimera_stream.protocol.errors import BadPositionError, BadRequestError, NotFoundError
 from kimera_stream.protocol.explaining import bad_request
 from kimera_stream.protocol.messages import (
@@ -141,8 +142,7 @@ class Commands:
         return Deleted(id=command.id, geoid_id=command.geoid_id, offset=offset)
 
     async def _resolve(self, command: Resolve, caller: Caller) -> Reply:
-        if not is_id(command.contradiction_id):
-            raise BadRequestError("contradiction_id: expected 1-128 URL-safe characters", field="contradiction_id")
+        check_id(command.contradiction_id, "contradiction_id")
         scar, offset = await self._knowledge.resolve(
             command.contradiction_id,
             command.decision,
@@ -153,9 +153,8 @@ class Commands:
         return Resolved(id=command.id, scar=scar, offset=offset)
 
     async def _watch(self, command: WatchCommand, caller: Caller) -> Reply:
-        _check_watch_name(command.watch)
-        if (command.text is None) == (command.vector is None):
-            raise BadRequestError("text: expected either text or vector", field="text")
+        check_id(command.watch, "watch", what="a name of")
+        check_one_of(command.text, command.vector)
         if not command.kinds:
             raise BadRequestError("kinds: expected at least one of contradicts, related", field="kinds")
         self._hub.compile(command.filter)
@@ -171,7 +170,7 @@ class Commands:
         return Watching(id=command.id, watch=watch.watch, channel=f"watch:{watch.id}")
 
     async def _unwatch(self, command: Unwatch, caller: Caller) -> Reply:
-        _check_watch_name(command.watch)
+        check_id(command.watch, "watch", what="a name of")
         await self._knowledge.unwatch(command.watch, principal=caller.principal)
         return Unwatched(id=command.id, watch=command.watch)
 
@@ -183,8 +182,7 @@ class Commands:
 
     async def _ack(self, command: Ack, caller: Caller) -> Reply:
         channel_kind(command.channel, max_bytes=self._hub.settings.max_channel_bytes)
-        if not is_id(command.name):
-            raise BadRequestError("name: expected a cursor name of 1-128 URL-safe characters", field="name")
+        check_id(command.name, "name", what="a cursor name of")
         head = await self._hub.head(command.offset)
         if command.offset > head:
             raise BadPositionError(
@@ -270,8 +268,3 @@ class Commands:
             channel, encoding, offset=value.offset, type=value.type, ts=value.ts, data=value.data
         )
         return HistoryPage(events=[msgspec.Raw(payload)], epoch=hub.epoch, offset=value.offset, more=False)
-
-
-def _check_watch_name(name: str) -> None:
-    if not is_id(name):
-        raise BadRequestError("watch: expected a name of 1-128 URL-safe characters", field="watch")

@@ -10,8 +10,8 @@ from kimera_stream.api.http.content import MSGPACK
 from kimera_stream.api.http.geoids import After, ContradictionPage, Fraction, Limit
 from kimera_stream.api.http.operations import Answer, Call, Content, Operation
 from kimera_stream.core.validation import MAX_REASON_CHARS
-from kimera_stream.protocol.channels import is_id
-from kimera_stream.protocol.errors import BadRequestError, NotFoundError
+from kimera_stream.protocol.channels import check_id
+from kimera_stream.protocol.errors import NotFoundError
 from kimera_stream.protocol.objects import Contradiction, ContradictionState, Decision, Scar
 
 
@@ -47,8 +47,8 @@ class ResolvedAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 async def list_contradictions(call: Call) -> ASGIApp:
     query = call.query(ContradictionsQuery)
-    if query.geoid_id is not None and not is_id(query.geoid_id):
-        raise BadRequestError("geoid_id: expected 1-128 URL-safe characters", field="geoid_id")
+    if query.geoid_id is not None:
+        check_id(query.geoid_id, "geoid_id")
     page = await call.open_services.vault.list_contradictions(
         after=query.after, limit=query.limit, state=query.state, min_score=query.min_score, geoid_id=query.geoid_id
     )

@@ -24,7 +24,7 @@ from kimera_stream.api.http.publishing import (
     parse_item,
     published_answer,
 )
-from kimera_stream.protocol.channels import is_id
+from kimera_stream.protocol.channels import check_id
 from kimera_stream.protocol.errors import BadRequestError, NotFoundError, OperationalError, TooLargeError
 from kimera_stream.protocol.messages import Encoding
 from kimera_stream.protocol.objects import Contradiction, ContradictionState, Geoid, GeoidBody
@@ -155,8 +155,8 @@ def _idempotency_key(call: Call, item: PublishItem) -> str | None:
 async def list_geoids(call: Call) -> ASGIApp:
     query = call.query(GeoidsQuery)
     for name, value in (("session_id", query.session_id), ("originator_agent_id", query.originator_agent_id)):
-        if value is not None and not is_id(value):
-            raise BadRequestError(f"{name}: expected 1-128 URL-safe characters", field=name)
+        if value is not None:
+            check_id(value, name)
     page = await call.open_services.vault.list_geoids(
         after=query.after, limit=query.limit, session_id=query.session_id, agent_id=query.originator_agent_id
     )

@@ -8,8 +8,9 @@ from starlette.types import ASGIApp
 
 from kimera_stream.api.http.content import MSGPACK, decode, read_body, request_encoding
 from kimera_stream.api.http.operations import Answer, Call, Content, Operation
+from kimera_stream.core.validation import check_one_of
 from kimera_stream.engines.queries import MOST_RESULTS
-from kimera_stream.protocol.channels import is_id
+from kimera_stream.protocol.channels import check_id
 from kimera_stream.protocol.errors import BadRequestError
 from kimera_stream.protocol.objects import GeoidBody, ScoredGeoid, ScoreResult, Watch, WatchKind
 
@@ -95,7 +96,7 @@ async def score(call: Call) -> ASGIApp:
 
 async def search(call: Call) -> ASGIApp:
     body = await call.body(SearchBody)
-    _one_of(body.text, body.vector)
+    check_one_of(body.text, body.vector)
     call.open_services.hub.compile(body.filter)
     hits = await call.open_services.knowledge.search(
         text=body.text, vector=body.vector, relation=body.relation, k=body.k, filter=body.filter
@@ -105,8 +106,8 @@ async def search(call: Call) -> ASGIApp:
 
 async def add_watch(call: Call) -> ASGIApp:
     body = await call.body(WatchBody)
-    _check_name(body.watch)
-    _one_of(body.text, body.vector)
+    check_id(body.watch, "watch", what="a name of")
+    check_one_of(body.text, body.vector)
     call.open_services.hub.compile(body.filter)
     watch = await call.open_services.knowledge.watch(
         body.watch,
@@ -132,19 +133,9 @@ async def remove_watch(call: Call) -> ASGIApp:
         if not data:
             raise BadRequestError("watch: expected the name of a watch", field="watch")
         name = decode(data, UnwatchBody, request_encoding(call.request)).watch
-    _check_name(name)
+    check_id(name, "watch", what="a name of")
     await call.open_services.knowledge.unwatch(name, principal=call.principal)
     return call.answer(UnwatchedAnswer(watch=name))
-
-
-def _one_of(text: str | None, vector: list[float] | None) -> None:
-    if (text is None) == (vector is None):
-        raise BadRequestError("text: expected either text or vector", field="text")
-
-
-def _check_name(name: str) -> None:
-    if not is_id(name):
-        raise BadRequestError("watch: expected a name of 1-128 URL-safe characters", field="watch")
 
 
 def _watch_answer(watch: Watch) -> WatchAnswer:

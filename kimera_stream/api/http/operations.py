@@ -18,7 +18,7 @@ from kimera_stream.api.http.content import ClientGone, answer, decode, read_body
 from kimera_stream.api.http.door import DoorServices, HttpDoor
 from kimera_stream.api.problems import REQUEST_ID_KEY, MethodNotAllowedError, problem_response
 from kimera_stream.core.access import Principal, Role
-from kimera_stream.protocol.channels import is_id
+from kimera_stream.protocol.channels import OF_AN_ID, is_id
 from kimera_stream.protocol.errors import (
     BadRequestError,
     ForbiddenError,
@@ -114,7 +114,7 @@ class Call:
         """
         value: str = self.request.path_params[name]
         if not is_id(value):
-            raise NotFoundError(f"{name}: expected 1-128 URL-safe characters (A-Z a-z 0-9 - _ . ~)", field=name)
+            raise NotFoundError(f"{name}: expected {OF_AN_ID}", field=name)
         return value
 
     def query(self, kind: type[Q]) -> Q:

@@ -26,7 +26,7 @@ from kimera_stream.engines.metrics import PipelineMetrics
 from kimera_stream.engines.queries import MOST_RESULTS
 from kimera_stream.infrastructure.bus.interface import Bus
 from kimera_stream.infrastructure.settings import BusSettings
-from kimera_stream.protocol.channels import is_id
+from kimera_stream.protocol.channels import check_id
 from kimera_stream.protocol.errors import BadRequestError, OperationalError, UnavailableError
 from kimera_stream.protocol.objects import (
     Contradiction,
@@ -145,8 +145,7 @@ class RemoteKnowledge:
 
     async def delete(self, geoid_id: str, *, principal: Principal, session_id: str | None = None) -> int:
         """Delete a geoid; returns the offset of its ``geoid.deleted``."""
-        if not is_id(geoid_id):
-            raise BadRequestError("geoid_id: expected 1-128 URL-safe characters", field="geoid_id")
+        check_id(geoid_id, "geoid_id")
         request = wire.DeleteRequest(at=self._now(), principal=principal.id, session_id=session_id, geoid_id=geoid_id)
         with self._command():
             answer = await self._send((principal.id, session_id or ""), request)
