@@ -120,17 +120,17 @@ class EventStream:
             )
             try:
                 async with reader as (start, events):
-                    if scope["method"] != "HEAD":
+                    if scope["method"] == "HEAD":
+                        # All that can be refused has been looked at: the same answer as to GET, without the events.
+                        await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+                        await send({"type": "http.response.body", "body": b""})
+                    else:
                         await self._follow(start, events, scope, receive, send)
             except BadPositionError as error:
                 if self._since_named == "since":
                     raise
                 words = error.message.partition(": ")[2]
                 raise BadPositionError(f"{self._since_named}: {words}", field=self._since_named) from error
-        if scope["method"] == "HEAD":
-            # All that can be refused has been looked at: the same answer as to GET, without the events.
-            await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-            await send({"type": "http.response.body", "body": b""})
 
     async def _follow(
         self, start: ReaderStart, events: AsyncIterator[ReaderEvent], scope: Scope, receive: Receive, send: Send

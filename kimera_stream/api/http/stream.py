@@ -12,7 +12,7 @@ from kimera_stream.api.http.sse import EventStream, parse_position
 from kimera_stream.protocol.errors import BadFilterError, BadRequestError, UnavailableError
 from kimera_stream.protocol.filters import Filter
 from kimera_stream.protocol.messages import Event
-from kimera_stream.protocol.objects import FieldState, Position
+from kimera_stream.protocol.objects import FieldState
 from kimera_stream.streaming.starts import require_watch
 
 ChannelName = Annotated[
@@ -55,14 +55,9 @@ class HistoryDocument(msgspec.Struct, frozen=True, kw_only=True):
 
 async def events(call: Call) -> ASGIApp:
     query = call.query(EventsQuery)
-    last = call.request.headers.get("last-event-id", "")
-    since: Position | None = None
-    named = "since"
-    if last:
-        named = "last-event-id"
-        since = parse_position(last, named)
-    elif query.since is not None:
-        since = parse_position(query.since, "since")
+    last = call.request.headers.get("last-event-id")
+    named, given = ("last-event-id", last) if last else ("since", query.since)
+    since = None if given is None else parse_position(given, named)
     if query.rewind is not None and query.since is not None:
         raise BadRequestError("rewind: expected either since or rewind", field="rewind")
     await require_watch(call.open_services.knowledge, query.channel)
