@@ -92,9 +92,7 @@ class RequestMiddleware:
                 log.exception("request failed", method=method, route=scope.get(ROUTE_KEY), sent=status)
                 if not status:
                     self._metrics.error("http", InternalError.code)
-                    told = problem_response(
-                        InternalError("the server made a mistake; it is logged"), request_id=request_id
-                    )
+                    told = problem_response(scope, InternalError("the server made a mistake; it is logged"))
                     await told(scope, receive, tagging_send)
                 # A response that has begun cannot be repaired: left unfinished, the server drops the connection, and the
                 # client sees that it is not whole.
@@ -186,7 +184,7 @@ class OriginMiddleware:
         await self._app(scope, receive, granting_send)
 
     async def _refuse(self, error: ForbiddenError, scope: Scope, receive: Receive, send: Send) -> None:
-        await problem_response(error, request_id=scope.get(REQUEST_ID_KEY))(scope, receive, send)
+        await problem_response(scope, error)(scope, receive, send)
 
 
 def _grant(message: Message | dict[str, Any], granted: Mapping[str, str]) -> None:

@@ -8,6 +8,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from kimera_stream.protocol.errors import (
     BadRequestError,
@@ -94,17 +95,15 @@ def problem_of(error: OperationalError, *, request_id: str | None = None) -> Pro
     )
 
 
-def problem_response(
-    error: OperationalError, *, request_id: str | None = None, headers: dict[str, str] | None = None
-) -> Response:
-    """The response that tells of ``error``."""
+def problem_response(scope: Scope, error: OperationalError, *, headers: dict[str, str] | None = None) -> Response:
+    """The response that tells of ``error`` to the request of ``scope``."""
     sent = {"cache-control": "no-store", **(headers or {})}
     if error.retry_after is not None:
         sent["retry-after"] = str(max(1, math.ceil(error.retry_after)))
     if error.status == HTTPStatus.UNAUTHORIZED:
         sent["www-authenticate"] = CHALLENGE
     return Response(
-        msgspec.json.encode(problem_of(error, request_id=request_id)),
+        msgspec.json.encode(problem_of(error, request_id=scope.get(REQUEST_ID_KEY))),
         status_code=error.status,
         headers=sent,
         media_type=PROBLEM_JSON,
@@ -133,17 +132,13 @@ def _of_http_exception(request: Request, error: HTTPException) -> OperationalErr
 async def answer_http_exception(request: Request, error: Exception) -> Response:
     """Starlette's own refusals (no such path, wrong method) as problems."""
     assert isinstance(error, HTTPException)
-    return problem_response(
-        _of_http_exception(request, error),
-        request_id=request.scope.get(REQUEST_ID_KEY),
-        headers=dict(error.headers or {}),
-    )
+    return problem_response(request.scope, _of_http_exception(request, error), headers=dict(error.headers or {}))
 
 
 async def answer_operational_error(request: Request, error: Exception) -> Response:
     """An expected error that an endpoint outside the operation table let through."""
     assert isinstance(error, OperationalError)
-    return problem_response(error, request_id=request.scope.get(REQUEST_ID_KEY))
+    return problem_response(request.scope, error)
 
 
 EXCEPTION_HANDLERS: Final[dict[Any, Any]] = {

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from kimera_stream.api.auth.transport import extract_token
 from kimera_stream.api.http.content import ClientGone, answer, decode, read_body, request_encoding
 from kimera_stream.api.http.door import DoorServices, HttpDoor
-from kimera_stream.api.problems import REQUEST_ID_KEY, MethodNotAllowedError, problem_response
+from kimera_stream.api.problems import MethodNotAllowedError, problem_response
 from kimera_stream.core.access import Principal, Role
 from kimera_stream.protocol.channels import OF_AN_ID, is_id
 from kimera_stream.protocol.errors import (
@@ -253,7 +253,7 @@ class PathEndpoint:
                 raise
             self._door.metrics.error("http", error.code)
             headers = {"allow": self._allow} if isinstance(error, MethodNotAllowedError) else None
-            problem = problem_response(error, request_id=scope.get(REQUEST_ID_KEY), headers=headers)
+            problem = problem_response(scope, error, headers=headers)
             await problem(scope, receive, send)
 
     async def _respond(self, request: Request) -> ASGIApp:
