@@ -42,8 +42,8 @@ class GeoidCache:
     def __len__(self) -> int:
         return len(self._entries)
 
-    async def get_many(self, ids: Sequence[str]) -> Mapping[str, StoredGeoid]:
-        """Those of ``ids`` that exist."""
+    async def get_many(self, ids: Sequence[str], *, keep: bool = True) -> Mapping[str, StoredGeoid]:
+        """Those of ``ids`` that exist. ``keep``: False leaves in the cache what is there, for who reads much and once."""
         found: dict[str, StoredGeoid] = {}
         missing: list[str] = []
         for each in dict.fromkeys(ids):
@@ -51,7 +51,8 @@ class GeoidCache:
             if entry is None:
                 missing.append(each)
             else:
-                self._entries.move_to_end(each)
+                if keep:
+                    self._entries.move_to_end(each)
                 found[each] = entry[0]
         self.hits += len(found)
         if not missing:
@@ -65,7 +66,8 @@ class GeoidCache:
             self._loading = [each for each in self._loading if each is not written]
         for geoid_id, stored in loaded.items():
             if geoid_id not in written:
-                self._keep(stored)
+                if keep:
+                    self._keep(stored)
                 found[geoid_id] = stored
         for geoid_id in missing:
             newer = written.get(geoid_id)

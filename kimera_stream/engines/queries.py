@@ -101,7 +101,9 @@ class Queries:
             (candidates,) = await self._index.related(row, k=wanted)
             fresh = [each for each in candidates if each.geoid_id not in seen]
             for start in range(0, len(fresh), READ_AT_ONCE):
-                hits += await self._passing_among(fresh[start : start + READ_AT_ONCE], compiled)
+                page = fresh[start : start + READ_AT_ONCE]
+                # Past the cache from the second scan on: what one search looks at would push out what all others use.
+                hits += await self._passing_among(page, compiled, keep=not seen)
                 if len(hits) >= k:
                     break
             seen.update(each.geoid_id for each in fresh)
@@ -112,9 +114,11 @@ class Queries:
         # What was published between two scans can be closer than what was found before.
         return sorted(hits, key=lambda hit: -hit.score)[:k]
 
-    async def _passing_among(self, candidates: Sequence[Candidate], compiled: Filter | None) -> list[ScoredGeoid]:
+    async def _passing_among(
+        self, candidates: Sequence[Candidate], compiled: Filter | None, *, keep: bool
+    ) -> list[ScoredGeoid]:
         await anyio.lowlevel.checkpoint()
-        found = await self._cache.get_many([each.geoid_id for each in candidates])
+        found = await self._cache.get_many([each.geoid_id for each in candidates], keep=keep)
         hits = (
             ScoredGeoid(geoid=found[each.geoid_id].geoid, score=max(0.0, min(1.0, each.relatedness)))
             for each in candidates

@@ -45,6 +45,15 @@ async def test_what_was_read_once_is_not_read_again() -> None:
     assert (cache.hits, cache.misses) == (1, 2)
 
 
+async def test_what_is_read_past_it_takes_no_place_in_it() -> None:
+    vault = Vault(geoid("a"), geoid("b"))
+    cache = GeoidCache(vault, 1)  # one of them at most
+    await cache.get("a")
+    assert set(await cache.get_many(["a", "b"], keep=False)) == {"a", "b"}
+    await cache.get("a")
+    assert vault.reads == [["a"], ["b"]]
+
+
 async def test_it_stays_within_its_bytes_and_drops_the_least_used() -> None:
     cache = GeoidCache(Vault(), 10_000)
     for number in range(100):

@@ -86,6 +86,7 @@ async def test_a_search_looks_on_until_enough_pass_its_filter(scans: list[int]) 
         found = await search(world, None, vector=AXIS, k=5, filter=RARE)
         assert [each for each, _ in found] == [f"rare{number}" for number in range(5)]
         assert scans == [50, 500, 5_000]
+        assert len(world.cache) == 50, "what the later scans found went past the cache"
         scans.clear()
         found = await search(world, None, vector=AXIS, k=20, filter=RARE)
         assert [each for each, _ in found] == [f"rare{number}" for number in range(7)], "all there are"
