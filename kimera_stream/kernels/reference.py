@@ -26,7 +26,7 @@ from kimera_stream.kernels.layout import (
     Weights,
     stride_of,
 )
-from kimera_stream.kernels.sieving import KINDS, LANES, UNUSED, Sieve, most_level, scaled, unpack
+from kimera_stream.kernels.sieving import LANES, UNUSED, Sieve, most_lifts, scaled, unpack
 
 _STEPS: F32 = (np.exp2(-np.arange(256) / 32.0) / 127.0).astype(np.float32)
 
@@ -285,10 +285,8 @@ class Reference:
         lost = {i: 1.01 * quantize_query(queries.vectors[i])[2] for i in np.flatnonzero(queries.has_vector).tolist()}
         total = margin + max(lost.values(), default=0.0) if margin > 0 else 0.0
         for i in lost:
-            lift = np.array(
-                [weights.flag * most_level(kind, int(queries.text[i])) for kind in range(KINDS + 1)], np.float32
-            )
-            bar = np.maximum(np.float32(weights.min_related - total), np.float32(weights.threshold) - lift[sieve.kinds])
+            lift = most_lifts(weights.flag, int(queries.text[i]))[sieve.kinds]
+            bar = np.maximum(np.float32(weights.min_related - total), np.float32(weights.threshold) - lift)
             cell = (centres @ codes[i]) * steps[i] + scaled(cell_slack, bar) * sieve.spread
             bar, opened = bar[cell_of], (cell >= bar)[cell_of] & (sieve.slots != UNUSED)
             row = (rows @ codes[i]) * steps[i] + scaled(row_slack, bar) * rest[i] / 255 * sieve.rest

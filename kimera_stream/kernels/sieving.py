@@ -58,6 +58,11 @@ def most_level(kind: int, text: int) -> float:
     return float(differs)
 
 
+def most_lifts(flag: float, text: int) -> F32:
+    """The most that a query lifts rows, by their kind: float32 (KINDS + 1,). ``flag``: see ``Weights``."""
+    return np.array([flag * most_level(kind, text) for kind in range(KINDS + 1)], np.float32)
+
+
 def pack(rows: I8) -> I8:
     """int8 (n, dims) to (groups, dims / 4, 16, 4), the last group filled up with zeros."""
     n, dims = rows.shape

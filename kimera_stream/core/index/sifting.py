@@ -22,7 +22,7 @@ from kimera_stream.core.index.probe import Scope, more_than, scan_rows
 from kimera_stream.core.index.sieve import positions
 from kimera_stream.kernels import Hits, Queries, Sieve, Weights
 from kimera_stream.kernels.layout import F32, U64
-from kimera_stream.kernels.sieving import KINDS, LANES, most_level, scaled
+from kimera_stream.kernels.sieving import LANES, most_lifts, scaled
 
 TARGET_RECALL = 0.99
 """Of the exact result, measured; below it the slacks grow."""
@@ -221,9 +221,9 @@ def _needs(sieve: Sieve, block: Queries, weights: Weights, exact: Hits, k: int) 
             continue  # nothing is related to that statement: it says nothing about slacks
         group, lane = at // LANES, at % LANES
         cell = np.searchsorted(sieve.starts, group, side="right") - 1
-        lift = np.array([weights.flag * most_level(kind, int(block.text[i])) for kind in range(KINDS + 1)], np.float32)
+        lift = most_lifts(weights.flag, int(block.text[i]))[sieve.kinds[cell]]
         floor = float(exact.fused[i, n - 1]) if n == k else weights.threshold
-        bar = np.maximum(weights.min_related, floor - lift[sieve.kinds[cell]])
+        bar = np.maximum(weights.min_related, floor - lift)
         own = sieve.codes[group, :, lane].reshape(len(at), -1).astype(np.int32) @ codes[i] * steps[i]
         centre = (
             sieve.centres[cell // LANES, :, cell % LANES].reshape(len(at), -1).astype(np.int32) @ codes[i] * steps[i]
