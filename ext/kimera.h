@@ -207,7 +207,7 @@ typedef struct {
     int64_t cells;          /* a multiple of KM_LANES; the last ones may be empty */
     const int8_t *centres;  /* packed */
     const float *spread;    /* of each cell: root mean square of what its centre leaves out of a row */
-    const uint8_t *kinds;   /* of each cell: kind of its rows' texts, see km_kind */
+    const uint8_t *kinds;   /* of each cell: kind of its rows' texts, see kinds_of in kernels/sieving.py */
     const int64_t *starts;  /* cells + 1: first group of KM_LANES rows */
     const int8_t *codes;    /* packed */
     const uint8_t *rest;    /* of each row: norm of what the codes leave out, in 255ths */

@@ -1,7 +1,8 @@
 /*
  * Signatures of texts: whether there is text, the parity of its negations, a hash of the set of its numbers, and one of the
- * first thing that is named by a number, as kernels/texts.py defines them. Only what is plain is done here: ASCII, and numbers that a double holds exactly before the
- * decimal point is moved. The rest is left to Python, which knows all letters and digits there are.
+ * first thing that is named by a number, as kernels/texts.py defines them. Only what is plain is done here: ASCII, and numbers
+ * that a double holds exactly before the decimal point is moved. The rest is left to Python, which knows all letters and digits
+ * there are.
  */
 #include "kimera.h"
 #include <math.h>
@@ -11,6 +12,7 @@
 #define EXACT 1000000000000000ll /* below it an integer and its quotient by a power of ten are rounded once at most */
 #define MODULUS ((1ull << 61) - 1)
 #define NEGATION (-1)
+#define SEED 2166136261u
 
 typedef struct {
     const char *word;
@@ -131,6 +133,13 @@ static uint32_t mix(uint32_t hash, const char *text, int64_t from, int64_t to)
     return hash;
 }
 
+/* A hash in the bits of a signature that are for a name; never 0. */
+static uint32_t folded(uint32_t hash)
+{
+    hash = (hash ^ hash >> 15) << 15 & KM_NAMED;
+    return hash ? hash : 1u << 15;
+}
+
 /* Whether a word can stand before a number and make it a name: letters only, and none of those that make it an amount. */
 static int introduces(const char *text, int64_t from, int64_t to)
 {
@@ -156,7 +165,7 @@ static int introduces(const char *text, int64_t from, int64_t to)
 /* Hash of the first word of letters and digits that begins with a letter, else of the first number with the word before it. */
 static uint32_t name_of(const char *text, int64_t n)
 {
-    uint32_t hash = 0;
+    uint32_t named = 0;
     int64_t before = 0, before_end = 0;
     for (int64_t at = 0; at < n;) {
         while (at < n && is_space(text[at]))
@@ -171,20 +180,14 @@ static uint32_t name_of(const char *text, int64_t n)
         int64_t digits = 0;
         for (int64_t i = from; i < to; i++)
             digits += is_digit(text[i]);
-        if (digits > 0 && is_letter(text[from])) {
-            hash = mix(2166136261u, text, from, to);
-            hash ^= hash >> 15;
-            return (hash & KM_NUMBERS ? hash & KM_NUMBERS : 1) << 15;
-        }
-        if (hash == 0 && digits > 0 && digits == to - from && introduces(text, before, before_end)) {
-            hash = mix(mix(mix(2166136261u, text, before, before_end), " ", 0, 1), text, from, to);
-            hash ^= hash >> 15;
-            hash = hash & KM_NUMBERS ? hash & KM_NUMBERS : 1;
-        }
+        if (digits > 0 && is_letter(text[from]))
+            return folded(mix(SEED, text, from, to));
+        if (named == 0 && digits > 0 && digits == to - from && introduces(text, before, before_end))
+            named = folded(mix(mix(mix(SEED, text, before, before_end), " ", 0, 1), text, from, to));
         before = from;
         before_end = to;
     }
-    return hash << 15;
+    return named;
 }
 
 /* 0 where the text is not plain; otherwise 1 and the signature. */

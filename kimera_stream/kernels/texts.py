@@ -5,7 +5,7 @@ computes the same signatures for texts that are plain (ASCII, no number of more 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -123,11 +123,16 @@ def _is_written(letter: str) -> bool:
 
 
 def _name_hash(name: str) -> int:
-    value = 2166136261
-    for byte in name.encode("utf-8", "surrogatepass"):
-        value = (value ^ byte) * 16777619 & 0xFFFF_FFFF
-    value = (value ^ value >> 15) & 0x7FFF
-    return (value or 1) << 15
+    value = _mix(name.encode("utf-8", "surrogatepass"))
+    return (value ^ value >> 15) << 15 & NAMED_MASK or 1 << 15
+
+
+def _mix(values: Iterable[int]) -> int:
+    """FNV-1a, 32 bits."""
+    mixed = 2166136261
+    for value in values:
+        mixed = (mixed ^ value) * 16777619 & 0xFFFF_FFFF
+    return mixed
 
 
 def text_signature(text: str | None) -> int:
@@ -173,10 +178,7 @@ _LOWER = {code: code + 0x20 for first, last in _UPPER for code in range(ord(firs
 
 def _hash(word: str) -> int:
     """32 bits, never 0, of a word in small letters."""
-    value = 2166136261
-    for letter in word:
-        value = (value ^ ord(letter)) * 16777619 & 0xFFFF_FFFF
-    return value or 1
+    return _mix(map(ord, word)) or 1
 
 
 def _weights(text: str) -> dict[int, int]:
