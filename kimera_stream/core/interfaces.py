@@ -294,13 +294,15 @@ class VaultService(LogReader, Protocol):
 class Candidate:
     """A stored geoid that the scan thinks worth a closer look.
 
-    ``relatedness`` cosine in [-1, 1]; ``symbolic`` opposed keys found by the signature (exact); ``fused`` what ranked it.
+    ``relatedness`` cosine in [-1, 1]; ``symbolic`` opposed keys found by the signature (exact); ``fused`` what ranked it;
+    ``named``: both texts name the same numbered thing (of ``scan`` only).
     """
 
     geoid_id: str
     relatedness: float
     symbolic: int
     fused: float
+    named: bool = False
 
 
 class IndexRoom(Protocol):

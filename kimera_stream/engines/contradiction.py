@@ -30,7 +30,7 @@ from kimera_stream.engines.scope import OTHER_DAY, other_day, supersedes
 from kimera_stream.engines.symbolic import SymbolicVerdict, compare_states
 from kimera_stream.engines.verifier import Verifier
 from kimera_stream.infrastructure.settings import ScoringSettings
-from kimera_stream.kernels import same_names, text_overlaps
+from kimera_stream.kernels import same_names, text_overlaps, text_signatures
 from kimera_stream.protocol.errors import UnavailableError
 from kimera_stream.protocol.objects import ScoreResult
 
@@ -110,10 +110,10 @@ class _Pair:
     verdict: SymbolicVerdict
     cosine: float | None
     related: float
+    named: bool
+    """Both name the same numbered thing."""
     overlap: float = 0.0
     """Words shared, in [0, 1]."""
-    named: bool = False
-    """Both name the same numbered thing."""
     evidence: Evidence | None = None
     verified: float | None = None
     fallen_back: bool = False
@@ -345,6 +345,7 @@ class CascadeEngine:
         cosines = _cosines(fresh)
         near = cosines >= self._settings.min_relatedness
         symbolic = np.array([bool(each.geoid.symbolic_state) for each in fresh])
+        signatures = text_signatures([each.geoid.text for each in fresh])
         for number, newer in enumerate(fresh):
             found: list[_Pair] = []
             for candidate in scanned[number]:
@@ -356,8 +357,9 @@ class CascadeEngine:
                 if not everywhere and not self.comparable(older, newer):
                     continue  # it went elsewhere since the scan
                 known = None if older.vector is None or newer.vector is None else candidate.relatedness
-                self._consider(older, newer, known, found)
+                self._consider(older, newer, known, candidate.named, found)
             close = near[:number, number] | (symbolic[:number] & symbolic[number])
+            named = same_names(int(signatures[number]), signatures[:number])
             for earlier in np.flatnonzero(close).tolist():
                 if among is not None and not among.takes(fresh[earlier], newer):
                     continue
@@ -365,18 +367,20 @@ class CascadeEngine:
                     continue
                 apart = fresh[earlier].vector is None or newer.vector is None
                 known = None if apart else float(cosines[earlier, number])
-                self._consider(fresh[earlier], newer, known, found)
+                self._consider(fresh[earlier], newer, known, bool(named[earlier]), found)
             found = self._promising(newer, found) if self._stages.prefilter else found
             pairs += found
             owner += [number] * len(found)
             replaced.add(newer.geoid.id)
         return pairs, owner
 
-    def _consider(self, older: StoredGeoid, newer: StoredGeoid, known: float | None, found: list[_Pair]) -> None:
+    def _consider(
+        self, older: StoredGeoid, newer: StoredGeoid, known: float | None, named: bool, found: list[_Pair]
+    ) -> None:
         no_symbols = not older.geoid.symbolic_state or not newer.geoid.symbolic_state
         if no_symbols and (known is None or known < self._settings.min_relatedness):
             return  # most pairs end here
-        pair = _pair(older, newer, known)
+        pair = _pair(older, newer, known, named)
         if self._worth_a_look(pair):
             found.append(pair)
 
@@ -386,10 +390,9 @@ class CascadeEngine:
         readable = [pair for pair in found if pair.has_texts]
         if not readable:
             return found
-        text, others = newer.geoid.text or "", [pair.older.geoid.text or "" for pair in readable]
-        overlaps, same = text_overlaps(text, others), same_names(text, others)
-        for pair, overlap, named in zip(readable, overlaps.tolist(), same.tolist(), strict=True):
-            pair.overlap, pair.named = overlap, named
+        overlaps = text_overlaps(newer.geoid.text or "", [pair.older.geoid.text or "" for pair in readable])
+        for pair, overlap in zip(readable, overlaps.tolist(), strict=True):
+            pair.overlap = overlap
         if len(found) <= self._settings.read_candidates:
             return found
         readable.sort(key=lambda pair: -pair.promise)
@@ -593,9 +596,9 @@ def fair_share(sizes: Sequence[int], *, least: int, most: int, total: int) -> in
     return max(share, min(least, most))
 
 
-def _pair(older: StoredGeoid, newer: StoredGeoid, known: float | None) -> _Pair:
+def _pair(older: StoredGeoid, newer: StoredGeoid, known: float | None, named: bool = False) -> _Pair:
     verdict = compare_states(older.geoid.symbolic_state, newer.geoid.symbolic_state)
-    return _Pair(older, newer, verdict, known, relatedness(known, verdict))
+    return _Pair(older, newer, verdict, known, relatedness(known, verdict), named)
 
 
 def _cosines(fresh: Sequence[StoredGeoid]) -> npt.NDArray[np.float32]:

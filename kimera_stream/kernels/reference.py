@@ -11,7 +11,6 @@ from kimera_stream.kernels.layout import (
     I32,
     I64,
     KEY_BITS,
-    NAMED_MASK,
     NEGATED_BIT,
     NUMBERS_MASK,
     SAME,
@@ -27,6 +26,7 @@ from kimera_stream.kernels.layout import (
     stride_of,
 )
 from kimera_stream.kernels.sieving import LANES, UNUSED, Sieve, most_lifts, scaled, unpack
+from kimera_stream.kernels.texts import same_names
 
 _STEPS: F32 = (np.exp2(-np.arange(256) / 32.0) / 127.0).astype(np.float32)
 
@@ -62,10 +62,8 @@ def levels(query: int, rows: U32) -> F32:
     both = (rows & np.uint32(query & TEXT_BIT)) != 0
     negated = ((rows ^ np.uint32(query)) & np.uint32(NEGATED_BIT)) != 0
     numbers = (mine != 0) & (theirs != 0) & (mine != theirs)
-    named = np.uint32(query & NAMED_MASK)
-    same = both & (named != 0) & ((rows & np.uint32(NAMED_MASK)) == named)
     differs = both & (negated | numbers)
-    result: F32 = (differs + SAME * same).astype(np.float32)
+    result: F32 = (differs + SAME * (both & same_names(query, rows))).astype(np.float32)
     return result
 
 

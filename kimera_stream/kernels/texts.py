@@ -159,6 +159,13 @@ def text_signatures(texts: Sequence[str | None]) -> U32:
     return signatures
 
 
+def same_names(signature: int, others: U32) -> Bools:
+    """Which of the other signatures are of texts that name the same numbered thing, bool (n,)."""
+    names = others & np.uint32(NAMED_MASK)
+    same: Bools = (names != 0) & (names == np.uint32(signature & NAMED_MASK))
+    return same
+
+
 OVERLAP_CHARS = 2000
 """Of a text that its overlap with others is computed from."""
 _NUMBERED = 2
@@ -221,19 +228,6 @@ def reference_overlaps(text: str, others: Sequence[str]) -> F32:
         shared = sum(weight for key, weight in theirs.items() if key in mine)
         overlaps[place] = np.float32(shared) / np.float32(least) if least else 0.0
     return overlaps
-
-
-def same_names(text: str, others: Sequence[str]) -> Bools:
-    """Of each of the others whether it names the same numbered thing as the text, bool (n,); see ``text_signature``.
-
-    Raises:
-        TypeError: one that is looked at is no string; where the text names nothing the others are not.
-    """
-    name = text_signature(text) & NAMED_MASK
-    if not name:  # most texts; reading others that are not ASCII would cost some 20 microseconds each
-        return np.zeros(len(others), np.bool_)
-    same: Bools = text_signatures(others) & np.uint32(NAMED_MASK) == name
-    return same
 
 
 def text_overlaps(text: str, others: Sequence[str]) -> F32:

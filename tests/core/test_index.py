@@ -133,6 +133,10 @@ async def test_what_names_the_same_numbered_thing_is_found_among_many_alike(inde
         index.put(stored(f"w{i}", unit(1, 0.5 if i == 123 else 0.001 * i), text=f"The valve W{i}-77 is open."))
     found = await ids(index, stored("q", unit(1), text="The valve W123-77 is closed."), k=16)
     assert found[0] == "w123"
+    (candidates,) = await index.scan(
+        [stored("q", unit(1), text="The valve W123-77 is closed.")], k=16, min_relatedness=0.3
+    )
+    assert [each.named for each in candidates] == [True] + [False] * 15
     elsewhere = await ids(index, stored("q", unit(1), text="The valve W999-77 is closed."), k=16)
     assert "w123" not in elsewhere
 

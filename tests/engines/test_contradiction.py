@@ -179,6 +179,17 @@ async def test_the_rules_read_what_names_the_same_numbered_thing() -> None:
     assert ("The valve V9-300 in hall two is open.", new) in oracle.asked
 
 
+async def test_names_count_among_statements_of_one_batch_too() -> None:
+    world = World(oracle := Oracle(0.0), read_candidates=2)
+    others = [geoid(f"g{i}", f"The valve V{i}-300 in hall two is closed for repair since Monday.") for i in range(8)]
+    same, new = (
+        "The valve V9-300 in hall two is open.",
+        "The valve V9-300 in hall two is closed for repair since Monday.",
+    )
+    await world.hits(*others, geoid("same", same), geoid("new", new))
+    assert (same, new) in oracle.asked
+
+
 async def test_a_clash_of_symbols_is_found_however_few_candidates_are_read() -> None:
     world = World(read_candidates=1)
     world.put(geoid("near", "The red pump in hall 3 is running."))

@@ -22,7 +22,7 @@ import structlog
 
 from kimera_stream.core.index.probe import Scope, scan_rows
 from kimera_stream.core.index.slots import BARE, Slots
-from kimera_stream.core.index.storage import CHUNK_BITS, CHUNK_ROWS, Chunk
+from kimera_stream.core.index.storage import CHUNK_BITS, CHUNK_ROWS, Chunk, texts_at
 from kimera_stream.kernels import NAMED_MASK, NEGATED_BIT, NUMBERS_MASK, SAME, Hits, Queries, Weights
 from kimera_stream.kernels.layout import F32, I64, U64
 from kimera_stream.kernels.reference import levels
@@ -241,16 +241,15 @@ class DeviceScan:
 
     def _rescored(self, slots: I64, block: Queries, i: int, weights: Weights) -> tuple[I64, F32, F32]:
         """Exact cosines; rows below the bound are dropped."""
-        exact, text = np.empty((len(slots), self._dimension), np.float32), np.empty(len(slots), np.uint32)
+        exact = np.empty((len(slots), self._dimension), np.float32)
         chunks = slots >> CHUNK_BITS
         for number in np.unique(chunks).tolist():
             here = chunks == number
             chunk = self._chunks[number]
-            rows = slots[here] - chunk.base
             assert chunk.exact is not None
-            exact[here], text[here] = chunk.exact[rows], chunk.text[rows]
+            exact[here] = chunk.exact[slots[here] - chunk.base]
         cosine = exact @ block.vectors[i]
-        lifted = levels(int(block.text[i]), text)
+        lifted = levels(int(block.text[i]), texts_at(self._chunks, slots))
         fused = (cosine + np.float32(weights.flag) * lifted).astype(np.float32)
         keep = (cosine >= np.float32(weights.min_related)) & (fused >= np.float32(weights.threshold))
         return slots[keep], cosine[keep], fused[keep]

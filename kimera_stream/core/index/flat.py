@@ -36,7 +36,7 @@ from kimera_stream.core.index.snapshot import (
     save,
 )
 from kimera_stream.core.index.statistics import IndexStatistics
-from kimera_stream.core.index.storage import CHUNK_BITS, CHUNK_ROWS, Chunk, RowStore
+from kimera_stream.core.index.storage import CHUNK_BITS, CHUNK_ROWS, Chunk, RowStore, texts_at
 from kimera_stream.core.index.values import ValueCodes
 from kimera_stream.core.index.written import Written
 from kimera_stream.core.interfaces import Candidate, Matrix, StoredGeoid, Threads
@@ -580,16 +580,19 @@ class FlatIndex:
         ways = Ways(self._device, self._sifted, self._written, self._groups.numbers)
         with self._pinned() as scope:
             hits = await scan_block(self._threads, scope, ways, groups, block, weights, k)
-            return [self._candidates(hits, i) for i in range(len(block))]
+            return [self._candidates(hits, i, int(block.text[i])) for i in range(len(block))]
 
-    def _candidates(self, hits: kernels.Hits, query: int) -> list[Candidate]:
-        """Names for slots. Slots keep their id until they are written again, which the pin holds off."""
-        n = int(hits.counts[query])
+    def _candidates(self, hits: kernels.Hits, query: int, text: int) -> list[Candidate]:
+        """Names for slots. Slots keep their id and text until they are written again, which the pin holds off."""
+        slots = hits.slots[query, : int(hits.counts[query])]
+        n, named = len(slots), [False] * len(slots)
+        if text & kernels.NAMED_MASK:  # few texts name anything
+            named = kernels.same_names(text, texts_at(self._chunks, slots)).tolist()
         candidates = []
-        rows = zip(hits.slots[query, :n].tolist(), hits.cosine[query, :n].tolist(), hits.opposed[query, :n].tolist(),
-                   hits.fused[query, :n].tolist(), strict=True)  # fmt: skip
-        for slot, cosine, opposed, fused in rows:
+        rows = zip(slots.tolist(), hits.cosine[query, :n].tolist(), hits.opposed[query, :n].tolist(),
+                   hits.fused[query, :n].tolist(), named, strict=True)  # fmt: skip
+        for slot, cosine, opposed, fused, same in rows:
             geoid_id = self._ids[slot]
             if geoid_id is not None and geoid_id in self._by_id:  # else deleted since the scan began
-                candidates.append(Candidate(geoid_id, max(-1.0, min(1.0, cosine)), opposed, fused))
+                candidates.append(Candidate(geoid_id, max(-1.0, min(1.0, cosine)), opposed, fused, same))
         return candidates

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from kimera_stream.kernels import EMPTY_RECORD, Record, Segment, record_length, stride_of, write_row, write_rows
-from kimera_stream.kernels.layout import F32, KEY_BITS, U8, U32, U64
+from kimera_stream.kernels.layout import F32, I64, KEY_BITS, U8, U32, U64
 from kimera_stream.protocol.errors import UnavailableError
 
 CHUNK_BITS = 11
@@ -30,6 +30,12 @@ def anonymous(rows: int, row_bytes: int) -> U8:
         with suppress(OSError):  # a system without huge pages: the memory is as good, only slower to walk
             memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, np.uint8).reshape(rows, row_bytes)
+
+
+def texts_at(chunks: "Sequence[Chunk]", slots: I64) -> U32:
+    """Signatures of the texts in the slots, uint32 (n,)."""
+    found = (chunks[slot >> CHUNK_BITS].text[slot & CHUNK_ROWS - 1] for slot in slots.tolist())
+    return np.fromiter(found, np.uint32, len(slots))
 
 
 class RowStore:
