@@ -26,7 +26,8 @@ from kimera_stream.core.embedding.minilm import DIMENSION, load_encoder
 from kimera_stream.core.geoid import built
 from kimera_stream.core.index import FlatIndex
 from kimera_stream.core.interfaces import StoredGeoid
-from kimera_stream.engines.contradiction import THRESHOLDS, CascadeEngine
+from kimera_stream.engines.contradiction import CascadeEngine
+from kimera_stream.engines.scores import THRESHOLDS
 from kimera_stream.engines.verifier import CrossEncoderVerifier, Verifier, weights_available
 from kimera_stream.infrastructure.compute import plan_compute
 from kimera_stream.infrastructure.settings import PerformanceSettings, ScoringSettings

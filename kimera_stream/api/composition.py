@@ -37,7 +37,7 @@ from kimera_stream.core.interfaces import (
 from kimera_stream.core.vault.retention import Retention
 from kimera_stream.core.vault.vault import SqlVault
 from kimera_stream.engines.backlog import Backlog
-from kimera_stream.engines.contradiction import THRESHOLDS, CascadeEngine
+from kimera_stream.engines.contradiction import CascadeEngine
 from kimera_stream.engines.evidence.reading import read
 from kimera_stream.engines.field import FieldDynamics
 from kimera_stream.engines.late import LateReader, LateWord
@@ -46,6 +46,7 @@ from kimera_stream.engines.pipeline import Pipeline
 from kimera_stream.engines.publishing import Publishing
 from kimera_stream.engines.queries import Queries
 from kimera_stream.engines.removals import Removals
+from kimera_stream.engines.scores import THRESHOLDS
 from kimera_stream.engines.sequencer import Sequencer, Sequencing
 from kimera_stream.engines.verifier import CrossEncoderVerifier
 from kimera_stream.engines.watches import WatchRegistry

@@ -9,9 +9,9 @@ verifier the rules of ``evidence`` decide; with one they rank what it reads and 
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain, pairwise
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -21,124 +21,36 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from kimera_stream.core.groups import group_of
 from kimera_stream.core.interfaces import Among, Candidate, Detection, IndexService, Judgement, StoredGeoid, Threads
-from kimera_stream.engines.composite import components, cosine, relatedness
-from kimera_stream.engines.differences import differences
-from kimera_stream.engines.evidence import Evidence, Rules, packaged_rules
+from kimera_stream.engines.composite import cosine
+from kimera_stream.engines.evidence import Rules, packaged_rules
 from kimera_stream.engines.explaining import Heard, reports
+from kimera_stream.engines.pairs import Pair, Stages, pair_of
 from kimera_stream.engines.retrying import Faults
-from kimera_stream.engines.scope import OTHER_DAY, other_day, supersedes
-from kimera_stream.engines.symbolic import SymbolicVerdict, compare_states
+from kimera_stream.engines.scores import Scores
 from kimera_stream.engines.verifier import Verifier
 from kimera_stream.infrastructure.settings import ScoringSettings
 from kimera_stream.kernels import same_names, text_overlaps, text_signatures
 from kimera_stream.protocol.errors import UnavailableError
-from kimera_stream.protocol.objects import ScoreResult
 
 log = structlog.get_logger(__name__)
 
-THRESHOLDS: dict[Literal["precise", "balanced", "sensitive"], float] = {
-    "precise": 0.85,
-    "balanced": 0.65,
-    "sensitive": 0.4,
-}
-EXACT = 0.99
-"""Score of a symbolic conflict about one subject."""
-RELATED_SYMBOLS = 0.9
-"""Score of a symbolic conflict between related statements that name no subject."""
 READ_RELATED = 0.3
 """Cosine below which a pair is not worth the verifier's time: 8 % of the contradictions in stories lie below it, 26 % below
 0.45, as what contradicts in a feed is often told in other words about another side of the matter."""
 LEAST_READ = 4
 """Pairs of one statement that are read however large the batch is: of the contradictions that the verifier flags among 16
 pairs, 98 % are among the 4 most promising (development clusters in a pool of 10,000)."""
-OVERLAP_SHARE = 0.25
-"""Weight of the words shared, beside the cosine, in the order in which candidates are read. Of 1,482 contradictions of stories in
-a pool of 16,000 statements (cosine of at least 0.3, in percent)::
-
-    place of the contradicted statement below    4     8    16    24    32    64
-    by cosine                                  72.6  80.7  87.2  89.9  91.6  94.9
-    by cosine and words                        76.3  83.9  89.3  92.4  93.3  94.9
-    the same among 128 candidates              76.2  84.3  89.9  93.0  94.3  97.0
-"""
-NAMED_SHARE = 0.25
-"""What it adds to that order that both name the same numbered thing: among hundreds of valves, "V106-300 is open" is less like
-"V106-300 is closed" than "V107-300 is closed" is, by cosine and by words."""
 SUSPICION_SHARE = 0.25
-"""Weight of the rules' probability in the order in which the verifier reads: with twice as much 74.5 % of those contradictions
-are among the 4 first and 89.1 % among 16, with this 75.9 % and 89.3 %."""
+"""Weight of the rules' probability in the order in which the verifier reads: with twice as much 74.5 % of the contradictions that
+``pairs.OVERLAP_SHARE`` was measured on are among the 4 first and 89.1 % among 16, with this 75.9 % and 89.3 %."""
 INLINE_PAIRS = 4
 """So few pairs are compared on the event loop: a hand-over to a thread would cost more."""
-ASKS = 0.2
-"""Most that a pair with a question in it can score: a question asserts nothing."""
 
 
 class GeoidLoader(Protocol):
     """Where the engine gets candidates from."""
 
     async def get_many(self, ids: Sequence[str]) -> Mapping[str, StoredGeoid]: ...
-
-
-@runtime_checkable
-class Calibrated(Protocol):
-    """A verifier that knows at which probability each operating point lies for it."""
-
-    @property
-    def operating_points(self) -> Mapping[str, float]:
-        """By name; empty while it is not loaded."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stages:
-    """Which stages run. The scan, the rules and the symbolic layer always do."""
-
-    prefilter: bool = True
-    verify: bool = True
-    scope: bool = True
-
-    @classmethod
-    def of(cls, settings: ScoringSettings) -> "Stages":
-        """Those that the settings name."""
-        return cls(*(name in settings.stages for name in ("prefilter", "verify", "scope")))
-
-
-@dataclass(slots=True)
-class _Pair:
-    """A pair on its way through the cascade."""
-
-    older: StoredGeoid
-    newer: StoredGeoid
-    verdict: SymbolicVerdict
-    cosine: float | None
-    related: float
-    named: bool
-    """Both name the same numbered thing."""
-    overlap: float = 0.0
-    """Words shared, in [0, 1]."""
-    evidence: Evidence | None = None
-    verified: float | None = None
-    fallen_back: bool = False
-    unreadable: bool = False
-    """The verifier met a defect over it: the rules decide, for good."""
-    textual: float | None = None
-    """Probability of contradiction by the texts; None before it was asked for, which is after the stages have run."""
-    _day: str | None = None
-
-    @property
-    def has_texts(self) -> bool:
-        return self.older.geoid.text is not None and self.newer.geoid.text is not None
-
-    @property
-    def promise(self) -> float:
-        """How likely the two are about the same thing, by cosine, shared words and names; it only ranks."""
-        return self.related + OVERLAP_SHARE * self.overlap + NAMED_SHARE * self.named
-
-    @property
-    def day(self) -> str:
-        """The word by which both name their day, said on different days; empty where there is none. Looked for once."""
-        if self._day is None:
-            older, newer = self.older.geoid, self.newer.geoid
-            self._day = other_day(older.text or "", older.updated_at, newer.text or "", newer.updated_at)
-        return self._day
 
 
 class CascadeEngine:
@@ -170,13 +82,11 @@ class CascadeEngine:
         self._index = index
         self._geoids = geoids
         self._verifier = verifier
-        # Asked once: this look at a class, for every pair, held the event loop for tenths of a second.
-        given: object = verifier
-        self._calibrated = given if isinstance(given, Calibrated) else None
         self._settings = settings
         self._threads = threads
         self._rules = rules if rules is not None else packaged_rules()
         self._stages = stages if stages is not None else Stages.of(settings)
+        self._scores = Scores(settings, self._stages, self._rules.name, verifier)
         self._seconds = Histogram(
             "kimera_cascade_seconds", "Duration of a stage for one batch", ["stage"], registry=registry
         )
@@ -194,26 +104,21 @@ class CascadeEngine:
 
     @property
     def threshold(self) -> float:
-        """Score at and above which a pair is reported: the setting, else the verifier's own point, else the default one."""
-        if self._settings.threshold is not None:
-            return self._settings.threshold
-        point = self._settings.operating_point
-        if self._calibrated is not None:
-            return self._calibrated.operating_points.get(point, THRESHOLDS[point])
-        return THRESHOLDS[point]
+        """Score at and above which a pair is reported."""
+        return self._scores.threshold
 
     @property
     def model(self) -> str:
         """What decides about texts at present."""
-        return self._rules.name if self._verifier is None else self._verifier.name
+        return self._scores.model
 
     # -- the questions -----------------------------------------------------------------------------------------
 
     async def judge_pairs(self, pairs: Sequence[tuple[StoredGeoid, StoredGeoid]]) -> list[Judgement]:
         """(older, newer) pairs judged, batched; no threshold applied."""
-        made = [_pair(older, newer, cosine(older, newer)) for older, newer in pairs]
+        made = [pair_of(older, newer, cosine(older, newer)) for older, newer in pairs]
         await self._judge(made, select=False)
-        return [self._judgement(pair) for pair in made]
+        return [self._scores.judgement(pair) for pair in made]
 
     async def explain(self, older: StoredGeoid, newer: StoredGeoid) -> Judgement:
         """One pair judged, stage by stage. The verifier reads it also where the prefilter would not have handed it on."""
@@ -222,7 +127,7 @@ class CascadeEngine:
         def lap() -> None:
             spent.append(time.perf_counter())
 
-        pair = _pair(older, newer, cosine(older, newer))
+        pair = pair_of(older, newer, cosine(older, newer))
         worthy = self._worth_a_look(pair)
         lap()
         await self._compare([pair] if pair.has_texts else [])
@@ -233,7 +138,7 @@ class CascadeEngine:
         if verifier is not None and pair.has_texts:
             await self._verify(verifier, [pair])
         lap()
-        judgement = self._judgement(pair)
+        judgement = self._scores.judgement(pair)
         lap()
         took = [round((after - before) * 1000, 3) for before, after in pairwise(spent)]
         heard = Heard(
@@ -246,28 +151,16 @@ class CascadeEngine:
             rules=None if pair.evidence is None else pair.evidence.probability,
             prefilter=self._stages.prefilter,
             chosen=chosen,
-            silent=self._silent(pair),
+            silent=self._scores.silent(pair),
             verified=pair.verified,
             model=self.model,
             scope=self._stages.scope,
-            textual=self._textual(pair),
-            out_of_scope=self._out_of_scope(pair),
+            textual=self._scores.textual(pair),
+            out_of_scope=self._scores.out_of_scope(pair),
             score=judgement.score,
-            bar=self._bar(pair, self.threshold),
+            bar=self._scores.bar(pair, self.threshold),
         )
         return replace(judgement, result=msgspec.structs.replace(judgement.result, stages=reports(heard, took)))
-
-    def _silent(self, pair: _Pair) -> str:
-        """Why the verifier has no word on a pair; empty where it has."""
-        if pair.verified is not None:
-            return ""
-        if self._verifier is None:
-            return "switched off, or this build carries no weights: the rules decide"
-        if not self._stages.verify:
-            return "switched off by scoring.stages: the rules decide"
-        if not pair.has_texts:
-            return "there are not two texts to read"
-        return "it met a defect over this pair" if pair.unreadable else "unavailable: the rules decide provisionally"
 
     def comparable(self, one: StoredGeoid, other: StoredGeoid) -> bool:
         """Whether the two are compared at all, by setting."""
@@ -312,21 +205,14 @@ class CascadeEngine:
         with self._seconds.labels("scope").time():
             threshold = self.threshold
             for pair, number in zip(pairs, owner, strict=True):
-                if self._score(pair) >= self._bar(pair, threshold):
-                    results[number].append((pair.older, self._judgement(pair)))
+                if self._scores.score(pair) >= self._scores.bar(pair, threshold):
+                    results[number].append((pair.older, self._scores.judgement(pair)))
         for found in results:
             found.sort(key=lambda hit: -hit[1].score)
         unread = [False] * len(fresh)
         for pair, number in zip(pairs, owner, strict=True):
             unread[number] = unread[number] or pair.fallen_back
         return Detection(results, unread)
-
-    def _bar(self, pair: _Pair, threshold: float) -> float:
-        """Score that this pair needs. The verifier's point holds for its own probabilities; where the rules stand in for
-        it, they have to be as sure as they would have to be without it."""
-        if pair.fallen_back and not self._symbolic(pair) and self._settings.threshold is None:
-            return max(threshold, THRESHOLDS[self._settings.operating_point])
-        return threshold
 
     # -- stages ----------------------------------------------------------------------------------------------------
 
@@ -337,9 +223,9 @@ class CascadeEngine:
         loaded: Mapping[str, StoredGeoid],
         among: Among | None,
         everywhere: bool,
-    ) -> tuple[list[_Pair], list[int]]:
+    ) -> tuple[list[Pair], list[int]]:
         """The pairs that are worth a look, and the number of the new statement of each."""
-        pairs: list[_Pair] = []
+        pairs: list[Pair] = []
         owner: list[int] = []
         replaced: set[str] = set()
         cosines = _cosines(fresh)
@@ -347,7 +233,7 @@ class CascadeEngine:
         symbolic = np.array([bool(each.geoid.symbolic_state) for each in fresh])
         signatures = text_signatures([each.geoid.text for each in fresh])
         for number, newer in enumerate(fresh):
-            found: list[_Pair] = []
+            found: list[Pair] = []
             for candidate in scanned[number]:
                 older = loaded.get(candidate.geoid_id)
                 if older is None or candidate.geoid_id in replaced or candidate.geoid_id == newer.geoid.id:
@@ -375,16 +261,16 @@ class CascadeEngine:
         return pairs, owner
 
     def _consider(
-        self, older: StoredGeoid, newer: StoredGeoid, known: float | None, named: bool, found: list[_Pair]
+        self, older: StoredGeoid, newer: StoredGeoid, known: float | None, named: bool, found: list[Pair]
     ) -> None:
         no_symbols = not older.geoid.symbolic_state or not newer.geoid.symbolic_state
         if no_symbols and (known is None or known < self._settings.min_relatedness):
             return  # most pairs end here
-        pair = _pair(older, newer, known, named)
+        pair = pair_of(older, newer, known, named)
         if self._worth_a_look(pair):
             found.append(pair)
 
-    def _promising(self, newer: StoredGeoid, found: list[_Pair]) -> list[_Pair]:
+    def _promising(self, newer: StoredGeoid, found: list[Pair]) -> list[Pair]:
         """Of the pairs of one new statement those that the rules read: the best by cosine, shared words and names, and what
         clashes by its symbols."""
         readable = [pair for pair in found if pair.has_texts]
@@ -399,18 +285,15 @@ class CascadeEngine:
         chosen = set(map(id, readable[: self._settings.read_candidates]))
         return [pair for pair in found if pair.verdict.conflicts or id(pair) in chosen]
 
-    def _worth_a_look(self, pair: _Pair) -> bool:
+    def _worth_a_look(self, pair: Pair) -> bool:
         if pair.verdict.apart:
             return False
-        if pair.verdict.conflicts and (pair.verdict.same_subject or self._is_related(pair)):
+        if pair.verdict.conflicts and (pair.verdict.same_subject or self._scores.is_related(pair)):
             return True
-        return pair.has_texts and self._is_related(pair)
-
-    def _is_related(self, pair: _Pair) -> bool:
-        return pair.related >= self._settings.min_relatedness
+        return pair.has_texts and self._scores.is_related(pair)
 
     async def _judge(
-        self, pairs: list[_Pair], *, select: bool, owner: Sequence[int] = (), hurried: bool = False
+        self, pairs: list[Pair], *, select: bool, owner: Sequence[int] = (), hurried: bool = False
     ) -> None:
         """Rules and verifier on the pairs. ``select``: leave out what is not worth reading (``owner``: whose each is).
         ``hurried``: leave the verifier out."""
@@ -424,7 +307,7 @@ class CascadeEngine:
             else:
                 await self._verify(self._verifier, chosen)
 
-    async def _compare(self, pairs: list[_Pair]) -> None:
+    async def _compare(self, pairs: list[Pair]) -> None:
         """Have the rules look at pairs. A pair over which they meet a defect is left without their word."""
         todo = deque([pairs] if pairs else [])
         while todo:
@@ -446,9 +329,9 @@ class CascadeEngine:
             for pair, evidence in zip(part, found, strict=True):
                 pair.evidence = evidence
 
-    def _prefilter(self, pairs: list[_Pair], owner: Sequence[int]) -> list[_Pair]:
+    def _prefilter(self, pairs: list[Pair], owner: Sequence[int]) -> list[Pair]:
         """The most promising pairs of each new statement, by cosine, words and the rules' suspicion; of a large batch fewer each."""
-        by_owner: dict[int, list[_Pair]] = {}
+        by_owner: dict[int, list[Pair]] = {}
         for pair, number in zip(pairs, owner, strict=True):
             if pair.evidence is not None and (pair.related >= READ_RELATED or pair.evidence.plain):
                 by_owner.setdefault(number, []).append(pair)
@@ -458,7 +341,7 @@ class CascadeEngine:
             most=self._settings.verify_candidates,
             total=self._settings.verify_pairs,
         )
-        chosen: list[_Pair] = []
+        chosen: list[Pair] = []
         for group in by_owner.values():
             group.sort(
                 key=lambda pair: (
@@ -468,7 +351,7 @@ class CascadeEngine:
             chosen += group[:most]
         return chosen
 
-    async def _verify(self, verifier: Verifier, pairs: list[_Pair]) -> None:
+    async def _verify(self, verifier: Verifier, pairs: list[Pair]) -> None:
         """Have pairs read. A pair over which the verifier meets a defect is left to the rules, and the others are read."""
         if not pairs:
             return
@@ -499,94 +382,6 @@ class CascadeEngine:
             for pair, probability in zip(part, np.asarray(probabilities, dtype=np.float64).tolist(), strict=True):
                 pair.verified = probability
 
-    # -- the word on a pair ------------------------------------------------------------------------------------------
-
-    def _symbolic(self, pair: _Pair) -> float:
-        """Score of the symbolic layer alone."""
-        if not pair.verdict.conflicts:
-            return 0.0
-        if pair.verdict.same_subject:
-            return EXACT
-        return RELATED_SYMBOLS if self._is_related(pair) else 0.0
-
-    def _score(self, pair: _Pair) -> float:
-        if pair.verdict.apart:
-            return 0.0
-        return round(max(self._textual(pair), self._symbolic(pair)), 4)
-
-    def _judgement(self, pair: _Pair) -> Judgement:
-        verdict, textual, symbolic, score = pair.verdict, self._textual(pair), self._symbolic(pair), self._score(pair)
-        gradient: Literal["semantic", "symbolic", "composite"] = "semantic"
-        if symbolic:
-            gradient = "composite" if textual >= self.threshold else "symbolic"
-        return Judgement(
-            score=score,
-            result=ScoreResult(
-                score=score,
-                components=components(pair.older, pair.newer, verdict, related=pair.related, semantic=textual),
-                why=self._why(pair, textual, symbolic),
-            ),
-            gradient_type=gradient,
-            model=self._model_of(pair),
-            provisional=pair.fallen_back and symbolic < self.threshold,
-        )
-
-    def _why(self, pair: _Pair, textual: float, symbolic: float) -> list[str]:
-        if pair.verdict.apart:
-            return [f"not compared: {pair.verdict.apart}"]
-        why: list[str] = []
-        if symbolic:
-            why += [f"symbolic: {key}: {one!r} vs {other!r}" for key, one, other in pair.verdict.conflicts[:4]]
-        words = pair.evidence.why if pair.evidence is not None else ()
-        why += words
-        if self._stages.scope and pair.has_texts and (day := pair.day):
-            why.append(f"scope: '{day}' was said on different days")
-        if textual >= self.threshold and supersedes(pair.newer.geoid.text or ""):
-            why.append("supersession: the newer statement says that it replaces the older one")
-        if pair.verified is not None and textual >= self.threshold and not words:
-            parts = differences(pair.older.geoid.text or "", pair.newer.geoid.text or "")
-            why += [f"differs: {part}" for part in parts]
-            why.append("meaning: read side by side, the two cannot both hold")
-        return why
-
-    def _model_of(self, pair: _Pair) -> str:
-        return self._rules.name if pair.verified is None or self._verifier is None else self._verifier.name
-
-    def _textual(self, pair: _Pair) -> float:
-        """Probability of contradiction by the texts alone."""
-        if pair.textual is None:
-            pair.textual = self._by_texts(pair)
-        return pair.textual
-
-    def _by_texts(self, pair: _Pair) -> float:
-        evidence = pair.evidence
-        if evidence is None:
-            return 0.0
-        by_verifier = (
-            self._verifier is not None and self._stages.verify and not pair.fallen_back and not pair.unreadable
-        )
-        if by_verifier and pair.verified is None:
-            return 0.0  # the prefilter left it out
-        probability = evidence.probability if pair.verified is None else pair.verified
-        return self._scoped(pair, probability) if self._stages.scope else probability
-
-    def _scoped(self, pair: _Pair, probability: float) -> float:
-        """Less where the two need not agree."""
-        reason = self._out_of_scope(pair)
-        return probability if reason is None else min(probability, reason[0])
-
-    def _out_of_scope(self, pair: _Pair) -> tuple[float, str] | None:
-        """Most that a pair can score by its texts, and why: unrelated by the vectors, one a question, of different days."""
-        if pair.evidence is None:
-            return None
-        if pair.cosine is not None and pair.cosine < self._settings.min_relatedness:
-            return max(0.0, pair.cosine), "the two are about different things"
-        if any("question" in each for each in pair.evidence.apart):
-            return ASKS, "a question asserts nothing"
-        if pair.day:
-            return OTHER_DAY, f"'{pair.day}' was said on different days"
-        return None
-
 
 def fair_share(sizes: Sequence[int], *, least: int, most: int, total: int) -> int:
     """The largest number of pairs per statement, ``least`` to ``most``, with which all together stay within ``total``."""
@@ -594,11 +389,6 @@ def fair_share(sizes: Sequence[int], *, least: int, most: int, total: int) -> in
     while share > least and sum(min(size, share) for size in sizes) > total:
         share -= 1
     return max(share, min(least, most))
-
-
-def _pair(older: StoredGeoid, newer: StoredGeoid, known: float | None, named: bool = False) -> _Pair:
-    verdict = compare_states(older.geoid.symbolic_state, newer.geoid.symbolic_state)
-    return _Pair(older, newer, verdict, known, relatedness(known, verdict), named)
 
 
 def _cosines(fresh: Sequence[StoredGeoid]) -> npt.NDArray[np.float32]:

@@ -28,7 +28,7 @@ from kimera_stream.engines.backlog import Backlog
 from kimera_stream.engines.cluster.keeper import CoverageKeeper
 from kimera_stream.engines.cluster.scorer import SliceScorer
 from kimera_stream.engines.cluster.sequencer import ClusterSequencer
-from kimera_stream.engines.contradiction import THRESHOLDS, CascadeEngine
+from kimera_stream.engines.contradiction import CascadeEngine
 from kimera_stream.engines.field import FieldDynamics
 from kimera_stream.engines.late import LateWord
 from kimera_stream.engines.metrics import PipelineMetrics
@@ -36,6 +36,7 @@ from kimera_stream.engines.pipeline import Pipeline
 from kimera_stream.engines.publishing import Publishing
 from kimera_stream.engines.queries import Queries
 from kimera_stream.engines.removals import Removals
+from kimera_stream.engines.scores import THRESHOLDS
 from kimera_stream.engines.sequencer import Sequencer
 from kimera_stream.engines.verifier import Verifier
 from kimera_stream.engines.watches import WatchRegistry

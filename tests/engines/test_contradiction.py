@@ -16,7 +16,9 @@ from kimera_stream.core.geoid import built
 from kimera_stream.core.index import FlatIndex
 from kimera_stream.core.interfaces import Judgement, StoredGeoid
 from kimera_stream.engines import contradiction
-from kimera_stream.engines.contradiction import EXACT, CascadeEngine, Stages, fair_share
+from kimera_stream.engines.contradiction import CascadeEngine, fair_share
+from kimera_stream.engines.pairs import Stages
+from kimera_stream.engines.scores import EXACT
 from kimera_stream.engines.verifier import Verifier
 from kimera_stream.infrastructure.settings import PerformanceSettings, ScoringSettings
 from kimera_stream.protocol.errors import UnavailableError
@@ -306,7 +308,7 @@ async def test_days_are_looked_for_once_per_pair(monkeypatch: pytest.MonkeyPatch
         calls.append(newer)
         return ""
 
-    monkeypatch.setattr(contradiction, "other_day", counted)
+    monkeypatch.setattr("kimera_stream.engines.pairs.other_day", counted)
     world = World(Oracle(0.9))
     world.put(geoid("a", "The door is open."))
     assert await world.hits(geoid("b", "The door is closed.")) == [["a"]]

@@ -27,7 +27,7 @@ from kimera_stream.core.interfaces import (
 )
 from kimera_stream.core.kept import CheckpointRequest, DeadLetter, RequestRef
 from kimera_stream.engines.backlog import Backlog
-from kimera_stream.engines.contradiction import THRESHOLDS, CascadeEngine
+from kimera_stream.engines.contradiction import CascadeEngine
 from kimera_stream.engines.field import FieldDynamics
 from kimera_stream.engines.late import LateWord
 from kimera_stream.engines.metrics import PipelineMetrics
@@ -35,6 +35,7 @@ from kimera_stream.engines.pipeline import Pipeline
 from kimera_stream.engines.publishing import Publishing
 from kimera_stream.engines.queries import Queries
 from kimera_stream.engines.removals import Removals
+from kimera_stream.engines.scores import THRESHOLDS
 from kimera_stream.engines.sequencer import Sequencer
 from kimera_stream.engines.symbolic import compare_states
 from kimera_stream.engines.verifier import Verifier

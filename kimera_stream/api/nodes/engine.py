@@ -38,11 +38,11 @@ from kimera_stream.engines.cluster.questions import Answering
 from kimera_stream.engines.cluster.scorer import SliceScorer
 from kimera_stream.engines.cluster.sequencer import ClusterSequencer
 from kimera_stream.engines.cluster.wire import Progress, encode
-from kimera_stream.engines.contradiction import THRESHOLDS
 from kimera_stream.engines.field import FieldDynamics
 from kimera_stream.engines.metrics import PipelineMetrics
 from kimera_stream.engines.pipeline import Pipeline
 from kimera_stream.engines.queries import Queries
+from kimera_stream.engines.scores import THRESHOLDS
 from kimera_stream.engines.sequencer import Sequencing
 from kimera_stream.engines.verifier import CrossEncoderVerifier
 from kimera_stream.engines.watches import WatchRegistry
