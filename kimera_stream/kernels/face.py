@@ -124,11 +124,11 @@ class Kernel:
     ) -> Hits:
         """The k best rows per query by fused score, in one pass over the rows for up to 32 queries.
 
-        The fused score of a row whose cosine reaches ``min_related`` is ``cosine + flag * (level of the texts, see
-        ``reference.levels``) + layer * (Jaccard distance of the semantic keys) + l1 * (scaled L1 difference)``. A symbolic opposition
-        adds 4 and a 64th per opposed key, which puts it before all else, and needs no relatedness where both are
-        about the same subject. Where one of the two has no vector and no subject, relatedness cannot be told: such an
-        opposition comes after all others, scored below 0. Ties go to the lower slot.
+        The fused score of a row whose cosine reaches ``min_related`` is ``cosine + flag * (level of the texts) + layer *
+        (Jaccard distance of the semantic keys) + l1 * (scaled L1 difference)``; levels are those of ``reference.levels``.
+        A symbolic opposition adds 4 and a 64th per opposed key, which puts it before all else, and needs no relatedness
+        where both are about the same subject. Where one of the two has no vector and no subject, relatedness cannot be
+        told: such an opposition comes after all others, scored below 0. Ties go to the lower slot.
 
         Args:
             view: Of this kernel.
