@@ -1,7 +1,7 @@
 """Recently used geoids, decoded, in front of the vault: bounded in bytes, and never older than the last commit."""
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -22,7 +22,8 @@ class GeoidCache:
     """Least-recently-used cache of stored geoids.
 
     The one writer calls ``put`` and ``remove`` right after each commit. A load that was under way at that moment may
-    have read the older version: what was written meanwhile is not overwritten by it.
+    have read the older version: what was written meanwhile is not overwritten by it. Where there are several writers, each of
+    them follows the log (``follow``), and what it commits itself comes by ``committed``.
 
     Args:
         source: Where missing ones are read from.
@@ -35,6 +36,7 @@ class GeoidCache:
         self._entries: OrderedDict[str, tuple[StoredGeoid, int]] = OrderedDict()
         self._loading: list[dict[str, StoredGeoid | None]] = []
         """Of each load under way, what was written since it began; None: deleted."""
+        self._followed = 0
         self.bytes = 0
         self.hits = 0
         self.misses = 0
@@ -84,6 +86,28 @@ class GeoidCache:
         for written in self._loading:
             written[stored.geoid.id] = stored
         self._keep(stored)
+
+    def committed(self, geoids: Iterable[StoredGeoid], deleted: Iterable[tuple[str, int]]) -> None:
+        """One of several writers has committed this. Where the log was followed beyond it, it may hear of its own commit after
+        what others have made of it since: that is passed over.
+
+        Args:
+            deleted: Ids, and the offsets of their deletion.
+        """
+        for stored in geoids:
+            if stored.geoid.offset > self._followed:
+                self.put(stored)
+        for geoid_id, offset in deleted:
+            if offset > self._followed:
+                self.remove(geoid_id)
+
+    def follow(self, upto: int, newest: Iterable[StoredGeoid], gone: Iterable[str]) -> None:
+        """The log was read up to ``upto``; of what it tells of, this is there now, in this version, and that is not."""
+        for stored in newest:
+            self.put(stored)
+        for geoid_id in gone:
+            self.remove(geoid_id)
+        self._followed = max(self._followed, upto)
 
     def expect(self, geoid_id: str, offset: int) -> None:
         """The log tells of a version at ``offset``, which another node may have committed: an older one is forgotten."""

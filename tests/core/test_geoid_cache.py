@@ -131,3 +131,23 @@ async def test_an_older_version_than_the_log_tells_of_is_read_again_and_one_in_d
         vault.go_on.set()
     assert seen == [vault.stored["a"]]
     assert len(vault.reads) == 2
+
+
+async def test_a_writer_that_hears_late_of_its_own_commit_does_not_undo_what_the_log_told_since() -> None:
+    vault = Vault(at("a", 3), at("b", 4))
+    cache = GeoidCache(vault, 1_000_000)
+    cache.follow(5, [at("a", 3), at("b", 4)], ["gone"])
+    cache.committed([at("a", 1), at("gone", 2)], [("b", 2)])
+    assert [found and found.geoid.offset for found in [await cache.get(each) for each in ("a", "b", "gone")]] == [
+        3,
+        4,
+        None,
+    ]
+    cache.committed([at("a", 6)], [("b", 7)])
+    del vault.stored["b"]
+    assert [found and found.geoid.offset for found in [await cache.get(each) for each in ("a", "b")]] == [6, None]
+
+
+def at(geoid_id: str, offset: int) -> StoredGeoid:
+    body = GeoidBody(text="a")
+    return StoredGeoid(built(body, geoid_id=geoid_id, session_id=None, now=1, offset=offset, previous=None), None, "p")

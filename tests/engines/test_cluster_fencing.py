@@ -6,7 +6,7 @@ import anyio
 import pytest
 from sqlalchemy import text
 
-from kimera_stream.core.slices import shares
+from kimera_stream.core.slices import shares, slice_of
 from kimera_stream.core.vault.errors import LeaseLostError
 from kimera_stream.engines.work import RequestId
 from kimera_stream.infrastructure.database import Database, Query
@@ -246,3 +246,36 @@ async def test_a_request_without_a_key_that_comes_again_is_carried_out_once(url)
         assert {result.geoid.id for result in results} == {results[0].geoid.id}
         assert not any(result.duplicate for result in results)
         assert [entry.type for entry in await whole_log(one.vault)] == ["geoid.created"]
+
+
+async def test_an_engine_that_hears_late_of_its_own_commit_knows_what_came_after_it(url):
+    """It is held up between the commit of a statement and its end, while another engine replaces that statement."""
+    heard = Heard()
+    async with Engine(url, "one", heard).running() as one, Engine(url, "two", heard).running() as two:
+        await until(lambda: len(one.scorer.filled) == len(two.scorer.filled) == SLICES // 2)
+        through = {engine: next(each for each in range(SLICES) if each in engine.keeper.owned) for engine in (one, two)}
+        name = next(each for each in map(str, range(100)) if slice_of(each, SLICES) in one.keeper.owned)
+        committed, go_on = anyio.Event(), anyio.Event()
+        transact = one.vault.transact
+
+        async def hold(write):
+            batch = await transact(write)
+            if any(stored.geoid.id == name for stored in batch.geoids):
+                committed.set()
+                await go_on.wait()
+            return batch
+
+        async def publish(engine: Engine, body: GeoidBody) -> None:
+            request = RequestId(f"{body.text}", through[engine])
+            await engine.pipeline.publish(body, principal=ANNA, request=request)
+
+        one.vault.transact = hold  # type: ignore[method-assign]
+        async with anyio.create_task_group() as group:
+            group.start_soon(publish, one, GeoidBody(id=name, text="Lunch is at noon."))
+            await committed.wait()
+            await publish(two, GeoidBody(id=name, text="The door of hall 3 is open."))
+            await until(lambda: one.scorer.position >= 2)
+            go_on.set()
+        await publish(two, GeoidBody(id="newer", text="The door of hall 3 is closed."))
+        await scored(one.store, 3)
+        assert list(await open_contradictions(one.vault)) == [(name, "newer")]

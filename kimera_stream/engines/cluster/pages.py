@@ -29,6 +29,7 @@ class ScoredPage:
     Attributes:
         touched: Newest entry in the page by geoid.
         fresh: Statements that an entry of the page made and that still stand, in order.
+        gone: Geoids that are not there any more.
     """
 
     after: int
@@ -37,11 +38,7 @@ class ScoredPage:
     touched: Mapping[str, int]
     newest: Mapping[str, StoredGeoid]
     fresh: Sequence[StoredGeoid]
-
-    @property
-    def gone(self) -> list[str]:
-        """Geoids that are not there any more."""
-        return [geoid_id for geoid_id in self.touched if geoid_id not in self.newest]
+    gone: Sequence[str]
 
 
 class PageReader:
@@ -66,8 +63,8 @@ class PageReader:
         for geoid_id, offset in touched.items():
             self._cache.expect(geoid_id, offset)
         newest = await self._cache.get_many(list(touched)) if touched else {}
-        for stored in newest.values():
-            self._cache.put(stored)  # whoever was loading an older one meanwhile does not keep it
+        gone = [geoid_id for geoid_id in touched if geoid_id not in newest]
+        self._cache.follow(upto, newest.values(), gone)  # whoever was loading an older one meanwhile does not keep it
         offsets = range(after + 1, upto + 1)
         fresh = sorted((each for each in newest.values() if each.stated in offsets), key=lambda each: each.stated)
-        return ScoredPage(after, upto, page.entries, touched, newest, fresh)
+        return ScoredPage(after, upto, page.entries, touched, newest, fresh, gone)

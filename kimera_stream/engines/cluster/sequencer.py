@@ -252,10 +252,7 @@ class ClusterSequencer:
         self._watch_generation = -1
 
     def _apply(self, batch: WriteBatch) -> None:
-        for stored in batch.geoids:
-            self._cache.put(stored)
-        for geoid_id, _ in batch.deleted:
-            self._cache.remove(geoid_id)
+        self._cache.committed(batch.geoids, batch.deleted)
         self._sink.deliver(batch.entries)
         self._committed(batch.entries[-1].offset)
 
