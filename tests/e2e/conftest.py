@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from tests.e2e.harness import Program, Server, show, web
+from tests.postgres import own_database
 
 StartServer = Callable[..., Server]
 RunProgram = Callable[..., Program]
@@ -47,6 +48,13 @@ def start_server(tmp_path: Path) -> Iterator[StartServer]:
     for number, server in enumerate(made):
         server.stop()
         show(f"--- server {number}, exit code {server.process.exitcode}", server.text)
+
+
+@pytest.fixture
+def database() -> Iterator[str]:
+    """The name of an empty PostgreSQL database of the test's own."""
+    with own_database() as name:
+        yield name
 
 
 @pytest.fixture

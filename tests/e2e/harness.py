@@ -19,6 +19,7 @@ import anyio
 import anyio.to_thread
 import httpx
 import msgspec
+from prometheus_client.parser import text_string_to_metric_families
 from websockets.asyncio.client import ClientConnection, connect
 
 PATIENCE = 20.0
@@ -268,6 +269,17 @@ def web(server: Server, **options: Any) -> httpx.AsyncClient:
 
 
 _NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
+async def metric(http: httpx.AsyncClient, name: str, **labels: str) -> float:
+    """The sum of a metric's samples that have these labels; 0 where there is none."""
+    text = (await http.get("/metrics")).text
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
 
 
 @asynccontextmanager

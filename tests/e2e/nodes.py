@@ -2,16 +2,16 @@
 
 import os
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
 import anyio
 import asyncpg
 
-from tests.core.vault.conftest import POSTGRES, administer, run_apart
 from tests.e2e.harness import START_PATIENCE, Server, web
+from tests.postgres import own_database, run_apart, url_of
 
 REDIS = os.environ.get("KIMERA_TEST_REDIS_URL", "redis://127.0.0.1:6379/0")
 
@@ -28,13 +28,9 @@ class Cluster:
         self.directory = directory
         self.redis = redis
         self.prefix = f"test-{uuid4().hex}:"
-        self.database = f"kimera_{uuid4().hex}"
         self.nodes: dict[str, Server] = {}
-        run_apart(administer, f'CREATE DATABASE "{self.database}"')
-
-    @property
-    def database_url(self) -> str:
-        return urlunsplit(urlsplit(POSTGRES)._replace(path=f"/{self.database}"))
+        self._owned = ExitStack()
+        self.database_url = url_of(self._owned.enter_context(own_database()))
 
     def start(self, name: str, role: str, *, wait: bool = True, **settings: str) -> Server:
         """One node; it is ready when this returns."""
@@ -104,7 +100,7 @@ class Cluster:
                 server.terminate()
         for server in self.nodes.values():
             server.stop()
-        run_apart(administer, f'DROP DATABASE IF EXISTS "{self.database}" WITH (FORCE)')
+        self._owned.close()
         run_apart(self._forget)
 
     async def _forget(self) -> None:

@@ -3,15 +3,14 @@
 import json
 import math
 from typing import Any
-from uuid import uuid4
 
 import httpx
 import msgspec
 import pytest
 
-from tests.core.vault.conftest import POSTGRES, administer
 from tests.e2e.conftest import StartServer
 from tests.e2e.harness import Peer, Server, handshake, peer, web
+from tests.postgres import url_of
 
 pytestmark = pytest.mark.anyio
 
@@ -338,24 +337,19 @@ async def test_bad_requests_over_http(server: Server, http: httpx.AsyncClient) -
 
 
 @pytest.mark.postgres
-async def test_postgresql_is_not_harmed_by_what_it_cannot_hold(start_server: StartServer) -> None:
-    name = f"kimera_{uuid4().hex}"
-    await administer(f"CREATE DATABASE {name}")
-    try:
-        server = start_server(KIMERA_DATABASE__URL=f"{POSTGRES.rpartition('/')[0]}/{name}")
-        async with peer(server) as client:
-            for _ in range(8):  # the service used to restart each time, and after five of them the process ended
-                reply = await client.ask("publish", geoid={"text": "a"}, key="a\0b")
-                assert (reply["code"], reply["field"]) == ("bad_request", "key")
-                reply = await client.ask("subscribe", channel="geoids", since={"cursor": "a\0b"})
-                assert reply["code"] == "not_found"
-            await works(client)
-        async with web(server) as http:
-            assert (await http.get("/v1/usage", params={"principal": "a\0b"})).status_code == 400
-        assert server.errors() == []
-        server.stop()
-    finally:
-        await administer(f"DROP DATABASE {name} WITH (FORCE)")
+async def test_postgresql_is_not_harmed_by_what_it_cannot_hold(start_server: StartServer, database: str) -> None:
+    server = start_server(KIMERA_DATABASE__URL=url_of(database))
+    async with peer(server) as client:
+        for _ in range(8):  # the service used to restart each time, and after five of them the process ended
+            reply = await client.ask("publish", geoid={"text": "a"}, key="a\0b")
+            assert (reply["code"], reply["field"]) == ("bad_request", "key")
+            reply = await client.ask("subscribe", channel="geoids", since={"cursor": "a\0b"})
+            assert reply["code"] == "not_found"
+        await works(client)
+    async with web(server) as http:
+        assert (await http.get("/v1/usage", params={"principal": "a\0b"})).status_code == 400
+    assert server.errors() == []
+    server.stop()
 
 
 async def test_only_unknown_subprotocols_are_refused(server: Server) -> None:

@@ -6,14 +6,13 @@ from typing import Any
 
 import anyio
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from kimera_stream.api.stats import StatsService
 from kimera_stream.engines.sequencer import Sequencer
 from kimera_stream.infrastructure.container import Services
 from kimera_stream.infrastructure.settings import Settings
 from tests.e2e.conftest import StartServer
-from tests.e2e.harness import Server, free_port, offsets, peer, until, web
+from tests.e2e.harness import Server, free_port, metric, offsets, peer, until, web
 
 pytestmark = pytest.mark.anyio
 
@@ -62,14 +61,9 @@ def sequencer_crashes_after_commit(_services: Services, _settings: Settings) -> 
     yield
 
 
-async def metric(server: Server, name: str, **labels: str) -> float:
+async def defects(server: Server, service: str) -> float:
     async with web(server) as http:
-        text = (await http.get("/metrics")).text
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            if sample.name == name and labels.items() <= sample.labels.items():
-                return sample.value
-    return 0.0
+        return await metric(http, "kimera_service_failures_total", service=service, kind="defect")
 
 
 async def test_a_crash_is_logged_once_counted_and_the_service_restarted(start_server: StartServer) -> None:
@@ -78,7 +72,7 @@ async def test_a_crash_is_logged_once_counted_and_the_service_restarted(start_se
         await client.publish(text="The rest goes on.")
 
     async def crashed_twice() -> bool:
-        return await metric(server, "kimera_service_failures_total", service="stats", kind="defect") == 2
+        return await defects(server, "stats") == 2
 
     await until(crashed_twice)
     crashes = [each for each in server.errors() if each["event"] == "service crashed"]
@@ -126,4 +120,4 @@ async def test_what_was_committed_before_a_crash_is_told_after_it(start_server: 
         assert offsets(await listener.wait_events("geoids", 4)) == [first["offset"], 2, 4, last["offset"]]
         field = await listener.events_until("field", lambda found: found[-1]["offset"] >= last["offset"] + 3)
         assert (field[-1]["data"]["geoids"], field[-1]["data"]["open_contradictions"]) == (4, 6)
-    assert await metric(server, "kimera_service_failures_total", service="pipeline", kind="defect") == 2
+    assert await defects(server, "pipeline") == 2

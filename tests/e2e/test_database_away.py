@@ -5,32 +5,21 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
-from uuid import uuid4
 
 import anyio
 import anyio.to_thread
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
-from tests.core.vault.conftest import POSTGRES, administer, run_apart
 from tests.e2e.conftest import StartServer
-from tests.e2e.harness import free_port, peer, until, web
+from tests.e2e.harness import free_port, metric, peer, until, web
 from tests.oracle.proxy import Proxy
+from tests.postgres import POSTGRES
 
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
 
 UPSTREAM = (urlsplit(POSTGRES).hostname or "127.0.0.1", urlsplit(POSTGRES).port or 5432)
 MORE_THAN_THE_BUDGET = 7
-
-
-@pytest.fixture
-def database() -> Iterator[str]:
-    """Name of a database of the test's own."""
-    name = f"kimera_away_{uuid4().hex}"
-    run_apart(administer, f'CREATE DATABASE "{name}"')
-    yield name
-    run_apart(administer, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
 
 @asynccontextmanager
@@ -48,15 +37,9 @@ async def between(database: str) -> AsyncIterator[tuple[Proxy, str]]:
 
 async def failures(http: httpx.AsyncClient, service: str) -> float:
     try:
-        text = (await http.get("/metrics")).text
+        return await metric(http, "kimera_service_failures_total", service=service)
     except httpx.TransportError:  # it does not listen yet
         return 0.0
-    return sum(
-        sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name == "kimera_service_failures_total" and sample.labels["service"] == service
-    )
 
 
 @contextmanager

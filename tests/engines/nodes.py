@@ -1,10 +1,8 @@
 """Several engines over one PostgreSQL in one process, and what edges do for them: hand work to whoever owns its lane."""
 
-import os
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +10,6 @@ from typing import Any
 from uuid import uuid4
 
 import anyio
-import asyncpg
 from prometheus_client import CollectorRegistry
 
 from kimera_stream.core.conversation import ConversationMemory
@@ -46,37 +43,17 @@ from kimera_stream.protocol.errors import InternalError, OperationalError, Unava
 from kimera_stream.protocol.log import LogEntry
 from kimera_stream.protocol.objects import Contradiction, GeoidBody
 from tests.engines.world import ANNA, DIMENSION, Encoder, SameThread
+from tests.postgres import own_database, run_apart, url_of
 
-POSTGRES = os.environ.get("KIMERA_TEST_POSTGRES_URL", "postgresql+asyncpg://postgres@127.0.0.1:5432/postgres")
 SLICES = 8
 LEASE = 1.0
 
 
-def run_apart(fn: Callable[..., Awaitable[Any]], *args: Any) -> Any:
-    """Run it on a loop of its own."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(anyio.run, fn, *args).result()
-
-
-async def administer(*statements: str) -> None:
-    connection = await asyncpg.connect(POSTGRES.replace("+asyncpg", ""), timeout=5)
-    try:
-        for statement in statements:
-            await connection.execute(statement)
-    finally:
-        await connection.close()
-
-
-def own_database() -> Iterator[str]:
-    """A migrated database of PostgreSQL; dropped at the end."""
-    name = f"kimera_test_{uuid4().hex}"
-    run_apart(administer, f"CREATE DATABASE {name}")
-    url = f"{POSTGRES.rpartition('/')[0]}/{name}"
-    try:
-        run_apart(migrate, url)
-        yield url
-    finally:
-        run_apart(administer, f"DROP DATABASE {name} WITH (FORCE)")
+def migrated_database() -> Iterator[str]:
+    """URL of a migrated database of PostgreSQL; dropped at the end."""
+    with own_database() as name:
+        run_apart(migrate, url_of(name))
+        yield url_of(name)
 
 
 def database_settings() -> DatabaseSettings:

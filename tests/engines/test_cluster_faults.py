@@ -10,7 +10,7 @@ from kimera_stream.core.interfaces import PublishResult
 from kimera_stream.engines.retrying import DefectError
 from kimera_stream.engines.work import RequestId
 from kimera_stream.protocol.objects import GeoidBody
-from tests.engines.nodes import SLICES, Engine, Heard, own_database, until
+from tests.engines.nodes import SLICES, Engine, Heard, migrated_database, until
 from tests.engines.world import ANNA, together
 
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    yield from own_database()
+    yield from migrated_database()
 
 
 async def test_a_statement_that_breaks_the_preparation_goes_alone(url: str) -> None:

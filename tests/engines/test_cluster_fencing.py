@@ -18,8 +18,8 @@ from tests.engines.nodes import (
     Engine,
     Heard,
     database_settings,
+    migrated_database,
     open_contradictions,
-    own_database,
     scored,
     until,
     whole_log,
@@ -35,7 +35,7 @@ OTHER = GeoidBody(id="other", text="Lunch is at noon.")
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    yield from own_database()
+    yield from migrated_database()
 
 
 class Gate:

@@ -6,7 +6,7 @@ import pytest
 
 from kimera_stream.engines.cluster import scorer
 from kimera_stream.protocol.objects import Contradiction, GeoidBody
-from tests.engines.nodes import Callers, Engine, Heard, own_database, scored, until, whole_log
+from tests.engines.nodes import Callers, Engine, Heard, migrated_database, scored, until, whole_log
 from tests.engines.test_late import CLASH, Oracle
 
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    yield from own_database()
+    yield from migrated_database()
 
 
 @pytest.fixture(autouse=True)

@@ -21,8 +21,8 @@ from tests.engines.nodes import (
     Engine,
     Heard,
     Reference,
+    migrated_database,
     open_contradictions,
-    own_database,
     scored,
     until,
     whole_log,
@@ -37,7 +37,7 @@ CLOSED = "The door of hall 3 is closed."
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    yield from own_database()
+    yield from migrated_database()
 
 
 async def stand(pipeline: Pipeline, name: str, *kinds: Any) -> None:

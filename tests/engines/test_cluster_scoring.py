@@ -21,8 +21,8 @@ from tests.engines.nodes import (
     Engine,
     Heard,
     Reference,
+    migrated_database,
     open_contradictions,
-    own_database,
     scored,
     statement,
     until,
@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    yield from own_database()
+    yield from migrated_database()
 
 
 async def compared(url: str, tmp_path: Path, engine: Engine) -> list[str]:

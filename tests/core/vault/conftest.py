@@ -4,12 +4,11 @@ import os
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import anyio
 import asyncpg
 import msgspec
 import numpy as np
@@ -22,27 +21,11 @@ from kimera_stream.core.vault.vault import SqlVault
 from kimera_stream.infrastructure.settings import DatabaseSettings
 from kimera_stream.protocol.log import LogEntry
 from kimera_stream.protocol.objects import Components, Contradiction, Geoid, Scar
-
-POSTGRES = os.environ.get("KIMERA_TEST_POSTGRES_URL", "postgresql+asyncpg://postgres@127.0.0.1:5432/postgres")
-
-
-def run_apart(fn: Callable[..., Awaitable[Any]], *args: Any) -> Any:
-    """Run it on a loop of its own: fixtures may be made while the test's loop is set up."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(anyio.run, fn, *args).result()
+from tests.postgres import administer, own_database, run_apart, url_of
 
 
 def database_settings(**changes: Any) -> DatabaseSettings:
     return DatabaseSettings.model_validate({"busy_timeout": 2.0, **changes})
-
-
-async def administer(*statements: str) -> None:
-    connection = await asyncpg.connect(POSTGRES.replace("+asyncpg", ""), timeout=5)
-    try:
-        for statement in statements:
-            await connection.execute(statement)
-    finally:
-        await connection.close()
 
 
 class Samples:
@@ -162,18 +145,15 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def postgres_template() -> Iterator[str]:
-    name = f"kimera_test_{uuid4().hex}"
-    try:
-        run_apart(administer, f"CREATE DATABASE {name}")
-    except (OSError, TimeoutError) as error:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip(f"no PostgreSQL answers: {error}")
-    try:
-        run_apart(migrate, f"{POSTGRES.rpartition('/')[0]}/{name}")
+    with ExitStack() as stack:
+        try:
+            name = stack.enter_context(own_database())
+        except (OSError, TimeoutError) as error:
+            if os.environ.get("CI") == "true":
+                raise
+            pytest.skip(f"no PostgreSQL answers: {error}")
+        run_apart(migrate, url_of(name))
         yield name
-    finally:
-        run_apart(administer, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture
@@ -218,10 +198,8 @@ def own_postgres_url(postgres_template: str) -> Iterator[str]:
 
 
 def _copied(template: str) -> Iterator[str]:
-    name = f"kimera_test_{uuid4().hex}"
-    run_apart(administer, f"CREATE DATABASE {name} TEMPLATE {template}")
-    yield f"{POSTGRES.rpartition('/')[0]}/{name}"
-    run_apart(administer, f"DROP DATABASE {name} WITH (FORCE)")
+    with own_database(template) as name:
+        yield url_of(name)
 
 
 BOTH = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
