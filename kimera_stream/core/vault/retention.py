@@ -9,9 +9,8 @@ from kimera_stream.infrastructure.settings import DatabaseSettings
 
 log = structlog.get_logger(__name__)
 
-_KEYS_PER_STEP = 1_000
-_SESSIONS_PER_STEP = 1_000
-_AUDIT_PER_STEP = 1_000
+_PER_STEP = 1_000
+"""Rows dropped in one transaction, about."""
 
 
 class Retention:
@@ -46,7 +45,7 @@ class Retention:
             UnavailableError: the database refuses; what was dropped before that stays dropped.
         """
         dropped = await self._by_count_and_age() + await self._by_bytes()
-        while await self._vault.purge_idempotency(self._clock() - self._window_ms, limit=_KEYS_PER_STEP):
+        while await self._vault.purge_idempotency(self._clock() - self._window_ms, limit=_PER_STEP):
             pass
         await self._quiet_sessions()
         await self._audit()
@@ -57,14 +56,14 @@ class Retention:
     async def _quiet_sessions(self) -> None:
         if self._settings.retention_sessions:
             before = self._clock() - int(self._settings.retention_sessions * 1000)
-            while await self._vault.purge_sessions(before, limit=_SESSIONS_PER_STEP):
+            while await self._vault.purge_sessions(before, limit=_PER_STEP):
                 pass
 
     async def _audit(self) -> None:
         age = self._settings.retention_audit_age
         before = self._clock() - int(age * 1000) if age else 0
         upto = await self._vault.audit_upto(keep=self._settings.retention_audit_count, before=before)
-        while upto and await self._vault.purge_audit(upto, limit=_AUDIT_PER_STEP):
+        while upto and await self._vault.purge_audit(upto, limit=_PER_STEP):
             pass
 
     async def _by_count_and_age(self) -> int:
