@@ -388,6 +388,19 @@ async def test_a_message_too_large_is_told_as_lost(start: Start) -> None:
             assert await hear(follower, 1) == [Message(LOG, b"y")]
 
 
+async def test_a_loss_on_a_quiet_topic_is_told_while_another_topic_is_busy(start: Start) -> None:
+    async with start("one", message_bytes=1024) as one, start("two") as two:
+        one.publish(NUDGE, b"before")
+        await one.depth(0)
+        async with two.follow(LOG, NUDGE) as follower:
+            one.publish(NUDGE, b"x" * 2000)
+            heard: list[Message | Lost] = []
+            with anyio.fail_after(10):
+                while Lost(NUDGE) not in heard:
+                    one.publish(LOG, b"m")
+                    heard += await follower.receive()
+
+
 # questions
 
 

@@ -2,8 +2,9 @@
 
 Each message has a number, and the numbers of a topic go up by one. A follower knows the id and the number of what it heard last; another number
 than the next means that something is missing: trimmed before it was read, flushed, or never sent (the sender left a hole in the numbers).
-In quiet the follower compares its number with the topic's, so a hole that no message follows is noticed too; and whether Redis is still the one it
-was, with the data it had: if not, anything may be missing, also from a topic where nothing was ever said.
+Every now and then, however much is said on other topics, the follower compares its number with the topic's, so a hole that no message follows is
+noticed too; and whether Redis is still the one it was, with the data it had: if not, anything may be missing, also from a topic where nothing was
+ever said.
 """
 
 from collections import deque
@@ -21,6 +22,8 @@ log = structlog.get_logger(__name__)
 
 BLOCK = 0.5
 """Seconds that one read waits in Redis for something to come."""
+LOOK_EVERY = 0.5
+"""Seconds after which the places are compared, also where one topic keeps the reads busy and another is quiet."""
 READ_ITEMS = 256
 """Messages of one topic taken by one read."""
 HELD_ITEMS = 512
@@ -59,6 +62,7 @@ class RedisFollower:
         self._run_id = b""
         self._origin: tuple[bytes, bytes] | None = None
         self._late = False
+        self._look_at = 0.0
         self._held: deque[Message | Lost] = deque()
         self._came = anyio.Event()
         self._taken = anyio.Event()
@@ -106,12 +110,12 @@ class RedisFollower:
         answer = await self._ask(
             connection, BLOCK, b"XREAD", b"COUNT", READ_ITEMS, b"BLOCK", int(BLOCK * 1000), b"STREAMS", *streams, *ids
         )
-        if not answer:
+        if answer:
+            assert isinstance(answer, Mapping)
+            for stream, entries in answer.items():
+                self._heard(self._topic_of[bytes(stream)], entries)
+        if not answer or anyio.current_time() >= self._look_at:
             await self._place(connection)
-            return
-        assert isinstance(answer, Mapping)
-        for stream, entries in answer.items():
-            self._heard(self._topic_of[bytes(stream)], entries)
 
     def _heard(self, topic: str, entries: Sequence[Any]) -> None:
         place = self._places[topic]
@@ -147,6 +151,7 @@ class RedisFollower:
                 lost.append(Lost(topic))
             place.id, place.number, place.known = last_id.decode(), current, True
         self._late = False
+        self._look_at = anyio.current_time() + LOOK_EVERY
         self._hold(lost)
         self.placed.set()
 
