@@ -18,6 +18,8 @@ class Announcing:
     def __init__(self, bus: Bus, leads: Callable[[], bool]) -> None:
         self._bus = bus
         self._leads = leads
+        self._newest: bytes | None = None
+        """The field as it was last, told or not."""
 
     def deliver(self, entries: Sequence[LogEntry]) -> None:
         """Tell of entries that are committed."""
@@ -25,12 +27,20 @@ class Announcing:
             self._bus.publish(LOG, message)
 
     def latest(self, channel: str, type: str, data: bytes, *, offset: int) -> None:
-        """Tell the newest field."""
+        """Tell the newest field, where this engine leads."""
         if channel != FIELD:
             return
-        if not self._leads():
+        self._newest = encode_value(FieldValue(offset, type, data))
+        if self._leads():
+            self._tell(self._newest)
+        else:
             self._bus.share(FIELD, NEWEST, None)
-            return
-        value = encode_value(FieldValue(offset, type, data))
+
+    async def lead(self) -> None:
+        """This engine leads from now on: what it had to itself is told, for a field at rest may not change for long. A duty of the leader."""
+        if self._newest is not None:
+            self._tell(self._newest)
+
+    def _tell(self, value: bytes) -> None:
         self._bus.publish(FIELD, value)
         self._bus.share(FIELD, NEWEST, value)

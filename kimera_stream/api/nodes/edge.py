@@ -211,6 +211,7 @@ def edge_services(parts: Parts, assembled: Assemble) -> tuple[list[ServiceSpec],
         async with anyio.create_task_group() as group:
             group.start_soon(container.get(Following).run, name="following:log")
             group.start_soon(container.get(Hearing).run, name="following:bus")
+            group.start_soon(container.get(RemoteField).run, name="following:field")
 
     async def errands(service: Service) -> None:
         await assembled(Errands, Scored, WatchList, ConnectionsElsewhere, PresenceEverywhere)

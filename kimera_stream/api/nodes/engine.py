@@ -129,8 +129,10 @@ def add_engine(services: Services, settings: Settings) -> None:
             in_contact=lambda: bus.connected,
         )
 
-    def leader(store: ClusterStore, node: Node, retention: Retention) -> Leader:
-        return Leader(store, node.id, lease=bus_settings.lease, duties=[partial(retain_always, retention)])
+    def leader(store: ClusterStore, node: Node, retention: Retention, announcing: Announcing) -> Leader:
+        return Leader(
+            store, node.id, lease=bus_settings.lease, duties=(partial(retain_always, retention), announcing.lead)
+        )
 
     def leading() -> Leading:
         return Leading()

@@ -65,6 +65,8 @@ class Hearing:
             self._scored.lost()
         elif topic == self._replies:
             self._errands.lost()
+        elif topic == FIELD:
+            self._field.stale()
         elif topic == NUDGE:
             self._nudged()
 
