@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from math import inf
 from typing import Protocol
 
 import msgspec
@@ -23,7 +24,8 @@ class GeoidCache:
 
     The one writer calls ``put`` and ``remove`` right after each commit. A load that was under way at that moment may
     have read the older version: what was written meanwhile is not overwritten by it. Where there are several writers, each of
-    them follows the log (``follow``), and what it commits itself comes by ``committed``.
+    them follows the log (``follow``), and what it commits itself comes by ``committed``: late, perhaps, so that a load may as well
+    have read a newer version than what it is told. Of two versions the one with the greater offset counts.
 
     Args:
         source: Where missing ones are read from.
@@ -34,8 +36,8 @@ class GeoidCache:
         self._source = source
         self._max_bytes = max_bytes
         self._entries: OrderedDict[str, tuple[StoredGeoid, int]] = OrderedDict()
-        self._loading: list[dict[str, StoredGeoid | None]] = []
-        """Of each load under way, what was written since it began; None: deleted."""
+        self._loading: list[dict[str, tuple[float, StoredGeoid | None]]] = []
+        """Of each load under way, what was written since it began, and at which offset; None: deleted."""
         self._followed = 0
         self.bytes = 0
         self.hits = 0
@@ -60,21 +62,25 @@ class GeoidCache:
         if not missing:
             return found
         self.misses += len(missing)
-        written: dict[str, StoredGeoid | None] = {}
+        written: dict[str, tuple[float, StoredGeoid | None]] = {}
         self._loading.append(written)
         try:
             loaded = await self._source.geoids(missing)
         finally:
             self._loading = [each for each in self._loading if each is not written]
         for geoid_id, stored in loaded.items():
-            if geoid_id not in written:
-                if keep:
-                    self._keep(stored)
-                found[geoid_id] = stored
-        for geoid_id in missing:
-            newer = written.get(geoid_id)
+            found[geoid_id] = stored
+            if keep and (geoid_id not in written or written[geoid_id][0] < stored.geoid.offset):
+                self._keep(stored)
+        for geoid_id in set(ids) & written.keys():  # those that were there before may be outdated as well by now
+            offset, newer = written[geoid_id]
+            known = found.get(geoid_id)
+            if known is not None and known.geoid.offset > offset:
+                continue
             if newer is not None:
                 found[geoid_id] = newer
+            else:
+                found.pop(geoid_id, None)
         return found
 
     async def get(self, geoid_id: str) -> StoredGeoid | None:
@@ -83,8 +89,7 @@ class GeoidCache:
 
     def put(self, stored: StoredGeoid) -> None:
         """A geoid was committed in this version."""
-        for written in self._loading:
-            written[stored.geoid.id] = stored
+        self._tell(stored.geoid.id, stored.geoid.offset, stored)
         self._keep(stored)
 
     def committed(self, geoids: Iterable[StoredGeoid], deleted: Iterable[tuple[str, int]]) -> None:
@@ -99,14 +104,14 @@ class GeoidCache:
                 self.put(stored)
         for geoid_id, offset in deleted:
             if offset > self._followed:
-                self.remove(geoid_id)
+                self.remove(geoid_id, offset)
 
     def follow(self, upto: int, newest: Iterable[StoredGeoid], gone: Iterable[str]) -> None:
         """The log was read up to ``upto``; of what it tells of, this is there now, in this version, and that is not."""
         for stored in newest:
             self.put(stored)
         for geoid_id in gone:
-            self.remove(geoid_id)
+            self.remove(geoid_id, upto)
         self._followed = max(self._followed, upto)
 
     def expect(self, geoid_id: str, offset: int) -> None:
@@ -121,10 +126,9 @@ class GeoidCache:
         if entry is not None:
             self.bytes -= entry[1]
 
-    def remove(self, geoid_id: str) -> None:
-        """A geoid was deleted."""
-        for written in self._loading:
-            written[geoid_id] = None
+    def remove(self, geoid_id: str, offset: float = inf) -> None:
+        """A geoid was deleted. ``offset``: from where on it may be there again."""
+        self._tell(geoid_id, offset, None)
         self.forget(geoid_id)
 
     def clear(self) -> None:
@@ -132,11 +136,19 @@ class GeoidCache:
         self._entries.clear()
         self.bytes = 0
 
+    def _tell(self, geoid_id: str, offset: float, stored: StoredGeoid | None) -> None:
+        """Have the loads under way know what was written."""
+        for written in self._loading:
+            if geoid_id not in written or written[geoid_id][0] <= offset:
+                written[geoid_id] = (offset, stored)
+
     def _keep(self, stored: StoredGeoid) -> None:
         geoid = stored.geoid
-        old = self._entries.pop(geoid.id, None)
+        old = self._entries.get(geoid.id)
         if old is not None:
-            self.bytes -= old[1]
+            if old[0].geoid.offset > geoid.offset:
+                return
+            self.forget(geoid.id)
         cost = ENTRY_OVERHEAD + 3 * len(geoid.text or "") + (0 if stored.vector is None else stored.vector.nbytes)
         for state in (geoid.semantic_state, geoid.symbolic_state, geoid.metadata):
             if state:

@@ -148,6 +148,49 @@ async def test_a_writer_that_hears_late_of_its_own_commit_does_not_undo_what_the
     assert [found and found.geoid.offset for found in [await cache.get(each) for each in ("a", "b")]] == [6, None]
 
 
+@pytest.mark.parametrize("deleted", [False, True])
+async def test_a_writer_that_hears_late_of_its_own_commit_does_not_undo_what_a_read_has_found(deleted: bool) -> None:
+    vault = Vault(at("a", 11))
+    vault.go_on = anyio.Event()
+    cache = GeoidCache(vault, 1_000_000)
+    seen: list[StoredGeoid | None] = []
+
+    async def read() -> None:
+        seen.append(await cache.get("a"))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(read)
+        await vault.reading.wait()
+        cache.committed([] if deleted else [at("a", 10)], [("a", 10)] if deleted else [])
+        vault.go_on.set()
+    assert [each and each.geoid.offset for each in (*seen, await cache.get("a"))] == [11, 11]
+    cache.committed([at("a", 10)], [])
+    assert (kept := await cache.get("a")) is not None
+    assert kept.geoid.offset == 11
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+async def test_what_is_there_at_once_is_not_older_than_what_was_written_while_the_rest_was_read(deleted: bool) -> None:
+    vault = Vault(at("a", 6), at("b", 7))
+    cache = GeoidCache(vault, 1_000_000)
+    await cache.get("a")
+    vault.go_on, vault.reading = anyio.Event(), anyio.Event()
+    seen: list[dict[str, int]] = []
+
+    async def read() -> None:
+        seen.append({name: each.geoid.offset for name, each in (await cache.get_many(["a", "b"])).items()})
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(read)
+        await vault.reading.wait()
+        cache.follow(12, [] if deleted else [at("a", 10)], ["a"] if deleted else [])
+        vault.go_on.set()
+    assert seen == [{"b": 7} if deleted else {"a": 10, "b": 7}]
+    cache.follow(7, [at("a", 6)], [])  # another reader of the log, which is further back
+    assert (kept := await cache.get("a")) is not None
+    assert kept.geoid.offset == (6 if deleted else 10)
+
+
 def at(geoid_id: str, offset: int) -> StoredGeoid:
     body = GeoidBody(text="a")
     return StoredGeoid(built(body, geoid_id=geoid_id, session_id=None, now=1, offset=offset, previous=None), None, "p")

@@ -279,3 +279,64 @@ async def test_an_engine_that_hears_late_of_its_own_commit_knows_what_came_after
         await publish(two, GeoidBody(id="newer", text="The door of hall 3 is closed."))
         await scored(one.store, 3)
         assert list(await open_contradictions(one.vault)) == [(name, "newer")]
+
+
+@pytest.mark.parametrize("first", ["said", "deleted"])
+async def test_an_engine_that_hears_of_its_own_commit_while_it_reads_what_came_after_it_goes_by_that(url, first):
+    """It is held up between the commit and its end, and hears of it while its scorer loads what another engine made of it since."""
+    heard = Heard()
+    async with Engine(url, "one", heard).running() as one, Engine(url, "two", heard).running() as two:
+        await until(lambda: len(one.scorer.filled) == len(two.scorer.filled) == SLICES // 2)
+        through = {engine: next(each for each in range(SLICES) if each in engine.keeper.owned) for engine in (one, two)}
+        mine = [each for each in map(str, range(100)) if slice_of(each, SLICES) in one.keeper.owned]
+        name, other = mine[:2]
+
+        async def publish(engine: Engine, body: GeoidBody) -> None:
+            request = RequestId(f"{body.id}: {body.text}", through[engine])
+            await engine.pipeline.publish(body, principal=ANNA, request=request)
+
+        async def act() -> None:
+            if first == "said":
+                await publish(one, GeoidBody(id=name, text="Dinner is at eight."))
+            else:
+                await one.pipeline.delete(name, principal=ANNA, request=RequestId("d", through[one]))
+
+        await publish(one, GeoidBody(id=name, text="Lunch is at noon."))
+        await publish(two, GeoidBody(id=other, text="The door of hall 3 is closed."))
+        await until(lambda: one.scorer.position >= 2)
+        committed, told, go_on, reading, read_on = (anyio.Event() for _ in range(5))
+        transact, geoids, read = one.vault.transact, one.vault.geoids, one.vault.read
+
+        async def hold(write):
+            batch = await transact(write)
+            if any(entry.type.startswith("geoid.") for entry in batch.entries):
+                committed.set()
+                await told.wait()
+            return batch
+
+        async def hold_read(ids):
+            found = await geoids(ids)
+            if name in found and found[name].geoid.offset == 4:
+                reading.set()
+                await read_on.wait()
+            return found
+
+        async def read_both(channel, **how):
+            await go_on.wait()
+            return await read(channel, **how)
+
+        one.vault.transact, one.vault.geoids = hold, hold_read  # type: ignore[method-assign]
+        one.vault.read = read_both  # type: ignore[method-assign]
+        async with anyio.create_task_group() as group:
+            group.start_soon(act)
+            await committed.wait()
+            await publish(two, GeoidBody(id=name, text="The door of hall 3 is open."))
+            go_on.set()
+            await reading.wait()
+            told.set()
+            await anyio.wait_all_tasks_blocked()
+            one.vault.transact = transact  # type: ignore[method-assign]
+        read_on.set()
+        await publish(two, GeoidBody(id="newer", text="The door of hall 3 is closed."))
+        await scored(one.store, await one.vault.refresh())
+        assert set(await open_contradictions(one.vault)) == {(other, name), (name, "newer")}

@@ -62,7 +62,9 @@ class PageReader:
                 touched[_named(entry.data).id] = entry.offset
         for geoid_id, offset in touched.items():
             self._cache.expect(geoid_id, offset)
-        newest = await self._cache.get_many(list(touched)) if touched else {}
+        found = await self._cache.get_many(list(touched)) if touched else {}
+        # Older than its entry is only what this node has committed itself and heard of while it read, and what is gone since.
+        newest = {geoid_id: each for geoid_id, each in found.items() if each.geoid.offset >= touched[geoid_id]}
         gone = [geoid_id for geoid_id in touched if geoid_id not in newest]
         self._cache.follow(upto, newest.values(), gone)  # whoever was loading an older one meanwhile does not keep it
         offsets = range(after + 1, upto + 1)
