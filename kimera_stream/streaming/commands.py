@@ -238,13 +238,13 @@ class Commands:
             return self._newest_as_page(channel, encoding)
         start = await self.start(channel, since, None, principal)
         if start.was_recovering and not start.recovered:
-            raise BadPositionError(
-                f"since: not kept any more, or of another log; this one is {hub.epoch} after {hub.log.trimmed}",
-                field="since",
-            )
+            raise self._not_kept()
         after = hub.log.trimmed if start.position is None else start.position
         newest = max(after, await hub.head())
         page = await hub.log.read(channel, after=after, limit=limit, until=newest, reverse=reverse)
+        if start.recovered and after < hub.log.trimmed:
+            # Retention passed by meanwhile, or this node had not heard of it: the page may lack what came first.
+            raise self._not_kept()
         budget = hub.settings.outbox_bytes // 2
         events: list[msgspec.Raw] = []
         for entry in page.entries:
@@ -258,6 +258,12 @@ class Commands:
         if cut and not reverse:
             offset = page.entries[len(events) - 1].offset
         return HistoryPage(events=events, epoch=hub.epoch, offset=offset, more=page.more or cut)
+
+    def _not_kept(self) -> BadPositionError:
+        log = self._hub.log
+        return BadPositionError(
+            f"since: not kept any more, or of another log; this one is {log.epoch} after {log.trimmed}", field="since"
+        )
 
     def _newest_as_page(self, channel: str, encoding: Encoding) -> HistoryPage:
         hub = self._hub
