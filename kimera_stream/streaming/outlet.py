@@ -190,9 +190,10 @@ class Outlet:
 
     def catch_up(self) -> None:
         """Bring every lagging subscription on: at once what the tail holds, in a task of the connection what it does not."""
-        if self._pumping or self._ended:
+        if self._ended:
             return
-        if self._advance() is not None or not self._rested():
+        needs_log = self._advance() is not None
+        if not self._pumping and (needs_log or not self._rested()):
             self._pumping = True
             self._spawn(self._pump, name="catch-up")
 
@@ -214,8 +215,9 @@ class Outlet:
                         return
                     await anyio.lowlevel.checkpoint()
                     continue
+                after = lagging.position
                 try:
-                    chunk = await self._hub.source.from_log(lagging.selection, lagging.position, self._hub.flushed)
+                    chunk = await self._hub.source.from_log(lagging.selection, after, self._hub.flushed)
                 except UnavailableError as exc:
                     # Nothing is lost: the position stands, and the log is asked again until it answers.
                     wait = _RETRY[min(failures, len(_RETRY) - 1)]
@@ -228,7 +230,7 @@ class Outlet:
                     return
                 failures = 0
                 # Time has passed: the subscription may be gone, or its peer may have stopped reading.
-                if self._writable() and self._holds(lagging):
+                if self._writable() and self._holds(lagging) and lagging.position == after:
                     if chunk.joined:
                         self._write(chunk.joined)
                     lagging.position = chunk.upto
@@ -242,12 +244,16 @@ class Outlet:
         return self.subscriptions.get(subscription.selection.channel.name) is subscription
 
     def _advance(self) -> Subscription | None:
-        """Take what the tail holds, a bounded number of chunks; returns a subscription that needs the log, if any."""
+        """Take what the tail holds, a bounded number of chunks; returns a subscription that needs the log, if any.
+
+        One that needs the log holds up none of the others, and a newest value waits for no history.
+        """
         hub = self._hub
         chunks = 0
-        for sub in list(self.subscriptions.values()):
-            if sub.live:
-                continue
+        needs_log: Subscription | None = None
+        behind = [sub for sub in self.subscriptions.values() if not sub.live]
+        behind.sort(key=lambda sub: sub.selection.channel.kind == "log")
+        for sub in behind:
             if not self._writable():
                 return None
             if sub.selection.channel.kind == "latest":
@@ -255,10 +261,11 @@ class Outlet:
                 continue
             while sub.position < hub.flushed and self._writable():
                 if chunks == _CHUNKS_AT_ONCE:
-                    return None
+                    return needs_log
                 chunk = hub.source.from_tail(sub.selection, sub.position, hub.flushed)
                 if chunk is None:
-                    return sub
+                    needs_log = needs_log or sub
+                    break
                 chunks += 1
                 if chunk.joined:
                     self._write(chunk.joined)
@@ -267,7 +274,7 @@ class Outlet:
                 hub.go_live(sub)
             elif sub.position > hub.flushed:
                 hub.await_position(self)
-        return None
+        return needs_log
 
     def _take_newest(self, sub: Subscription) -> None:
         value = sub.selection.group.value

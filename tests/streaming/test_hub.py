@@ -502,6 +502,46 @@ async def test_no_heartbeat_to_one_that_lags() -> None:
         assert egress.messages() == []
 
 
+async def test_a_channel_that_is_read_from_the_log_holds_up_no_other() -> None:
+    async with bench(before=100, tail_bytes=1024) as b:
+        outlet, egress = b.connect()
+        b.log.gate = anyio.Event()
+        b.hub.latest("stats", "stats.updated", b"1", offset=100)
+        b.hub.flush()
+        await b.subscribe(outlet, since=("E1", 0))
+        await wait_all_tasks_blocked()
+        await b.subscribe(outlet, "stats")
+        await b.subscribe(outlet, "scars")
+        b.commit(1, "geoids", "scars")
+        b.hub.flush()
+        assert [(m["channel"], m["offset"]) for m in egress.messages()] == [("stats", 100), ("scars", 101)]
+        b.log.gate.set()
+        await wait_all_tasks_blocked()
+        assert egress.offsets() == list(range(1, 102))
+
+
+async def test_after_a_stall_a_channel_that_is_read_from_the_log_holds_up_no_other() -> None:
+    async with bench(tail_bytes=1024) as b:
+        outlet, egress = b.connect(window=100)
+        for channel in ("geoids", "scars", "stats"):
+            await b.subscribe(outlet, channel)
+        egress.stuck = True
+        for _ in range(100):
+            b.commit()
+            b.hub.flush()
+        b.commit(1, "scars")
+        b.hub.latest("stats", "stats.updated", b"1", offset=101)
+        b.hub.flush()
+        had = egress.offsets()
+        b.log.gate = anyio.Event()
+        egress.resume()
+        await wait_all_tasks_blocked()
+        assert [m["offset"] for m in egress.messages() if m["channel"] == "stats"] == [101]
+        b.log.gate.set()
+        await wait_all_tasks_blocked()
+        assert had + [m["offset"] for m in egress.messages() if m["channel"] == "geoids"] == list(range(1, 101))
+
+
 async def test_equal_laggards_share_the_reading() -> None:
     async with bench(before=1000) as b:
         egresses = []
