@@ -9,7 +9,7 @@ so there is no hand-over at which an event could be lost or repeated.
 
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from itertools import islice
 from typing import Any, Protocol
@@ -34,7 +34,7 @@ from kimera_stream.streaming.egress import Egress, FanOut
 from kimera_stream.streaming.joiner import Batches, Joiner
 from kimera_stream.streaming.metrics import HubMetrics
 from kimera_stream.streaming.outlet import Outlet, OutletOwner, Spawn, Subscription
-from kimera_stream.streaming.reader import ReaderEvent, read
+from kimera_stream.streaming.reader import Reader, read
 from kimera_stream.streaming.records import Record, Tail
 from kimera_stream.streaming.selections import Channel, Selection, Value, Waiter
 from kimera_stream.streaming.starts import Start, resolve
@@ -380,7 +380,7 @@ class Hub:
         filter: Filter | None = None,
         rewind: int | None = None,
         principal: str = "",
-    ) -> AbstractAsyncContextManager[tuple[Subscribed, AsyncIterator[ReaderEvent]]]:
+    ) -> AbstractAsyncContextManager[tuple[Subscribed, Reader]]:
         """A pulling reader with the same semantics as a subscription; see ``streaming.reader``."""
         return read(self, channel, since=since, filter=filter, rewind=rewind, principal=principal)
 

@@ -31,7 +31,11 @@ class ReaderEvent(NamedTuple):
 
 
 class Reader:
-    """See ``Hub.reader``."""
+    """See ``Hub.reader``. Events in order; ends when the hub does.
+
+    Raises, as the next event is asked for:
+        Disconnect: the log was trimmed beyond the position (4002).
+    """
 
     def __init__(self, hub: "Hub", selection: "Selection", position: int) -> None:
         self._hub = hub
@@ -41,6 +45,22 @@ class Reader:
         self._news = anyio.Event()
         self._asleep = False
         self._ended = False
+        self._events = self._read()
+
+    def __aiter__(self) -> "Reader":
+        return self
+
+    async def __anext__(self) -> ReaderEvent:
+        return await anext(self._events)
+
+    async def aclose(self) -> None:
+        """Nothing more is asked for."""
+        await self._events.aclose()
+
+    @property
+    def reached(self) -> int | None:
+        """Everything up to here was given out, or does not pass the filter; None while there may be more to give out now."""
+        return max(self._position, self._hub.flushed) if self._asleep else None
 
     def wake(self, position: int) -> None:
         if self._asleep:
@@ -52,12 +72,7 @@ class Reader:
         self._ended = True
         self._news.set()
 
-    async def events(self) -> AsyncGenerator[ReaderEvent, None]:
-        """Events in order; ends when the hub does.
-
-        Raises:
-            Disconnect: the log was trimmed beyond the position (4002).
-        """
+    async def _read(self) -> AsyncGenerator[ReaderEvent, None]:
         latest = self._selection.channel.kind == "latest"
         while not self._ended:
             if latest:
@@ -113,7 +128,7 @@ async def read(
     filter: Filter | None,
     rewind: int | None,
     principal: str,
-) -> AsyncIterator[tuple[Subscribed, AsyncIterator[ReaderEvent]]]:
+) -> AsyncIterator[tuple[Subscribed, Reader]]:
     """Open a reader; the first of the pair says where it starts and whether it recovered, the second yields the events.
 
     Raises:
@@ -132,14 +147,13 @@ async def read(
         was_recovering=start.was_recovering,
         recovered=start.recovered,
     )
-    events = reader.events()
     try:
         if hub.ended:
             reader.end()
-        yield begun, events
+        yield begun, reader
     finally:
         with anyio.CancelScope(shield=True):
-            await events.aclose()
+            await reader.aclose()
         hub.remove_reader(reader)
         selection.waiters.pop(reader, None)
         hub.exit(selection, principal)

@@ -53,6 +53,16 @@ class ReaderEvent(Protocol):
     def payload(self) -> bytes: ...
 
 
+class ReaderEvents(Protocol):
+    """Events in order, and how far they are."""
+
+    def __aiter__(self) -> AsyncIterator[ReaderEvent]: ...
+
+    @property
+    def reached(self) -> int | None:
+        """Everything up to here was given out, or does not pass the filter; None while there may be more to give out now."""
+
+
 class Revoker(Protocol):
     """Makes tokens count no longer, on every node."""
 
@@ -68,7 +78,7 @@ class EventHub(Protocol):
 
     def reader(
         self, channel: str, *, since: Position | None, filter: Filter | None, rewind: int | None, principal: str
-    ) -> AbstractAsyncContextManager[tuple[ReaderStart, AsyncIterator[ReaderEvent]]]:
+    ) -> AbstractAsyncContextManager[tuple[ReaderStart, ReaderEvents]]:
         """Events of one channel, exactly once and in order, until the caller leaves or the hub ends."""
 
     def newest(self, channel: str) -> bytes | None:

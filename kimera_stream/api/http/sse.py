@@ -2,10 +2,12 @@
 
 Each event is ``id: epoch:offset``, ``event: <type>`` and the event object as ``data``. The first event is ``subscribed``: where
 the stream starts and whether it recovered. A client that reconnects with ``Last-Event-ID`` misses nothing and sees nothing twice.
+
+In quiet there are heartbeats: a comment, and the position as an ``id:`` without an event, which moves the client's ``Last-Event-ID``. So
+one whose filter drops everything does not stay where its last event was until the log no longer reaches back so far.
 """
 
 import time
-from collections.abc import AsyncIterator
 from typing import Final
 
 import anyio
@@ -14,7 +16,7 @@ import structlog
 from starlette.types import Receive, Scope, Send
 
 from kimera_stream.api.http.content import EVENT_STREAM
-from kimera_stream.api.http.door import EventHub, HttpDoor, ReaderEvent, ReaderStart
+from kimera_stream.api.http.door import EventHub, HttpDoor, ReaderEvent, ReaderEvents, ReaderStart
 from kimera_stream.api.http.outflow import STOP_PATIENCE, Outflow, PeerStalled
 from kimera_stream.api.http.protocol import abort
 from kimera_stream.core.access import Principal
@@ -30,7 +32,7 @@ HEADERS: Final = [
     (b"x-accel-buffering", b"no"),  # a proxy must not hold events back
 ]
 RECONNECT_MS: Final = 1000
-HEARTBEAT: Final = b": heartbeat\n\n"
+HEARTBEAT: Final = b": heartbeat\n"
 MAX_OFFSET: Final = 2**63 - 1
 MAX_DIGITS: Final = 19
 
@@ -73,6 +75,11 @@ def subscribed_event(start: ReaderStart) -> bytes:
         start.offset,
         msgspec.json.encode(body),
     )
+
+
+def heartbeat(epoch: bytes, reached: int | None) -> bytes:
+    """A sign of life, with the position where nothing is in flight. A browser takes the id and makes no event of it."""
+    return HEARTBEAT + (b"\n" if reached is None else b"id: %b:%d\n\n" % (epoch, reached))
 
 
 def event_bytes(epoch: bytes, event: ReaderEvent) -> bytes:
@@ -133,7 +140,7 @@ class EventStream:
                 raise BadPositionError(f"{self._since_named}: {words}", field=self._since_named) from error
 
     async def _follow(
-        self, start: ReaderStart, events: AsyncIterator[ReaderEvent], scope: Scope, receive: Receive, send: Send
+        self, start: ReaderStart, events: ReaderEvents, scope: Scope, receive: Receive, send: Send
     ) -> None:
         try:
             await self._stream(start, events, receive, send)
@@ -141,16 +148,15 @@ class EventStream:
             log.info("an event stream was given up: its client does not read", channel=self._channel)
             abort(scope)
 
-    async def _stream(
-        self, start: ReaderStart, events: AsyncIterator[ReaderEvent], receive: Receive, send: Send
-    ) -> None:
+    async def _stream(self, start: ReaderStart, events: ReaderEvents, receive: Receive, send: Send) -> None:
         settings = self._door.settings.stream
         outflow = Outflow(send, max_bytes=settings.outbox_bytes, patience=settings.outbox_age)
         pumping = anyio.CancelScope()
         sent = self._door.metrics.http_events
 
+        epoch = start.epoch.encode()
+
         async def pump() -> None:
-            epoch = start.epoch.encode()
             with pumping:
                 try:
                     async for event in events:
@@ -186,7 +192,7 @@ class EventStream:
                 elif outflow.buffered:
                     await anyio.sleep(settings.ping_interval)
                 else:
-                    await outflow.put(HEARTBEAT)
+                    await outflow.put(heartbeat(epoch, events.reached))
                     await anyio.sleep(settings.ping_interval)
 
         await outflow.put(subscribed_event(start))

@@ -118,7 +118,8 @@ OPERATIONS: Final = (
         summary="Events of a channel as Server-Sent Events",
         description=(
             "Each event has `id: epoch:offset`, its type as `event:` and the event object as `data:`. The first is `subscribed`: "
-            "where the stream starts and whether it `recovered`. `Last-Event-ID` resumes and goes before `since`."
+            "where the stream starts and whether it `recovered`. `Last-Event-ID` resumes and goes before `since`. In quiet a heartbeat "
+            "brings an `id:` without an event: the position up to which nothing more passes the filter."
         ),
         handler=events,
         tag="stream",

@@ -72,6 +72,8 @@ class MemoryVault:
         self.scars: list[Scar] = []
         self.used: list[UsageRecord] = []
         self.broken: Exception | None = None
+        self.gate: anyio.Event | None = None
+        """Awaited before each read of the log answers."""
 
     @property
     def head(self) -> int:
@@ -82,10 +84,16 @@ class MemoryVault:
         self.entries.append(entry)
         return entry
 
+    def trim(self, upto: int) -> None:
+        del self.entries[: upto - self.trimmed]
+        self.trimmed = upto
+
     async def read(
         self, channel: str | None, *, after: int, limit: int, until: int | None = None, reverse: bool = False
     ) -> LogPage:
         await anyio.lowlevel.checkpoint()
+        if self.gate is not None:
+            await self.gate.wait()
         end = self.head if until is None else until
         found = [e for e in self.entries if after < e.offset <= end and (channel is None or channel in e.channels)]
         if reverse:

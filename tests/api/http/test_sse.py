@@ -44,6 +44,19 @@ class EventReader:
                     return Sent(fields["id"], fields["event"], msgspec.json.decode(fields["data"]))
         return None
 
+    async def quiet_at(self) -> str | None:
+        """The position that the next heartbeat brings."""
+        quiet, position = False, None
+        with anyio.fail_after(10):
+            async for line in self._lines:
+                if line == ": heartbeat":
+                    quiet = True
+                elif quiet and line:
+                    position = line.removeprefix("id: ")
+                elif quiet:
+                    return position
+        raise EOFError
+
     async def take(self, count: int) -> list[Sent]:
         found = [await self.next() for _ in range(count)]
         assert None not in found
@@ -173,6 +186,86 @@ async def test_a_quiet_stream_has_heartbeats(make_world):
                     break
             else:
                 pytest.fail("the stream ended")
+
+
+async def test_a_filter_that_drops_everything_leaves_nobody_behind(make_world):
+    world = make_world(stream={"ping_interval": 0.05, "tail_bytes": 1024})
+    never = msgspec.json.encode({"field": "data.text", "op": "eq", "value": "never"}).decode()
+    async with world.serving() as http:
+        await publish(http, "one")
+        async with listening(http, channel="geoids", filter=never) as events:
+            await events.next()
+            await publish(http, *"abcdefghij")
+            with anyio.fail_after(10):
+                while await events.quiet_at() != "E1:11":
+                    pass
+        world.vault.trim(8)
+        async with listening(http, channel="geoids", filter=never, last_event_id="E1:11") as events:
+            start = await events.next()
+            await publish(http, "never")
+            event = await events.next()
+    assert (start.data["recovered"], start.data["offset"], event.id) == (True, 11, "E1:12")
+
+
+async def test_the_heartbeat_of_a_stream_that_is_behind_says_no_position(make_world):
+    world = make_world(stream={"ping_interval": 0.05, "tail_bytes": 1024})
+    async with world.serving() as http:
+        await publish(http, *"abcdefghij")
+        gate = world.vault.gate = anyio.Event()
+        async with listening(http, channel="geoids", since="E1:0") as events:
+            await events.next()
+            assert await events.quiet_at() is None
+            gate.set()
+            assert [each.id for each in await events.take(10)] == [f"E1:{offset}" for offset in range(1, 11)]
+            assert await events.quiet_at() == "E1:10"
+
+
+async def test_a_trimmed_log_is_never_streamed_in_part(make_world):
+    """Trimmed while it is streamed: the stream ends. Trimmed before: it says so and goes on from now."""
+    world = make_world(stream={"tail_bytes": 1024})
+    async with world.serving() as http:
+        await publish(http, *map(str, range(1, 31)))
+        gate = world.vault.gate = anyio.Event()
+        async with listening(http, channel="geoids", since="E1:5") as events:
+            start = await events.next()
+            assert start.data["recovered"]
+            world.vault.trim(20)
+            gate.set()
+            assert await events.next() is None, "6 to 20 would have been missing without a word"
+        async with listening(http, channel="geoids", last_event_id=start.id) as events:
+            start = await events.next()
+            await publish(http, "live")
+            live = await events.next()
+    assert (start.data["was_recovering"], start.data["recovered"], start.id) == (True, False, "E1:30")
+    assert live.id == "E1:31"
+
+
+async def test_one_entry_comes_on_every_channel_that_it_concerns(world):
+    story = [
+        ("contradiction.found", ["contradictions", "geoid:a", "geoid:b"]),
+        ("scar.formed", ["scars", "geoid:a", "geoid:b", "session:s"]),
+        ("contradiction.resolved", ["contradictions", "geoid:a", "geoid:b"]),
+        ("geoid.updated", ["geoids", "geoid:b", "session:s", "agent:x"]),
+    ]
+
+    def tell() -> None:
+        world.hub.deliver([world.vault.append(type, {"told": type}, *channels) for type, channels in story])
+
+    expected = {
+        "contradictions": [1, 3], "scars": [2], "geoids": [4], "geoid:a": [1, 2, 3], "geoid:b": [1, 2, 3, 4],
+        "session:s": [2, 4], "agent:x": [4],
+    }  # fmt: skip
+    async with world.serving() as http:
+        tell()
+        for channel, offsets in expected.items():
+            async with listening(http, channel=channel, since="E1:0") as events:
+                assert (await events.next()).data["channel"] == channel
+                found = await events.take(len(offsets))
+            assert [each.data["offset"] for each in found] == offsets
+            assert [(each.event, each.data["data"]) for each in found] == [
+                (story[offset - 1][0], {"told": story[offset - 1][0]}) for offset in offsets
+            ]
+            assert {each.data["channel"] for each in found} == {channel}
 
 
 async def test_a_stream_ends_when_the_client_leaves(world, eventually):
