@@ -287,7 +287,7 @@ class Session:
             for command, size in early:
                 self._in_flight_bytes -= size
                 effects.extend(self._refuse(command.id, UnavailableError("not connected", retry_after=1.0)))
-            return effects
+            return effects if self._draining is None else [*effects, *self._close(self._draining)]
         if not result.roles:
             error = error_reply(ForbiddenError("token: it carries no role"), id)
             return [Send(error), *self._close(CloseCode.FORBIDDEN)]

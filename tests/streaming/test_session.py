@@ -292,6 +292,16 @@ def test_drain_waits_for_what_is_in_flight() -> None:
     assert session().drain() == [Close(CloseCode.SHUTDOWN, "shutdown")]
 
 
+def test_a_drain_ends_a_connection_whose_authenticator_is_out_of_order() -> None:
+    s = session()
+    say(s, "connect", 1)
+    say(s, "ping", 2)
+    assert s.drain() == []
+    *replies, close = s.authenticated(1, UnavailableError("later", retry_after=1), 0.0)
+    assert [r.message.id for r in replies] == [1, 2]
+    assert close == Close(CloseCode.SHUTDOWN, "shutdown"), "4504 would come next, which tells the client to stay away"
+
+
 def test_a_connection_that_is_sent_elsewhere_is_answered_first() -> None:
     s = connected()
     say(s, "ping", 2)
