@@ -466,14 +466,17 @@ class Hub:
                 self._joiner.select_value(value, channel, batches)
         self._flushing = True
         try:
-            oversized = self._joiner.write(batches, self._mixed, self.clock())
+            oversized, overfull = self._joiner.write(batches, self._mixed, self.clock())
         finally:
             self._flushing = False
         resume = self._ahead
         self._ahead = {}
-        for selection in oversized:
-            # Not written, so these stand where the tick began, and read on from there.
-            for subscription in list(selection.live):
+        unwritten = [subscription for selection in oversized for subscription in selection.live]
+        for outlet in overfull:
+            unwritten += [sub for sub in outlet.subscriptions.values() if sub.selection.channel.kind == "log"]
+        for subscription in unwritten:
+            if subscription.live:  # else it had come to that already
+                # Not written, so it stands where the tick began, and reads on from there.
                 self._fall_back(subscription)
                 subscription.position = before
                 resume[subscription.outlet] = None

@@ -14,7 +14,7 @@ from kimera_stream.streaming.records import Record
 from kimera_stream.streaming.selections import Channel, Selection, Value
 
 LARGE_BATCH: Final = 262_144
-"""A tick's bytes above this are not pushed: the subscribers read them in chunks, each at its own pace."""
+"""A tick's bytes for one connection above this are not pushed: the subscribers read them in chunks, each at its own pace."""
 
 Batches = dict[Selection, list[bytes]]
 """The frames of one tick by selection, in order."""
@@ -68,14 +68,19 @@ class Joiner:
         )
         return frames.frame(CODECS[selection.encoding].opcode, payload)
 
-    def write(self, batches: Batches, mixed_version: int, now: float) -> list[Selection]:
-        """One write per connection; returns the selections whose batch is too large to push.
+    def write(self, batches: Batches, mixed_version: int, now: float) -> tuple[list[Selection], list[Outlet]]:
+        """One write per connection.
 
         Args:
             mixed_version: See ``Selection.targets``.
+
+        Returns:
+            The selections whose batch is too large to push, and the connections for which the batches of all their log channels
+            together are: nothing of these was written to them.
         """
         oversized: list[Selection] = []
-        datas: list[bytes] = []
+        overfull: list[Outlet] = []
+        written: list[tuple[Selection, bytes]] = []
         parts: dict[Outlet, list[int]] = {}
         for selection, selected in batches.items():
             data = selected[0] if len(selected) == 1 else b"".join(selected)
@@ -87,13 +92,18 @@ class Joiner:
             if solo:
                 self._fan_out(solo, data)
             for outlet in shared:
-                parts.setdefault(outlet, []).append(len(datas))
-            datas.append(data)
+                parts.setdefault(outlet, []).append(len(written))
+            written.append((selection, data))
             self._metrics.delivered(len(selected), len(data), len(solo) + len(shared))
         # Connections with the same set of selections get the same bytes, joined once.
-        alike: dict[tuple[int, ...], list[Egress]] = {}
+        alike: dict[tuple[int, ...], list[Outlet]] = {}
         for outlet, indices in parts.items():
-            alike.setdefault(tuple(indices), []).append(outlet.egress)
-        for combination, handles in alike.items():
-            self._fan_out(handles, b"".join([datas[i] for i in combination]))
-        return oversized
+            alike.setdefault(tuple(indices), []).append(outlet)
+        for combination, outlets in alike.items():
+            datas = [written[i][1] for i in combination]
+            if sum(map(len, datas)) > LARGE_BATCH:
+                overfull += outlets
+                datas = [written[i][1] for i in combination if written[i][0].channel.kind == "latest"]
+            if datas:
+                self._fan_out([outlet.egress for outlet in outlets], b"".join(datas))
+        return oversized, overfull

@@ -379,6 +379,36 @@ async def test_a_batch_too_large_to_push_is_read_in_chunks() -> None:
         assert egress.offsets() == list(range(1, 402))
 
 
+async def test_batches_too_large_together_are_read_in_chunks() -> None:
+    async with bench() as b:
+        outlet, egress = b.connect(window=100_000)
+        channels = [f"session:{n}" for n in range(10)]
+        for channel in channels:
+            await b.subscribe(outlet, channel)
+        await b.subscribe(outlet, "stats")
+        other, whole = b.connect()
+        await b.subscribe(other, channels[0])
+        await b.subscribe(other, "stats")
+        egress.stuck = True
+        for channel in channels:
+            b.commit(50, channel, pad="x" * 2000)
+        b.hub.latest("stats", "stats.updated", b"1", offset=500)
+        b.hub.flush()
+        assert (whole.writes, len(whole.messages())) == (1, 51)
+        assert egress.paused
+        assert egress.buffered < 250_000, "a connection has its bound, however many channels it is on"
+        for _ in range(20):
+            egress.resume()
+            await wait_all_tasks_blocked()
+        b.commit(1, *channels)
+        b.hub.flush()
+        events = egress.messages()
+        assert [m["offset"] for m in events if m["channel"] == "stats"] == [500]
+        for n, channel in enumerate(channels):
+            mine = [m["offset"] for m in events if m["channel"] == channel]
+            assert mine == [*range(50 * n + 1, 50 * n + 51), 501]
+
+
 async def test_a_gap_in_delivery_sends_everyone_to_the_log() -> None:
     async with bench() as b:
         outlet, egress = b.connect()
