@@ -448,6 +448,16 @@ class Hub:
 
     def flush(self) -> None:
         """Serve everyone at the live edge with what was delivered since the last time."""
+        try:
+            self._serve_pending()
+        except Exception:
+            # Who got what of this tick is unknown now. Closing everyone keeps the promise: they resume from their positions.
+            self._paused_now.clear()
+            self.flushed = self.delivered
+            self.end_all(CloseCode.GOING_AWAY)
+            raise
+
+    def _serve_pending(self) -> None:
         records, self._pending = self._pending, []
         values, self._pending_values = self._pending_values, []
         if not records and not values:
@@ -512,14 +522,7 @@ class Hub:
             await self._wake.wait()
             self._wake = anyio.Event()
             started = self.clock()
-            try:
-                self.flush()
-            except Exception:
-                # Who got what of this tick is unknown now. Closing everyone keeps the promise: they resume from their positions.
-                self._paused_now.clear()
-                self.flushed = self.delivered
-                self.end_all(CloseCode.GOING_AWAY)
-                raise
+            self.flush()
             took = self.clock() - started
             if tick:
                 # However long a tick takes, commands, handshakes and catching up get a fifth of the time at the least.

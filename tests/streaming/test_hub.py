@@ -658,6 +658,26 @@ async def test_a_defect_in_a_tick_closes_everyone_and_surfaces() -> None:
         assert fresh.offsets() == [1, 2]
 
 
+async def test_a_defect_while_a_gap_is_noticed_closes_everyone_too() -> None:
+    async with bench() as b:
+        outlet, egress = b.connect()
+        await b.subscribe(outlet)
+
+        def broken(handles: Any, data: bytes) -> None:
+            raise ZeroDivisionError
+
+        works, b.hub._joiner._fan_out = b.hub._joiner._fan_out, broken
+        b.commit(1)
+        b.log.append("geoids")
+        with pytest.raises(ZeroDivisionError):
+            b.commit(1)
+        b.hub._joiner._fan_out = works
+        b.commit(1)
+        b.hub.flush()
+        await wait_all_tasks_blocked()
+        assert egress.closed == (CloseCode.GOING_AWAY, "going_away"), f"1 is missing before {egress.offsets()}"
+
+
 async def test_event_bytes_do_not_depend_on_who_reads_or_when() -> None:
     async with bench() as b:
         live, first = b.connect()
