@@ -135,8 +135,8 @@ async def test_nothing_is_lost_when_engines_come_and_die(url, tmp_path, seed):
         done = anyio.Event()
 
         async def come_and_die() -> None:
-            for life in range(3):
-                if done.is_set():
+            for life in itertools.count():
+                if done.is_set() or (life >= 3 and callers.tried_again):
                     return
                 engine = Engine(url, f"mortal{life}", heard)
                 async with engine.running():
@@ -146,11 +146,17 @@ async def test_nothing_is_lost_when_engines_come_and_die(url, tmp_path, seed):
                         await done.wait()
                     callers.engines.remove(engine)
 
+        async def client(number: int) -> None:
+            for again in range(0, 1000, 10):  # one round, unless no engine has died over a request so far
+                await mixed(callers, random.Random(100 * seed + number + again), number + again, 25)
+                if callers.tried_again:
+                    return
+
         async with anyio.create_task_group() as group:
             group.start_soon(come_and_die)
             async with anyio.create_task_group() as clients:
                 for number in range(5):
-                    clients.start_soon(mixed, callers, random.Random(100 * seed + number), number, 25)
+                    clients.start_soon(client, number)
             done.set()
         await compared(url, tmp_path, steady)
         offsets = [result.offset for result in callers.acked]
