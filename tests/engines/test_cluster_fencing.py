@@ -340,3 +340,48 @@ async def test_an_engine_that_hears_of_its_own_commit_while_it_reads_what_came_a
         await publish(two, GeoidBody(id="newer", text="The door of hall 3 is closed."))
         await scored(one.store, await one.vault.refresh())
         assert set(await open_contradictions(one.vault)) == {(other, name), (name, "newer")}
+
+
+async def test_what_is_handed_over_in_the_middle_of_a_step_is_not_taken_for_scored(url):
+    """Its geoids are gone from the engine before the lease is, and nothing is contradicted by what is not there."""
+    heard = Heard()
+    async with (
+        Engine(url, "one", heard).running(keep=False) as one,
+        Engine(url, "heir", heard).running(keep=False) as heir,
+    ):
+        await takes_over(one)
+        share = shares([one.node.id, heir.node.id], SLICES)[heir.node.id]
+        name = next(each for each in map(str, range(100)) if slice_of(each, SLICES) in share)
+        callers = Callers([one])
+        await callers.publish(GeoidBody(id=name, text=OPEN.text))
+        await scored(one.store, 1)
+        await heir.keeper.step()
+        await until(lambda: heir.scorer.prepare(share) == share)
+        await heir.keeper.step()  # offers
+
+        read, look_on, hand_on = anyio.Event(), anyio.Event(), anyio.Event()
+        look, hand_over = one.engine.look, one.store.hand_over
+
+        async def look_later(*args, **how):
+            read.set()
+            await look_on.wait()
+            return await look(*args, **how)
+
+        async def hand_over_later(*args, **how):
+            await hand_on.wait()
+            await hand_over(*args, **how)
+
+        one.engine.look, one.store.hand_over = look_later, hand_over_later  # type: ignore[method-assign]
+        await callers.publish(CLOSED)
+        await read.wait()
+        async with anyio.create_task_group() as group:
+            group.start_soon(one.keeper.step)
+            await until(lambda: one.scorer.filled.isdisjoint(share))
+            moved = len(one.moved)
+            look_on.set()
+            await until(lambda: len(one.moved) > moved)
+            hand_on.set()
+        await heir.keeper.step()
+        assert heir.keeper.owned == share
+        await scored(heir.store, 2)
+        assert set(await open_contradictions(heir.vault)) == {(name, "closed")}

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 
+import anyio
 import pytest
 
 from kimera_stream.engines.cluster import scorer
+from kimera_stream.engines.cluster.late import LateWord
 from kimera_stream.protocol.objects import Contradiction, GeoidBody
-from tests.engines.nodes import Callers, Engine, Heard, migrated_database, scored, until, whole_log
+from tests.engines.nodes import SLICES, Callers, Engine, Heard, migrated_database, scored, until, whole_log
 from tests.engines.test_late import CLASH, Oracle
 
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
@@ -78,3 +80,50 @@ async def test_a_label_given_meanwhile_does_not_hide_a_statement_from_the_verifi
         [word] = await contradictions(one)
         assert word.state == "dissolved"
         assert await one.vault.trim(99) >= 2
+
+
+async def test_what_is_given_back_while_the_verifier_reads_is_left_to_the_heir(url, monkeypatch):
+    """Its geoids are gone from the engine before the lease is: the verifier has read nothing of them."""
+    steps, step = [], LateWord.step
+
+    async def counted(*args):
+        steps.append(args)
+        return await step(*args)
+
+    monkeypatch.setattr(LateWord, "step", counted)
+    oracle = Oracle(None)
+    async with Engine(url, "one", Heard(), oracle).running(keep=False) as one:
+        while len(one.keeper.owned) < SLICES:
+            await one.keeper.step()
+        callers = Callers([one])
+        for text in ("The door of hall 3 is open.", "The door of hall 3 is blue."):  # which the rules let pass
+            await callers.publish(GeoidBody(text=text))
+        await scored(one.store, 2)
+        assert not await contradictions(one)
+        reading, look_on, leave_on = anyio.Event(), anyio.Event(), anyio.Event()
+        look, leave = one.engine.look, one.store.leave
+
+        async def look_later(*args, **how):
+            reading.set()
+            await look_on.wait()
+            return await look(*args, **how)
+
+        async def leave_later(node_id):
+            await leave_on.wait()
+            await leave(node_id)
+
+        one.engine.look, one.store.leave = look_later, leave_later  # type: ignore[method-assign]
+        await reading.wait()
+        oracle.probability = 0.9
+        async with anyio.create_task_group() as group:
+            group.start_soon(one.keeper.leave)
+            await until(lambda: not one.scorer.filled)
+            before = len(steps)
+            look_on.set()
+            await until(lambda: len(steps) > before)
+            leave_on.set()
+    heir = Engine(url, "two", Heard(), Oracle(0.9))
+    async with heir.running():
+        await read_all(heir)
+        [word] = await contradictions(heir)
+        assert (word.state, word.provisional) == ("open", False)

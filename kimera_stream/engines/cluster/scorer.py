@@ -188,6 +188,11 @@ class SliceScorer:
                 del self._slices[number]
                 self._index.close([number])
 
+    def _are_here(self, group: Mapping[int, OwnedSlice]) -> bool:
+        """Whether what was just judged was judged against all that these tenures have. One that ends in the middle takes its geoids
+        along at once, and its lease only later."""
+        return all(self._slices.get(number) is each for number, each in group.items())
+
     def _lease_lost(self, error: LeaseLostError, group: Mapping[int, OwnedSlice]) -> None:
         """A step that ``group`` had begun with was refused."""
         log.warning("slices lost", slices=error.numbers)
@@ -372,6 +377,8 @@ class SliceScorer:
         step = await self._late.step(self._slices)
         if step is None:
             return False
+        if not self._are_here(step.group):
+            return True
         leases = {number: each.generation for number, each in step.group.items()}
         told = Written()
 
@@ -411,6 +418,8 @@ class SliceScorer:
         unread: list[int] = []
         if group and page.fresh:
             findings, unread = await self._judge(group, page)
+            if not self._are_here(group):
+                return True
         try:
             async with self._writing:
                 batch = await self._commit(group, page, findings, unread)
