@@ -1,9 +1,11 @@
-"""Commands carried out: each becomes one call of a service and one reply. Shared by all connections; keeps no state."""
+"""Commands carried out: each becomes one call of a service and one reply. Shared by all connections."""
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any, Final
 
+import anyio
 import msgspec
 
 from kimera_stream.core.access import Principal
@@ -55,6 +57,14 @@ class Caller:
     encoding: Encoding
 
 
+@dataclass(slots=True)
+class _Turns:
+    """Who moves one cursor, one after the other."""
+
+    lock: anyio.Lock = field(default_factory=anyio.Lock)
+    taken: int = 0
+
+
 class Commands:
     """Args: hub, knowledge, vault: what the commands act on. presence: who listens where, on all nodes; None: there is one."""
 
@@ -65,6 +75,8 @@ class Commands:
         self._presence_of_all = presence
         self._knowledge = knowledge
         self._vault = vault
+        self._turns: dict[tuple[str, str, str], _Turns] = {}
+        """Of cursors that are being moved."""
         self._handlers: dict[type[Any], Callable[[Any, Caller], Awaitable[Reply]]] = {
             Publish: self._publish,
             Delete: self._delete,
@@ -183,13 +195,30 @@ class Commands:
     async def _ack(self, command: Ack, caller: Caller) -> Reply:
         channel_kind(command.channel, max_bytes=self._hub.settings.max_channel_bytes)
         check_id(command.name, "name", what="a cursor name of")
+        async with self._in_turn((caller.principal.id, command.name, command.channel)):
+            await self._move_cursor(command, caller)
+        return Acked(id=command.id)
+
+    @asynccontextmanager
+    async def _in_turn(self, cursor: tuple[str, str, str]) -> AsyncIterator[None]:
+        """Where a cursor is put last it stays: it is moved as often, and in the order, as that was asked for."""
+        turns = self._turns.setdefault(cursor, _Turns())
+        turns.taken += 1
+        try:
+            async with turns.lock:
+                yield
+        finally:
+            turns.taken -= 1
+            if not turns.taken:
+                del self._turns[cursor]
+
+    async def _move_cursor(self, command: Ack, caller: Caller) -> None:
         head = await self._hub.head(command.offset)
         if command.offset > head:
             raise BadPositionError(
                 f"offset: {command.offset} is ahead of the log, whose newest entry is {head}", field="offset"
             )
         await self._vault.save_cursor(caller.principal.id, command.name, command.channel, command.offset)
-        return Acked(id=command.id)
 
     async def _ping(self, command: Ping, caller: Caller) -> Reply:
         return Pong(id=command.id, epoch=self._hub.epoch, offset=max(self._hub.log.head, self._hub.delivered))
