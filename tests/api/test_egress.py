@@ -11,7 +11,7 @@ from kimera_stream.api.egress import EgressProtocol
 from kimera_stream.streaming.egress import Egress
 from kimera_stream.streaming.metrics import HubMetrics
 from tests.streaming.fakes import World, full_until_gone, serving, settings_with, until
-from tests.streaming.rawws import PONG, RawPeer, build
+from tests.streaming.rawws import CLOSE, PONG, RawPeer, build
 
 pytestmark = pytest.mark.anyio
 
@@ -98,6 +98,23 @@ async def test_a_close_from_the_peer_with_data_still_buffered_does_not_break_the
         await until(lambda: not world.hub.statistics()["connections"])
         world.server.should_exit = True
         await until(lambda: not world.server.server_state.connections)
+
+
+async def test_a_position_that_retention_passes_by_during_a_stall_is_4002() -> None:
+    async with serving(settings_with(stream={"tail_bytes": 4096})) as world, await stall(world) as slow:
+        world.publish(100, pad=2000)
+        world.vault.trim(world.vault.head - 5)
+        offsets: list[int] = []
+        while (frame := await slow.frame()).opcode != CLOSE:
+            offsets.append(msgspec.json.decode(frame.payload)["offset"])
+        assert (frame.code, frame.payload[2:]) == (4002, b"position_lost")
+        assert offsets == list(range(1, len(offsets) + 1)), "what came before it is whole"
+        assert len(offsets) < world.vault.head
+        async with await RawPeer.open(world.port) as again:
+            since = {"epoch": world.vault.epoch, "offset": offsets[-1]}
+            await again.say("connect", 1, subs=[{"channel": "geoids", "since": since}])
+            (start,) = (await again.message())["subs"]
+            assert (start["was_recovering"], start["recovered"], start["offset"]) == (True, False, world.vault.head)
 
 
 async def test_replies_that_are_not_read_end_in_4001() -> None:
