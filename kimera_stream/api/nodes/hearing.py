@@ -44,9 +44,10 @@ class Hearing:
 
     async def run(self) -> None:
         """Listen until cancelled."""
-        async with self._bus.follow(LOG, PROGRESS, FIELD, NUDGE, self._replies) as follower:
-            self._lost(LOG)  # of what was said before, nothing was heard
-            self._lost(self._replies)
+        topics = (LOG, PROGRESS, FIELD, NUDGE, self._replies)
+        async with self._bus.follow(*topics) as follower:
+            for topic in topics:  # of what was said before, nothing was heard
+                self._lost(topic)
             while True:
                 for each in await follower.receive():
                     if isinstance(each, Lost):
