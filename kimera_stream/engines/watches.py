@@ -109,11 +109,13 @@ class WatchRegistry:
 
     async def load(self) -> None:
         """Read the watches back from the vault."""
-        self._standing = {
-            (watch.principal, watch.watch): self._stand(watch, vector) for watch, vector in await self._vault.watches()
-        }
-        self._owners = {each.watch.id: each.watch.principal for each in self._standing.values()}
-        self._rows = None
+        async with self._changing:  # what was read earlier must not take the place of what was read, or added, since
+            self._standing = {
+                (watch.principal, watch.watch): self._stand(watch, vector)
+                for watch, vector in await self._vault.watches()
+            }
+            self._owners = {each.watch.id: each.watch.principal for each in self._standing.values()}
+            self._rows = None
 
     async def add(self, watch: Watch, vector: Vector | None) -> Watch:
         """Keep a watch; one of the same name and principal is replaced and keeps its id, and so its channel.

@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import anyio
 import numpy as np
 import pytest
 
 from kimera_stream.core.access import Principal
 from kimera_stream.engines import watches as module
+from kimera_stream.engines.cluster.watchlist import WatchList
 from kimera_stream.protocol.errors import BadFilterError, BadRequestError, LimitExceededError, NotFoundError
 from kimera_stream.protocol.objects import GeoidBody, Watch
 from tests.engines.world import ANNA, BEN, World
@@ -200,3 +202,61 @@ def test_the_quick_way_reaches_whom_the_plain_way_reaches(monkeypatch: pytest.Mo
             )
             assert found == pytest.approx(cosines[places], abs=1e-5)
         assert asked.reached(np.eye(96, dtype=np.float32)[0])[0].dtype == np.int64
+
+
+def dawdling(read: Any) -> tuple[Any, anyio.Event]:
+    """``read``, the first answer of which comes once the event is set, however late that is; and the event."""
+    answered = anyio.Event()
+    times = 0
+
+    async def late() -> Any:
+        nonlocal times
+        times += 1
+        first, found = times == 1, await read()
+        if first:
+            await answered.wait()
+        return found
+
+    return late, answered
+
+
+async def test_a_watch_is_not_forgotten_for_a_reading_that_comes_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    async with world.running():
+        early = await watch(world, "early")
+        read, answered = dawdling(world.vault.watches)
+        monkeypatch.setattr(world.vault, "watches", read)
+        async with anyio.create_task_group() as group:
+            group.start_soon(world.watches.load)
+            await anyio.wait_all_tasks_blocked()
+            kept = Watch(id="of-another", watch="other", principal="ben", kinds=["related"], created_at=1, text=OTHER)
+            await world.vault.save_watch(kept, None)
+            group.start_soon(world.watches.load)
+            await anyio.wait_all_tasks_blocked()
+            answered.set()
+        assert world.watches.owner(early.id) == ANNA.id
+        assert world.watches.owner("of-another") == "ben", "nothing would have matched it until some watch changes again"
+
+
+async def test_an_edge_remembers_no_watch_for_a_reading_that_comes_late() -> None:
+    gone = Watch(id="gone", watch="gone", principal="ben", kinds=["related"], created_at=1, text=OTHER)
+    stored: list[tuple[Watch, None]] = [(gone, None)]
+    readings = 0
+
+    async def stored_now() -> list[tuple[Watch, None]]:
+        nonlocal readings
+        readings += 1
+        return list(stored)
+
+    read, answered = dawdling(stored_now)
+    known = WatchList(read)
+    async with anyio.create_task_group() as group:
+        group.start_soon(known.load)
+        await anyio.wait_all_tasks_blocked()
+        stored.clear()
+        for _ in range(10):
+            group.start_soon(known.load)
+        await anyio.wait_all_tasks_blocked()
+        answered.set()
+    assert known.owner("gone") is None
+    assert readings == 2, "those who waited share one"

@@ -15,17 +15,24 @@ class WatchList:
         self._read = read
         self._watches: dict[str, Watch] = {}
         self._stale = anyio.Event()
+        self._reading = anyio.Lock()
+        self._begun = self._done = 0
 
     def __len__(self) -> int:
         return len(self._watches)
 
     async def load(self) -> None:
-        """Read them again.
+        """Read them again, one reading after the other: who waits meanwhile shares the next one.
 
         Raises:
             UnavailableError: the database cannot be read.
         """
-        self._watches = {watch.id: watch for watch, _ in await self._read()}
+        wanted = self._begun + 1
+        async with self._reading:
+            if self._done < wanted:
+                self._begun += 1
+                self._watches = {watch.id: watch for watch, _ in await self._read()}
+                self._done = self._begun
 
     def stale(self) -> None:
         """They may have changed: ``turned_stale`` ends."""
