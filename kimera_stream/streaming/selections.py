@@ -115,13 +115,14 @@ class Group:
 
 
 class _Shelf:
-    """Groups whose filters guard the same field, found by its value."""
+    """Groups whose filters guard the same field, found by its value. ``users``: how many; one may name no value at all."""
 
-    __slots__ = ("groups", "read")
+    __slots__ = ("groups", "read", "users")
 
     def __init__(self, field: str) -> None:
         self.read = read_key(field)
         self.groups: dict[Hashable, list[Group]] = {}
+        self.users = 0
 
 
 class Channel:
@@ -151,6 +152,7 @@ class Channel:
                 self._open.append(group)
             else:
                 shelf = self._shelves.setdefault(filter.guard.field, _Shelf(filter.guard.field))
+                shelf.users += 1
                 for value in filter.guard.values:
                     shelf.groups.setdefault(value, []).append(group)
         return group
@@ -181,11 +183,12 @@ class Channel:
             self._open.remove(group)
             return
         shelf = self._shelves[filter.guard.field]
+        shelf.users -= 1
         for value in filter.guard.values:
             shelf.groups[value].remove(group)
             if not shelf.groups[value]:
                 del shelf.groups[value]
-        if not shelf.groups:
+        if not shelf.users:
             del self._shelves[filter.guard.field]
 
     def enter(self, selection: Selection, principal: str) -> None:

@@ -469,6 +469,20 @@ async def test_a_filter_on_a_latest_channel() -> None:
         assert [m["data"] for m in egress.messages()] == [{"v": 2}]
 
 
+async def test_a_filter_that_names_no_value_harms_nobody() -> None:
+    none = {"field": "data.n", "op": "in", "value": []}
+    async with bench() as b:
+        outlets = [b.connect()[0] for _ in range(3)]
+        trees = [none, {"field": "data.n", "op": "eq", "value": 1}, {"all": [none, {"field": "type", "op": "exists"}]}]
+        for outlet, tree in zip(outlets, trees, strict=True):
+            await b.subscribe(outlet, filter=tree)
+        b.commit(1)
+        b.hub.flush()
+        for outlet in reversed(outlets):
+            outlet.detach()
+        assert (b.hub.statistics()["connections"], b.hub.presence("geoids")) == (0, (0, {}))
+
+
 async def test_presence_counts_as_it_changes() -> None:
     async with bench() as b:
         ann, _ = b.connect("ann")
