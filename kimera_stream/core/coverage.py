@@ -159,7 +159,7 @@ class ClusterVault(VaultService, Protocol):
         """Run ``plan`` under the log's lock and commit what it returns, atomically and durably; returns that.
 
         Waits for other writers instead of racing them. ``plan`` may run twice (a connection lost before the commit); its
-        entries start at ``head + 1``; without entries no lock of the log's head is moved. Errors that it raises come
+        entries start at ``head + 1``; without entries the log's head is not moved. Errors that it raises come
         through, and nothing is written.
 
         Raises:

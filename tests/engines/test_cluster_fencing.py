@@ -10,6 +10,7 @@ from kimera_stream.core.slices import shares, slice_of
 from kimera_stream.core.vault.errors import LeaseLostError
 from kimera_stream.engines.work import RequestId
 from kimera_stream.infrastructure.database import Database, Query
+from kimera_stream.protocol.errors import NotFoundError
 from kimera_stream.protocol.objects import GeoidBody
 from tests.engines.nodes import (
     LEASE,
@@ -399,3 +400,26 @@ async def test_what_is_handed_over_in_the_middle_of_a_step_is_not_taken_for_scor
         assert heir.keeper.owned == share
         await scored(heir.store, 2)
         assert set(await open_contradictions(heir.vault)) == {(name, "closed")}
+
+
+async def test_what_was_refused_is_not_done_when_it_comes_again(url):
+    """Another copy is on the bus, or the engine has died between its answer and letting go of the work; by now it could be done."""
+    heard = Heard()
+    async with (
+        Engine(url, "one", heard).running(keep=False) as one,
+        Engine(url, "heir", heard).running(keep=False) as heir,
+    ):
+        await takes_over(one)
+
+        async def outcomes(engine: Engine) -> list[type]:
+            changed = engine.pipeline.publish(CLOSED, principal=ANNA, must_exist=True, request=RequestId("update", 3))
+            deleted = engine.pipeline.delete("closed", principal=ANNA, request=RequestId("delete", 3))
+            resolved = engine.pipeline.resolve("c", "collapse", None, principal=ANNA, request=RequestId("resolve", 3))
+            return [type(await outcome(each)) for each in (changed, deleted, resolved)]
+
+        assert await outcomes(one) == [NotFoundError] * 3
+        await one.pipeline.publish(CLOSED, principal=ANNA, request=RequestId("create", 3))
+        assert await outcomes(one) == [NotFoundError] * 3
+        await takes_over(heir)
+        assert await outcomes(heir) == [NotFoundError] * 3
+        assert [entry.type for entry in await whole_log(heir.vault)] == ["geoid.created"]

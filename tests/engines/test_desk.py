@@ -152,6 +152,19 @@ async def test_a_refusal_is_an_answer() -> None:
         assert answer.code == "internal"
 
 
+async def test_what_was_refused_is_not_done_by_another_copy_of_it() -> None:
+    """The bus had lost its contact, or its data, and the edge has added it once more."""
+    async with scene() as made, made.edge.follow(replies("edge")) as follower:
+        made.pipeline.go.set()
+        made.pipeline.outcomes["a"] = NotFoundError("no such thing", field="id")
+        await made.add("a")
+        refused = await made.answers(follower, 1)
+        await made.add("a", turn=1)
+        assert await made.answers(follower, 1) == refused
+        assert [text for text, _ in made.pipeline.asked] == ["a"]
+        await made.all_done()
+
+
 @pytest.mark.parametrize("error", [LeaseLostError.of([PARTITION]), InternalError("crashed")])
 async def test_what_is_not_decided_here_comes_again(error: OperationalError) -> None:
     async with scene() as made, made.edge.follow(replies("edge")) as follower:

@@ -224,7 +224,7 @@ class SqlVault:
             nonlocal planned
             planned = plan(SqlLockedLog(tx))
             writing.check_batch(planned)
-            return writing.write_batch(tx, planned, self._clock()) if planned.entries else 0
+            return writing.write_batch(tx, planned, self._clock()) if planned.entries or planned.idempotency else 0
 
         with anyio.CancelScope(shield=True):
             try:

@@ -60,8 +60,8 @@ class Desk:
         self._clock = clock
         self._owned: dict[int, int] = {}
         """Partitions, and the generation of their ownership."""
-        self._begun: dict[int, OrderedDict[str, None]] = {}
-        """By partition, what was begun under this ownership and not left undone."""
+        self._begun: dict[int, OrderedDict[str, wire.Refused | None]] = {}
+        """By partition, what was begun under this ownership and not left undone; and how it was refused, where it was."""
         self._worker: Worker | None = None
         self._under_way: dict[str, list[Work]] = {}
         self._room = anyio.Event()
@@ -139,6 +139,9 @@ class Desk:
             self._reply(work.reply_to, wire.Refused.of(work.request, unreadable), [work])
             return
         begun = self._begun[work.partition]
+        if (refused := begun.get(work.request)) is not None:  # another copy: who waited for it has heard that it is not done
+            self._reply(work.reply_to, refused, [work])
+            return
         if asked.after is not None and asked.after not in begun:
             self._reply(work.reply_to, wire.Early(request=work.request, turn=asked.turn), [work])
             return
@@ -169,12 +172,14 @@ class Desk:
             answer = wire.Refused.of(work.request, error)
         same = self._under_way.pop(work.request)
         self._room.set()
+        begun = self._begun[work.partition] if self._owned.get(work.partition) == request.generation else {}
         if answer is not None:
             self._reply(work.reply_to, answer, same)
+            if isinstance(answer, wire.Refused) and work.request in begun:
+                begun[work.request] = answer
         else:
             worker.release(same)
-            if self._owned.get(work.partition) == request.generation:
-                self._begun[work.partition].pop(work.request, None)
+            begun.pop(work.request, None)
         if not self._under_way:
             self._idle.set()
 

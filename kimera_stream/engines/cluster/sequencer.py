@@ -29,6 +29,7 @@ from kimera_stream.core.interfaces import (
 )
 from kimera_stream.core.vault.errors import DamagedVaultError, LeaseLostError
 from kimera_stream.engines.cluster.naming import Matched, Naming, known_pairs, outdated_hits, write_matches
+from kimera_stream.engines.cluster.wire import Refused
 from kimera_stream.engines.metrics import PipelineMetrics
 from kimera_stream.engines.planning import Planner
 from kimera_stream.engines.publishing import Item, read_items
@@ -59,6 +60,12 @@ class _Resolved(msgspec.Struct):
 
     scar: Scar
     offset: int
+
+
+class _NotDone(msgspec.Struct):
+    """First result of what was refused for what is stored."""
+
+    refused: Refused | None = None
 
 
 class _OutdatedError(Exception):
@@ -295,6 +302,7 @@ class _Attempt:
         self._check_leases(locked)
         now = locked.now
         left = self._first_results(locked, now)
+        repeated = len(self.outcomes)
         planner = Planner(locked.head, now, self._owner.sure)
         publishes = {id(work) for work in left if isinstance(work, PublishWork)}
         if publishes:
@@ -305,6 +313,7 @@ class _Attempt:
         resolves = [work for work in left if isinstance(work, ResolveWork)]
         if resolves:
             self._resolve(resolves, planner, locked)
+        self._record_refusals(self.outcomes[repeated:], planner)
         return planner.batch
 
     def _check_leases(self, locked: LockedLog) -> None:
@@ -386,6 +395,15 @@ class _Attempt:
                 self._record(work, _Resolved(*outcome), planner)
         self.outcomes += outcomes
 
+    def _record_refusals(self, outcomes: Sequence[tuple[Work, Any]], planner: Planner) -> None:
+        """Whoever was told that a request is not done must not see another copy of it done later, when it could be."""
+        for work, outcome in outcomes:
+            request = _request(work)
+            if request is not None and isinstance(outcome, OperationalError):
+                encoded = _encode(_NotDone(Refused.of(request.id, outcome)))
+                principal, name = _names(work)[0]
+                planner.batch.idempotency.append(IdempotencyRecord(principal, name, encoded, planner.now))
+
     def _record(self, work: Work, result: msgspec.Struct, planner: Planner) -> None:
         encoded = _encode(result)
         planner.batch.idempotency += [
@@ -418,6 +436,9 @@ def _names(work: Work) -> list[tuple[str, str]]:
 
 
 def _first_result(work: Work, encoded: bytes, *, duplicate: bool) -> Any:
+    refused = msgspec.json.decode(encoded, type=_NotDone).refused
+    if refused is not None:
+        return refused.error()
     if isinstance(work, DeleteWork):
         return msgspec.json.decode(encoded, type=_Deleted).offset
     if isinstance(work, ResolveWork):
