@@ -6,7 +6,7 @@ head goes first (priority 9 before 0, 5 by default), equal ones take turns by pr
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -176,13 +176,18 @@ class Intake:
         """Wait until everything accepted has been answered."""
         await self._idle.wait()
 
-    def withdraw(self) -> list[Ticket[Any]]:
-        """Everything that still waits, lane by lane; it is not handed out any more. Tell ``finished`` of each."""
-        waiting = [ticket for lane in self._lanes.values() for ticket in lane]
-        self._waiting = 0
-        self._lanes.clear()
-        for turns in self._turns:
-            turns.clear()
+    def withdraw(self, lanes: Iterable[tuple[str, str]] | None = None) -> list[Ticket[Any]]:
+        """Everything that still waits, lane by lane, or what waits in some lanes; it is not handed out any more. Tell ``finished``
+        of each."""
+        waiting: list[Ticket[Any]] = []
+        for lane in list(self._lanes) if lanes is None else self._lanes.keys() & set(lanes):
+            tickets = self._lanes.pop(lane)
+            turns = self._turns[tickets[0].priority]
+            turns[lane[0]].remove(lane)
+            if not turns[lane[0]]:
+                del turns[lane[0]]
+            waiting += tickets
+        self._waiting -= len(waiting)
         return waiting
 
     def abandon(self, error: OperationalError) -> int:

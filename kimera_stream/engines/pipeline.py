@@ -281,6 +281,9 @@ class Pipeline:
                 await self._prepare(send)
         finally:
             self._processing = set()
+            # What came from another node comes again: what is behind it in its lane must not be done before that.
+            lanes = {each.lane for each in self._under_way if not each.finished and _comes_again(each)}
+            self._under_way |= dict.fromkeys(self._intake.withdraw(lanes))
             for ticket in list(self._under_way):
                 ticket.refuse(lost)
                 self._finish(ticket)
@@ -480,6 +483,10 @@ class Pipeline:
 
 def _is_heavy(ticket: Ticket[Any]) -> bool:
     return isinstance(ticket.work, PublishWork) and ticket.work.text is not None
+
+
+def _comes_again(ticket: Ticket[Any]) -> bool:
+    return not isinstance(ticket.work, RereadWork) and ticket.work.request is not None
 
 
 def _cost(body: GeoidBody) -> int:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from kimera_stream.core.interfaces import PublishResult
 from kimera_stream.engines.intake import Ticket
 from kimera_stream.engines.symbolic import compare_states
-from kimera_stream.engines.work import PublishWork
+from kimera_stream.engines.work import PublishWork, RequestId
 from kimera_stream.protocol.errors import (
     BadRequestError,
     ConflictError,
@@ -442,6 +442,46 @@ async def test_what_was_committed_before_a_crash_is_told_after_it() -> None:
         assert {each.a for each in third.contradictions} == {"a", "b"}
         _check_consistent(world)
     assert len(world.crashes) >= 2
+
+
+async def test_nothing_overtakes_what_a_crash_has_left_to_come_again() -> None:
+    """The bus brings again what was under way; what waits behind it in its lane is brought again with it."""
+    world = World()
+    process, met, crash = world.sequencer.process, anyio.Event(), anyio.Event()
+
+    async def crashing(group: Any) -> Any:
+        world.sequencer.process = process  # type: ignore[method-assign]
+        met.set()
+        await crash.wait()
+        raise RuntimeError("a defect")
+
+    async with world.running() as pipeline:
+        outcomes: dict[str, Any] = {}
+
+        async def publish(name: str, lane: str = "lane") -> None:
+            said = pipeline.publish(
+                GeoidBody(id=name, text=name), principal=ANNA, session_id=lane, request=RequestId(name, 0)
+            )
+            outcomes[name] = await outcome(said)
+
+        world.sequencer.process = crashing  # type: ignore[method-assign]
+        async with anyio.create_task_group() as group:
+            for number in range(8):  # more than can be taken
+                group.start_soon(publish, f"n{number}")
+                await anyio.wait_all_tasks_blocked()
+            assert met.is_set()
+            group.start_soon(publish, "other", "other")
+            await anyio.wait_all_tasks_blocked()
+            crash.set()
+        assert [name for name, each in outcomes.items() if not isinstance(each, InternalError)] == ["other"]
+        assert [entry.value()["id"] for entry in world.vault.log] == ["other"]
+        for number in range(8):
+            await publish(f"n{number}")
+        assert [entry.value()["id"] for entry in world.vault.log if entry.type.startswith("geoid.")] == [
+            "other",
+            *(f"n{number}" for number in range(8)),
+        ]
+        assert pipeline.waiting == 0
 
 
 def _raising(_batch: Any) -> None:
