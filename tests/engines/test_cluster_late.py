@@ -5,11 +5,13 @@ from collections.abc import Iterator
 import anyio
 import pytest
 
+from kimera_stream.api.nodes.engine import Ownership
 from kimera_stream.engines.cluster import scorer
 from kimera_stream.engines.cluster.late import LateWord
 from kimera_stream.protocol.objects import Contradiction, GeoidBody
 from tests.engines.nodes import SLICES, Callers, Engine, Heard, migrated_database, scored, until, whole_log
 from tests.engines.test_late import CLASH, Oracle
+from tests.engines.world import ANNA
 
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
 
@@ -127,3 +129,36 @@ async def test_what_is_given_back_while_the_verifier_reads_is_left_to_the_heir(u
         await read_all(heir)
         [word] = await contradictions(heir)
         assert (word.state, word.provisional) == ("open", False)
+
+
+async def test_a_scorer_that_is_begun_again_still_knows_what_is_to_be_read(url):
+    one, ownership = Engine(url, "one", Heard(), oracle := Oracle(None)), Ownership()
+    await one.open()
+
+    async def serve(scope: anyio.CancelScope) -> None:
+        with scope:
+            await ownership.add(one.scorer)
+            await one.scorer.run()
+
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(one.pipeline.run)
+            group.start_soon(serve, first := anyio.CancelScope())
+            await ownership.gain(await one.store.take(one.node.id, range(SLICES), lease=60.0))
+            for text in CLASH:
+                await one.pipeline.publish(GeoidBody(text=text), principal=ANNA)
+            await scored(one.store, 2)
+            [told] = await contradictions(one)
+            assert told.provisional
+            first.cancel()
+            oracle.probability = 0.9
+            group.start_soon(serve, anyio.CancelScope())
+            await anyio.wait_all_tasks_blocked()
+            await read_all(one)
+            [word] = await contradictions(one)
+            assert (word.id, word.state, word.provisional) == (told.id, "open", False)
+            group.cancel_scope.cancel()
+    finally:
+        with anyio.CancelScope(shield=True):
+            await one.vault.close()
+            await one.store.close()

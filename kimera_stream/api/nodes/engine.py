@@ -85,7 +85,10 @@ class Ownership:
         self._owned: dict[int, SliceState] = {}
 
     async def add(self, owner: Owner) -> None:
-        """From now on ``owner`` is told."""
+        """From now on ``owner`` is told. Again is nothing: a service that was begun again knows better than what was gained at first
+        how far its slices are."""
+        if owner in self._owners:
+            return
         self._owners.append(owner)
         if self._owned:
             await owner.gain(dict(self._owned))
