@@ -22,6 +22,8 @@ from kimera_stream.protocol.log import LogEntry
 
 PAGE_BYTES = 8 * 1024 * 1024
 """Payload after which a page ends early, with ``more`` set."""
+FRAME_BYTES = 256 * 1024
+"""Bytes of entries at which a page of frames ends: it is written to a connection whole."""
 _STEP = 256
 """Entries fetched by one statement."""
 
@@ -61,6 +63,17 @@ _QUERIES = {
     for channel in (False, True)
     for reverse in (False, True)
 }
+_SIZES = {
+    (channel, reverse): Query(
+        text(
+            "SELECT coalesce(sum(length(data)), 0) FROM "
+            f"({_quoted((_CHANNEL if channel else _ALL).format(order='DESC' if reverse else 'ASC'))}) AS page"
+        )
+    )
+    for channel in (False, True)
+    for reverse in (False, True)
+}
+"""Neither database reads the data for its length."""
 _PACKED_BYTES = (
     "SELECT string_agg(CASE WHEN checksum IS NULL THEN convert_to('-' || chr(31) || n, 'UTF8') ELSE"
     " convert_to(concat_ws(chr(31), checksum, n, type, ts, channels, ''), 'UTF8') || data END,"
@@ -144,6 +157,19 @@ def _unpacked(packed: bytes) -> Iterator[LogEntry]:
         yield LogEntry(int(offset), type_.decode(), int(ts), names, msgspec.Raw(data))
 
 
+def _fitting(
+    tx: Transaction, channel: str | None, *, after: int, until: int, limit: int, reverse: bool, most: int
+) -> int:
+    """How many of the next ``limit`` entries to read, so that they hold ``most`` bytes; one, however large it is."""
+    named = {} if channel is None else {"channel": channel}
+    while limit > 1:
+        size = int(tx.value(_SIZES[channel is not None, reverse], after=after, until=until, limit=limit, **named))
+        if size <= most:
+            break
+        limit = max(1, min(limit // 2, limit * most // size))
+    return limit
+
+
 def _step(
     tx: Transaction, channel: str | None, *, after: int, until: int, limit: int, reverse: bool
 ) -> tuple[list[LogEntry], int]:
@@ -173,6 +199,7 @@ def read_page(
     exhausted = high <= low
     while not exhausted and len(entries) < limit and size < PAGE_BYTES:
         wanted = min(_STEP, limit - len(entries))
+        wanted = _fitting(tx, channel, after=low, until=high, limit=wanted, reverse=reverse, most=PAGE_BYTES - size)
         found, found_size = _step(tx, channel, after=low, until=high, limit=wanted, reverse=reverse)
         if channel is None:
             _refuse_holes(found, low=low, high=high, wanted=wanted, reverse=reverse)
@@ -191,7 +218,8 @@ def read_page(
 def read_frames(
     tx: Transaction, channel: str, *, head: bytes, after: int, until: int, limit: int, trimmed: int
 ) -> FramePage:
-    """One page of a channel, as ``FrameReader.read_frames`` has it; ``until`` is a committed offset.
+    """One page of a channel, as ``FrameReader.read_frames`` has it; ``until`` is a committed offset. It ends early, with ``more``
+    set, where it holds about 256 KiB.
 
     Raises:
         DamagedLogError: an entry is not what was committed, or missing.
@@ -199,6 +227,7 @@ def read_frames(
     low = max(after, trimmed)
     packed = None
     if low < until:
+        limit = _fitting(tx, channel, after=low, until=until, limit=limit, reverse=False, most=FRAME_BYTES)
         query = _PACKED_QUERIES[tx.dialect]
         packed = tx.value(query, channel=channel, after=low, until=until, limit=limit)
     if packed is None:

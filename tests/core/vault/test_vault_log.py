@@ -256,6 +256,40 @@ async def test_frames_are_the_events_that_a_page_holds(vault, samples):
     assert (await vault.read_frames("geoids", head=head, after=0, limit=99, until=8)).count == 5
 
 
+async def test_no_page_holds_more_bytes_than_it_may_however_large_entries_are(vault):
+    """Small ones first: what came before says nothing of what comes next."""
+    sizes = [10] * 20 + [700_000] * 20 + [10] * 20
+    batch = [
+        LogEntry(offset, "geoid.created", 1, ("geoids",), msgspec.Raw(b'"%b"' % (b"x" * size)))
+        for offset, size in enumerate(sizes, 1)
+    ]
+    await vault.commit(WriteBatch(entries=batch))
+    head = EventEncoder(vault.epoch).head("geoids")
+    frames, after, count = [], 0, 0
+    while after < 60:
+        page = await vault.read_frames("geoids", head=head, after=after, limit=256, until=60)
+        frames.append(len(page.frames))
+        after, count = page.scanned, count + page.count
+    assert count == 60
+    assert max(frames) < 800_000, "one that is larger than a page comes alone"
+    for channel in ("geoids", None):
+        after, seen = 0, []
+        while after < 60:
+            read = await vault.read(channel, after=after, limit=256)
+            assert sum(len(bytes(entry.data)) for entry in read.entries) < 9_000_000
+            seen += [entry.offset for entry in read.entries]
+            after = read.scanned
+        assert seen == list(range(1, 61))
+        backwards: list[int] = []
+        until = 60
+        while until:
+            read = await vault.read(channel, after=0, limit=256, until=until, reverse=True)
+            assert sum(len(bytes(entry.data)) for entry in read.entries) < 9_000_000
+            backwards += [entry.offset for entry in read.entries]
+            until = read.scanned - 1 if read.more else 0
+        assert backwards == list(range(60, 0, -1))
+
+
 async def test_trimming_drops_entries_and_keeps_entities(vault, samples):
     await vault.commit(samples.publish(0, "a", "b", "c", "d", session_id="s"))
     before = await vault.retained()
