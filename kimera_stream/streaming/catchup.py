@@ -25,8 +25,9 @@ from kimera_stream.streaming.selections import Selection
 CHUNK_BYTES: Final = 65_536
 CHUNK_EVENTS: Final = 256
 _PAGE_ENTRIES: Final = 128
+_FEWEST_ENTRIES: Final = 8
 _FRAMES_BYTES: Final = 131_072
-"""About the bytes of a page of frames from the log: half of what a connection's buffer takes before it says stop."""
+"""About the bytes of a page from the log: half of what a connection's buffer takes before it says stop."""
 _MOST_FRAMES: Final = 1_024
 _SCAN: Final = 8_192
 """Records of the tail looked through at once for a channel that has no lane of its own."""
@@ -50,6 +51,21 @@ class Chunk:
     def joined(self) -> bytes:
         return b"".join(self.frames)
 
+    def pieces(self) -> Iterator[tuple[bytes, int]]:
+        """What is written at once, joined, and the offset up to which everything is there with it."""
+        if sum(map(len, self.frames)) <= 2 * CHUNK_BYTES:
+            yield self.joined, self.upto
+            return
+        piece: list[bytes] = []
+        size = 0
+        for (offset, _), frame in zip(self.events, self.frames, strict=True):
+            piece.append(frame)
+            size += len(frame)
+            if size >= CHUNK_BYTES:
+                yield b"".join(piece), offset
+                piece, size = [], 0
+        yield b"".join(piece), self.upto
+
     def parts(self) -> Iterator[tuple[int, str, bytes]]:
         """Offset, type and payload of each event."""
         for (offset, type), frame in zip(self.events, self.frames, strict=True):
@@ -67,6 +83,10 @@ class Page:
 
     joined: bytes
     upto: int
+
+    def pieces(self) -> Iterator[tuple[bytes, int]]:
+        """All of it at once: the log bounds it."""
+        yield self.joined, self.upto
 
     def parts(self) -> Iterator[tuple[int, str, bytes]]:
         """Offset, type and payload of each event."""
@@ -116,6 +136,8 @@ class CatchUp:
         self._framed = log if isinstance(log, FrameReader) else None
         self._frame_bytes = 512
         """Of a frame, about, as those that were read last."""
+        self._entry_bytes = 512
+        """The same of an entry that was made into events here."""
         self.log_reads = 0
 
     @property
@@ -202,7 +224,11 @@ class CatchUp:
             if found.count:
                 self._frame_bytes = max(1, (self._frame_bytes + len(found.frames) // found.count) // 2)
             return Page(found.frames, found.scanned if found.more else until), found.more
-        page = await self._log.read(name, after=after, limit=_PAGE_ENTRIES, until=until)
+        limit = max(_FEWEST_ENTRIES, min(_PAGE_ENTRIES, _FRAMES_BYTES // self._entry_bytes))
+        page = await self._log.read(name, after=after, limit=limit, until=until)
+        if page.entries:
+            size = sum(memoryview(entry.data).nbytes for entry in page.entries)
+            self._entry_bytes = max(1, (self._entry_bytes + size // len(page.entries)) // 2)
         return self._encoded(selection, page.entries, page.scanned if page.more else until), page.more
 
     def _encoded(self, selection: Selection, entries: list[LogEntry], upto: int) -> Chunk:

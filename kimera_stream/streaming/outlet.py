@@ -10,6 +10,7 @@ from kimera_stream.protocol.close_codes import CloseCode
 from kimera_stream.protocol.codec import Codec
 from kimera_stream.protocol.errors import Disconnect, UnavailableError
 from kimera_stream.protocol.messages import Heartbeat, Push, Reply, Resync
+from kimera_stream.streaming.catchup import Chunk, Page
 from kimera_stream.streaming.deadlines import Deadline
 from kimera_stream.streaming.egress import Egress
 from kimera_stream.streaming.selections import Selection
@@ -231,9 +232,7 @@ class Outlet:
                 failures = 0
                 # Time has passed: the subscription may be gone, or its peer may have stopped reading.
                 if self._writable() and self._holds(lagging) and lagging.position == after:
-                    if chunk.joined:
-                        self._write(chunk.joined)
-                    lagging.position = chunk.upto
+                    self._take(lagging, chunk)
         finally:
             self._pumping = False
 
@@ -267,14 +266,21 @@ class Outlet:
                     needs_log = needs_log or sub
                     break
                 chunks += 1
-                if chunk.joined:
-                    self._write(chunk.joined)
-                sub.position = chunk.upto
+                self._take(sub, chunk)
             if sub.position == hub.flushed and self._writable():
                 hub.go_live(sub)
             elif sub.position > hub.flushed:
                 hub.await_position(self)
         return needs_log
+
+    def _take(self, sub: Subscription, chunk: Chunk | Page) -> None:
+        """Write what the peer's buffer takes; the rest is read again once it has drained."""
+        for piece, upto in chunk.pieces():
+            if not self._writable():
+                return
+            if piece:
+                self._write(piece)
+            sub.position = upto
 
     def _take_newest(self, sub: Subscription) -> None:
         value = sub.selection.group.value

@@ -546,6 +546,25 @@ async def test_no_heartbeat_to_one_that_lags() -> None:
         assert egress.messages() == []
 
 
+@pytest.mark.parametrize("encoding", ["json", "msgpack"])
+async def test_large_entries_of_the_log_wait_in_the_log_for_a_slow_peer(encoding: str) -> None:
+    async with bench(tail_bytes=1024) as b:
+        for _ in range(100):
+            b.commit(pad="x" * 20_000)
+        b.hub.flush()
+        outlet, egress = b.connect(encoding=encoding, window=100_000)
+        egress.stuck = True
+        await b.subscribe(outlet, since=("E1", 0), filter={"field": "offset", "op": "gt", "value": 0})
+        await wait_all_tasks_blocked()
+        assert egress.paused
+        assert egress.buffered < 250_000, "a page of the log may be larger than what a connection may have waiting"
+        for _ in range(40):
+            egress.stuck = True
+            egress.resume()
+            await wait_all_tasks_blocked()
+        assert egress.offsets() == list(range(1, 101))
+
+
 async def test_a_channel_that_is_read_from_the_log_holds_up_no_other() -> None:
     async with bench(before=100, tail_bytes=1024) as b:
         outlet, egress = b.connect()
