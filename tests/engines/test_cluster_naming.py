@@ -12,6 +12,7 @@ import pytest
 from kimera_stream.core.interfaces import StoredGeoid
 from kimera_stream.core.slices import lane_slice
 from kimera_stream.engines.pipeline import Pipeline
+from kimera_stream.engines.work import RequestId
 from kimera_stream.protocol.errors import UnavailableError
 from kimera_stream.protocol.log import LogEntry
 from kimera_stream.protocol.objects import GeoidBody
@@ -27,7 +28,7 @@ from tests.engines.nodes import (
     until,
     whole_log,
 )
-from tests.engines.world import ANNA
+from tests.engines.world import ANNA, together
 
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
 
@@ -172,3 +173,20 @@ async def test_what_the_verifier_could_not_read_in_time_is_left_to_the_slices(ur
         words = [entry.value() for entry in log if entry.type == "contradiction.found"]
         assert [(word["a"], word["b"], word.get("provisional", False)) for word in words] == [("one", "against", False)]
         assert named(log) == [("contradicts", "against", None)]
+
+
+async def test_what_came_again_keeps_nothing_from_being_written_that_contradicts_it(url):
+    """It is there already, under another id than it is prepared with: nothing may rest on that."""
+    async with Engine(url, "one", Heard()).running() as one:
+        await until(lambda: len(one.keeper.owned) == SLICES)
+        await stand(one.pipeline, "doors", "contradicts")
+        said, again = RequestId("said", 0), RequestId("against", 0)
+        first = await one.pipeline.publish(GeoidBody(text=OPEN), principal=ANNA, request=said)
+        with anyio.fail_after(5):
+            repeated, against = await together(
+                one.pipeline.publish(GeoidBody(text=OPEN), principal=ANNA, request=said),
+                one.pipeline.publish(GeoidBody(id="against", text=CLOSED), principal=ANNA, request=again),
+            )
+        assert repeated.geoid.id == first.geoid.id
+        assert against.geoid.id == "against"
+        assert named(await whole_log(one.vault)) == [("contradicts", "against", (first.geoid.id, "against"))]

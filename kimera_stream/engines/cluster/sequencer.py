@@ -203,18 +203,22 @@ class ClusterSequencer:
                 log.info("others were faster, preparing again", attempt=attempt + 1)
                 for geoid_id in outdated.geoid_ids:
                     self._cache.forget(geoid_id)
+                self._answer(attempted.repeated)  # it is done: nothing may be prepared to rest on it
+                works = [work for work in works if not work.ticket.finished]
                 continue
             if batch.entries:
                 self._metrics.committed(batch, time.perf_counter() - began)
                 self._apply(batch)
-            for work, outcome in attempted.outcomes:
-                if isinstance(outcome, OperationalError):
-                    self._metrics.refused(outcome.code, 1)
-                    work.ticket.refuse(outcome)
-                else:
-                    work.ticket.answer(outcome)
+            self._answer(attempted.outcomes)
             return
         raise UnavailableError("others changed the same geoids each time; try again", retry_after=0.5)
+
+    def _answer(self, outcomes: Sequence[tuple[Work, Any]]) -> None:
+        for work, outcome in outcomes:
+            if isinstance(outcome, OperationalError):
+                self.refuse([work], outcome)
+            else:
+                work.ticket.answer(outcome)
 
     def _give_up(self, works: Sequence[Work], held: Mapping[int, int], lost: LeaseLostError) -> list[Work]:
         """Leave to its new owner what came through a partition that is gone; returns the rest."""
@@ -289,6 +293,8 @@ class _Attempt:
         self._works = works
         self._prepared = prepared
         self._held = leases
+        self.repeated: list[tuple[Work, Any]] = []
+        """First results of what was done before, whatever becomes of this attempt."""
         self.outcomes: list[tuple[Work, Any]] = []
 
     def write(self, locked: LockedLog) -> WriteBatch:
@@ -298,11 +304,11 @@ class _Attempt:
             LeaseLostError: some of it came through partitions that are another engine's by now.
             _OutdatedError: a geoid or the watches have changed.
         """
-        self.outcomes = []
+        self.repeated = []
         self._check_leases(locked)
         now = locked.now
         left = self._first_results(locked, now)
-        repeated = len(self.outcomes)
+        self.outcomes = list(self.repeated)
         planner = Planner(locked.head, now, self._owner.sure)
         publishes = {id(work) for work in left if isinstance(work, PublishWork)}
         if publishes:
@@ -313,7 +319,7 @@ class _Attempt:
         resolves = [work for work in left if isinstance(work, ResolveWork)]
         if resolves:
             self._resolve(resolves, planner, locked)
-        self._record_refusals(self.outcomes[repeated:], planner)
+        self._record_refusals(self.outcomes[len(self.repeated) :], planner)
         return planner.batch
 
     def _check_leases(self, locked: LockedLog) -> None:
@@ -336,7 +342,7 @@ class _Attempt:
             else:
                 # The request's own record comes first: it is the first answer once more. A key's is another request's.
                 repeated = found[0].key == _names(work)[0][1] and _request(work) is not None
-                self.outcomes.append((work, _first_result(work, found[0].result, duplicate=not repeated)))
+                self.repeated.append((work, _first_result(work, found[0].result, duplicate=not repeated)))
         return left
 
     def _publish(self, wanted: set[int], planner: Planner, locked: LockedLog) -> None:
