@@ -134,6 +134,33 @@ async def test_what_has_changed_since_it_was_judged_is_judged_again(url: str) ->
         assert await open_contradictions(one.vault) == {}
 
 
+async def test_the_match_names_what_another_engine_has_said_since_this_one_has_read_the_log(url: str) -> None:
+    heard = Heard()
+    async with Engine(url, "one", heard).running() as one, Engine(url, "two", heard).running() as two:
+        await until(lambda: len(one.scorer.filled) == len(two.scorer.filled) == SLICES // 2)
+        through = {engine: next(each for each in range(SLICES) if each in engine.keeper.owned) for engine in (one, two)}
+
+        async def publish(engine: Engine, name: str, text: str) -> None:
+            request = RequestId(f"{name}: {text}", through[engine])
+            await engine.pipeline.publish(GeoidBody(id=name, text=text), principal=ANNA, request=request)
+
+        await publish(one, "one", "Sugar beets are sown in spring.")
+        await stand(one.pipeline, "clash", "contradicts")
+        await until(lambda: one.scorer.position == 1)
+        read, go_on = one.vault.read, anyio.Event()
+
+        async def read_later(channel: str | None, **how: Any) -> Any:
+            await go_on.wait()
+            return await read(channel, **how)
+
+        one.vault.read = read_later  # type: ignore[method-assign]
+        await publish(two, "one", OPEN)
+        await publish(one, "against", CLOSED)
+        go_on.set()
+        await scored(one.store, await one.vault.refresh())
+        assert named(await whole_log(one.vault)) == [("contradicts", "against", ("one", "against"))]
+
+
 class Oracle:
     """A verifier that gives every pair one probability; None: it is away."""
 

@@ -59,8 +59,7 @@ class Naming:
         wanted = sorted({text for each in group for text in each.texts.values()})
         if not wanted:
             return
-        saying = await self._vault.saying(wanted, limit=MOST_SAYING)
-        stored = await self._cache.get_many(list(dict.fromkeys(id_ for ids in saying.values() for id_ in ids)))
+        stored = await self._saying(wanted)
         replaced = {each.item.stored.geoid.id for each in group}
         there = [other for other in stored.values() if other.geoid.id not in replaced]
         for each in group:
@@ -70,6 +69,17 @@ class Naming:
                 each.hits = await self._watches.contradicted(each.item.stored, others)
             if each.item.stored.geoid.text in wanted:
                 there.append(each.item.stored)
+
+    async def _saying(self, wanted: Sequence[str]) -> Mapping[str, StoredGeoid]:
+        """Some of what says these texts, by id. What others have said may be newer than what the cache keeps."""
+        saying = await self._vault.saying(wanted, limit=MOST_SAYING)
+        said = {id_: text for text, ids in saying.items() for id_ in ids}
+        stored = dict(await self._cache.get_many(list(said)))
+        outdated = [id_ for id_, each in stored.items() if each.geoid.text != said[id_]]
+        for id_ in outdated:
+            self._cache.forget(id_)
+            del stored[id_]
+        return {**stored, **await self._cache.get_many(outdated)} if outdated else stored
 
 
 def outdated_hits(group: Sequence[Matched], locked: LockedLog) -> list[str]:
