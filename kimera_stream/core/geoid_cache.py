@@ -2,7 +2,6 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from math import inf
 from typing import Protocol
 
 import msgspec
@@ -36,7 +35,7 @@ class GeoidCache:
         self._source = source
         self._max_bytes = max_bytes
         self._entries: OrderedDict[str, tuple[StoredGeoid, int]] = OrderedDict()
-        self._loading: list[dict[str, tuple[float, StoredGeoid | None]]] = []
+        self._loading: list[dict[str, tuple[int, StoredGeoid | None]]] = []
         """Of each load under way, what was written since it began, and at which offset; None: deleted."""
         self._followed = 0
         self.bytes = 0
@@ -62,7 +61,7 @@ class GeoidCache:
         if not missing:
             return found
         self.misses += len(missing)
-        written: dict[str, tuple[float, StoredGeoid | None]] = {}
+        written: dict[str, tuple[int, StoredGeoid | None]] = {}
         self._loading.append(written)
         try:
             loaded = await self._source.geoids(missing)
@@ -126,8 +125,8 @@ class GeoidCache:
         if entry is not None:
             self.bytes -= entry[1]
 
-    def remove(self, geoid_id: str, offset: float = inf) -> None:
-        """A geoid was deleted. ``offset``: from where on it may be there again."""
+    def remove(self, geoid_id: str, offset: int) -> None:
+        """A geoid was deleted. ``offset``: after it, it may be there again."""
         self._tell(geoid_id, offset, None)
         self.forget(geoid_id)
 
@@ -136,7 +135,7 @@ class GeoidCache:
         self._entries.clear()
         self.bytes = 0
 
-    def _tell(self, geoid_id: str, offset: float, stored: StoredGeoid | None) -> None:
+    def _tell(self, geoid_id: str, offset: int, stored: StoredGeoid | None) -> None:
         """Have the loads under way know what was written."""
         for written in self._loading:
             if geoid_id not in written or written[geoid_id][0] <= offset:

@@ -273,8 +273,8 @@ class Sequencer:
                 self._conversation.remember(
                     stored.geoid.session_id, stored.geoid.id, agent_id=stored.geoid.originator_agent_id
                 )
-        for geoid_id, _ in batch.deleted:
-            self._cache.remove(geoid_id)
+        for geoid_id, offset in batch.deleted:
+            self._cache.remove(geoid_id, offset)
             self._index.remove(geoid_id)
         self._field.observe(batch)
         self._sink.deliver(batch.entries)

@@ -62,7 +62,7 @@ async def test_it_stays_within_its_bytes_and_drops_the_least_used() -> None:
     assert 0 < len(cache) < 100
     assert await cache.get("g99") is not None
     for number in range(100):
-        cache.remove(f"g{number}")
+        cache.remove(f"g{number}", 2)
     assert (len(cache), cache.bytes) == (0, 0)
 
 
@@ -81,7 +81,7 @@ async def test_a_slow_read_does_not_undo_a_commit_made_meanwhile(deleted: bool) 
         group.start_soon(read)
         await vault.reading.wait()
         if deleted:
-            cache.remove("a")
+            cache.remove("a", 2)
             del vault.stored["a"]
         else:
             cache.put(geoid("a", "new"))
@@ -146,6 +146,24 @@ async def test_a_writer_that_hears_late_of_its_own_commit_does_not_undo_what_the
     cache.committed([at("a", 6)], [("b", 7)])
     del vault.stored["b"]
     assert [found and found.geoid.offset for found in [await cache.get(each) for each in ("a", "b")]] == [6, None]
+
+
+async def test_what_is_deleted_and_said_anew_during_a_read_is_there() -> None:
+    vault = Vault(at("a", 1))
+    vault.go_on = anyio.Event()
+    cache = GeoidCache(vault, 1_000_000)
+    seen: list[StoredGeoid | None] = []
+
+    async def read() -> None:
+        seen.append(await cache.get("a"))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(read)
+        await vault.reading.wait()
+        cache.remove("a", 2)
+        cache.put(at("a", 3))
+        vault.go_on.set()
+    assert [each and each.geoid.offset for each in seen] == [3]
 
 
 @pytest.mark.parametrize("deleted", [False, True])
