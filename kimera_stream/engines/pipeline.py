@@ -104,7 +104,7 @@ class Pipeline:
             clock=clock,
         )
         self._keyed: dict[tuple[str, str], PublishWork] = {}
-        """What is under way by its key; the newest, where several requests have one key."""
+        """What is under way by its key, of this node's own."""
         self._under_way: dict[Ticket[Any], None] = {}
         self._processing: set[Ticket[Any]] = set()
         """Of those under way, what may be in the log already."""
@@ -129,13 +129,9 @@ class Pipeline:
         if key is not None:
             check_key(key)
             under_way = self._keyed.get((principal.id, key))
-            if under_way is not None:
-                result = await under_way.ticket.outcome()
-                if request is None:
-                    return _again(result)
-                if under_way.request is not None and under_way.request.id == request.id:
-                    return result  # the same request has come again: nobody repeats a key
-                # Else go on: the log knows which of the requests was the first, and this may be it.
+            # Another node's request takes its place in its lane at once. The log knows which of those of one key was the first.
+            if under_way is not None and request is None:
+                return _again(await under_way.ticket.outcome())
         self._admit()
         session = body.session_id or session_id or ""
         ticket: Ticket[PublishResult] = Ticket(
@@ -145,7 +141,7 @@ class Pipeline:
         if body.vector is not None:
             work.vector = unit(body.vector)
         self._accept(work)
-        if key is not None:
+        if key is not None and request is None:
             self._keyed[principal.id, key] = work
         return await ticket.outcome()
 

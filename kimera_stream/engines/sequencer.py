@@ -293,7 +293,7 @@ class Sequencer:
 
 
 def segments(group: Sequence[Work]) -> Iterator[list[Work]]:
-    """Cut a group into runs of one kind in which no id occurs twice, and no request of another node."""
+    """Cut a group into runs of one kind in which no id occurs twice, no request of another node, and no key."""
     run: list[Work] = []
     seen: set[str] = set()
     for work in group:
@@ -321,4 +321,6 @@ def _names(work: Work) -> list[str]:
     names = [] if target is None else [target]
     if work.request is not None:
         names.append(f"~request:{work.request.id}")
+    if isinstance(work, PublishWork) and work.key is not None:
+        names.append(f"~key:{work.principal.id}\0{work.key}")
     return names

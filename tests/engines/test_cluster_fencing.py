@@ -423,3 +423,18 @@ async def test_what_was_refused_is_not_done_when_it_comes_again(url):
         await takes_over(heir)
         assert await outcomes(heir) == [NotFoundError] * 3
         assert [entry.type for entry in await whole_log(heir.vault)] == ["geoid.created"]
+
+
+async def test_a_repeated_key_keeps_its_place_in_its_lane_whatever_becomes_of_the_first(url):
+    """The first came through a partition that is gone, and is left to its new owner; the second through one that is not."""
+    heard = Heard()
+    async with Engine(url, "one", heard).running(keep=False) as one:
+        await takes_over(one)
+        gone = RequestId("first", 3, one.keeper.leases[3] - 1)
+        first, second, behind = await together(
+            one.pipeline.publish(OPEN, principal=ANNA, key="k", request=gone),
+            one.pipeline.publish(OPEN, principal=ANNA, session_id="s", key="k", request=RequestId("second", 5)),
+            one.pipeline.publish(OTHER, principal=ANNA, session_id="s", request=RequestId("behind", 5)),
+        )
+        assert isinstance(first, LeaseLostError)
+        assert (second.offset, second.duplicate, behind.offset) == (1, False, 2)
