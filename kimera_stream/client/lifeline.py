@@ -18,7 +18,13 @@ from kimera_stream.client.link import Link, open_link
 from kimera_stream.client.subscription import Subscription
 from kimera_stream.client.wire import Codec, http_base, stream_url
 from kimera_stream.protocol import messages as m
-from kimera_stream.protocol.errors import KimeraError, OperationalError, UnavailableError
+from kimera_stream.protocol.errors import (
+    KimeraError,
+    OperationalError,
+    OverloadedError,
+    RateLimitedError,
+    UnavailableError,
+)
 
 R = TypeVar("R", bound=m.Reply)
 Token = str | Callable[[], str | Awaitable[str]]
@@ -30,6 +36,10 @@ try:
     _VERSION = version("kimera-stream")
 except PackageNotFoundError:
     _VERSION = "0.0.0"
+
+
+PASSING = (UnavailableError, OverloadedError, RateLimitedError)
+"""Why a subscription cannot be taken up at present, and can be later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,17 +207,23 @@ class Lifeline:
     async def _introduce(self, link: Link) -> None:
         token = await self._fresh_token()
         asked = [(sub, sub.body()) for sub in self._subscriptions.values()]
+        not_now: OperationalError | None = None
 
         def on_reply(reply: m.Reply) -> None:
+            nonlocal not_now
             if not isinstance(reply, m.Connected):
                 return
             self._welcome = reply
             for (sub, body), answer in zip(asked, reply.subs or [], strict=False):
                 if isinstance(answer, m.Subscribed):
                     sub.started(body, answer)
+                    continue
+                error = error_of(answer.code, answer.message, field=answer.field, retry_after=answer.retry_after)
+                if isinstance(error, PASSING):
+                    not_now = not_now or error
                 else:
                     self._subscriptions.pop(sub.channel, None)
-                    sub.end(error_of(answer.code, answer.message, field=answer.field))
+                    sub.end(error)
 
         await link.call(
             lambda command_id: m.Connect(
@@ -219,6 +235,8 @@ class Lifeline:
             m.Connected,
             on_reply=on_reply,
         )
+        if not_now is not None:
+            raise not_now  # all are asked for again, from where they stand, on another connection
 
     async def _fresh_token(self) -> str | None:
         if callable(self._token):

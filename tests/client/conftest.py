@@ -43,6 +43,8 @@ class FakeServer:
         self.tokens: set[str] | None = None
         self.before_reply: Callable[[ServerConnection, dict[str, Any]], Any] | None = None
         self.refuse_with: int | None = None
+        self.refuse_subs = 0
+        """Times that a subscription is refused for the moment."""
         self.arrived = anyio.Event()
 
     @property
@@ -155,6 +157,10 @@ class FakeServer:
 
     def start(self, peer: ServerConnection, body: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         channel, since = body["channel"], body.get("since")
+        if self.refuse_subs:
+            self.refuse_subs -= 1
+            error = {"code": "unavailable", "message": "the log cannot be read", "temporary": True, "retry_after": 0.01}
+            return {"op": "error", "channel": channel, **error}, []
         answer = {"op": "subscribed", "channel": channel, "epoch": self.epoch, "offset": len(self.log)}
         self.peers[peer]["subs"].add(channel)
         if channel != "geoids":

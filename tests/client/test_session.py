@@ -85,6 +85,20 @@ async def test_a_dropped_connection_is_resumed_exactly_once(server: Any) -> None
         assert await texts(sub, 1) == ["missed by a cut"]
 
 
+async def test_a_subscription_that_cannot_be_taken_up_at_present_is_taken_up_later(server: Any) -> None:
+    async with client_of(server) as client, client.subscribe("geoids") as sub, client.subscribe("stats"):
+        await server.say("one")
+        assert await texts(sub, 1) == ["one"]
+        server.refuse_subs = 3
+        before = server.connects
+        await server.drop()
+        await server.say("missed")
+        with anyio.fail_after(10):
+            await server.until_connects(before + 3)  # two were refused the first time, one the second
+        await server.say("live")
+        assert await texts(sub, 2) == ["missed", "live"]
+
+
 async def test_repeated_events_are_dropped(server: Any) -> None:
     async with client_of(server) as client, client.subscribe("geoids") as sub:
         await server.say("one")
