@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from kimera_stream.infrastructure.settings import StreamSettings
 from kimera_stream.protocol.codec import CODECS
 from kimera_stream.protocol.objects import Position
-from kimera_stream.streaming import catchup
+from kimera_stream.streaming import catchup, joiner
 from kimera_stream.streaming.hub import Hub
 from kimera_stream.streaming.outlet import Outlet
 from tests.streaming.fakes import FakeEgress, MemoryLog
@@ -31,9 +31,15 @@ class Peer:
     starts: dict[str, tuple[int, Any]] = field(default_factory=dict)
     got: dict[str, list[int]] = field(default_factory=dict)
 
+    beaten: int = 0
+    """Where the newest heartbeat is, as far as it has not been looked at."""
+
     def read(self) -> None:
         for message in self.egress.messages():
-            self.got[message["channel"]].append(message["offset"])
+            if message["op"] == "heartbeat":
+                self.beaten = message["offset"]
+            else:
+                self.got[message["channel"]].append(message["offset"])
 
 
 def passes(filter: Any, n: int) -> bool:
@@ -46,7 +52,8 @@ class History:
         self.log = MemoryLog()
         self.log.append("geoids", n=0)
         self.log.append("scars", n=1)
-        self.hub = Hub(self.log, StreamSettings(tail_bytes=tail_bytes))
+        self.now = 1_000.0
+        self.hub = Hub(self.log, StreamSettings(tail_bytes=tail_bytes, outbox_age=1e6), clock=lambda: self.now)
         self.undelivered: list[Any] = []
         self.peers: list[Peer] = []
         self.facts: list[tuple[tuple[str, ...], int]] = [(("geoids",), 0), (("scars",), 1)]
@@ -70,6 +77,7 @@ class History:
             case ("connect", window):
                 egress = FakeEgress(window=window)
                 outlet = self.hub.connect(egress, CODECS["json"], spawn=self.group.start_soon)
+                outlet.start_heartbeat()
                 self.peers.append(Peer(outlet, egress))
             case ("subscribe", index, channel, filter, back):
                 await self.subscribe(index, channel, filter, back)
@@ -90,6 +98,9 @@ class History:
             case ("resume", index):
                 if peer := self.peer(index):
                     peer.egress.resume()
+            case ("quiet",):
+                self.now += 30
+                self.hub.deadlines.fire()
             case ("gate",):
                 if self.log.gate is None:
                     self.log.gate = anyio.Event()
@@ -124,6 +135,7 @@ class History:
         ]
         got = peer.got[channel]
         assert got == due[: len(got)]
+        assert len(got) >= sum(offset <= peer.beaten for offset in due), "a heartbeat ran ahead"
         if settled:
             assert got == due
 
@@ -164,6 +176,7 @@ actions = st.one_of(
     st.tuples(st.just("unsubscribe"), index, channel),
     st.tuples(st.just("stall"), index),
     st.tuples(st.just("resume"), index),
+    st.tuples(st.just("quiet")),
     st.tuples(st.just("gate")),
     st.tuples(st.just("yield"), st.integers(1, 4)),
 )
@@ -173,7 +186,10 @@ actions = st.one_of(
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a short history crosses the bounds of chunks, pages and scans."""
     monkeypatch.setattr(catchup, "CHUNK_EVENTS", 3)
+    monkeypatch.setattr(catchup, "CHUNK_BYTES", 200)
     monkeypatch.setattr(catchup, "_PAGE_ENTRIES", 2)
+    monkeypatch.setattr(catchup, "_FEWEST_ENTRIES", 1)
+    monkeypatch.setattr(joiner, "LARGE_BATCH", 700)
     monkeypatch.setattr(catchup, "_SCAN", 4)
 
 
@@ -187,6 +203,7 @@ async def play(history: list[tuple[Any, ...]], tail_bytes: int) -> None:
                 peer.read()
                 for name in peer.starts:
                     world.check(peer, name, settled=False)
+                peer.beaten = 0  # it speaks of what was open then
         await world.settle()
         group.cancel_scope.cancel()
 
