@@ -248,6 +248,8 @@ class Connection:
             return exc
 
     def _leave(self, id: int, channel: str) -> None:
+        if self.ended:
+            return  # and has left every channel
         self._hub.close(self._outlet, channel)
         self._apply(self._session.done(id, Unsubscribed(id=id, channel=channel)))
 

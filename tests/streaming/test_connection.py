@@ -39,3 +39,30 @@ async def test_a_close_does_not_overtake_the_replies_before_it(first: str) -> No
     await authenticating
     assert sorted(message["id"] for message in egress.messages()) == [1, 2, 3], "each command has its reply"
     assert egress.closed == (CloseCode.SHUTDOWN, "shutdown")
+
+
+async def test_one_that_is_closed_as_slow_between_two_effects_ends_without_a_defect() -> None:
+    """The reply to the first command is one too many; leaving the channel comes after it."""
+    settings = settings_with(stream={"outbox_bytes": 65_536})
+    vault, knowledge, authenticator, hub, _ = build(settings)
+    started: list[Coroutine[Any, Any, Any]] = []
+
+    def spawn(func: Callable[..., Coroutine[Any, Any, Any]], /, *args: Any, name: object = None) -> None:
+        started.append(func(*args))
+
+    egress = FakeEgress()
+    connection = Connection(
+        hub, Commands(hub, knowledge, vault), authenticator, egress, CODECS["json"], spawn=spawn, limits=SessionLimits(),  # type: ignore[arg-type]
+        server=ServerInfo("kimera-stream", "0", "test"), welcome={},
+    )  # fmt: skip
+    connection.receive('{"op":"connect","id":1}')
+    await started.pop()
+    connection.receive('{"op":"subscribe","id":2,"channel":"geoids","since":{"epoch":"E1","offset":0}}')
+    connection.receive('{"op":"subscribe","id":3,"channel":"geoids"}')
+    connection.receive('{"op":"unsubscribe","id":4,"channel":"geoids"}')
+    egress.stuck = True
+    egress.window = egress.buffered = 65_300  # room for the reply to the first and not for the refusal of the second
+    await started.pop()
+    assert [message.get("id") for message in egress.messages()] == [1, 2, 3]
+    assert egress.closed == (CloseCode.SLOW_CONSUMER, "slow_consumer")
+    assert hub.presence("geoids") == (0, {})
