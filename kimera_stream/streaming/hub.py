@@ -544,7 +544,7 @@ class Hub:
 
     def send_away(self, count: int) -> None:
         """Close so many connections with 4005, the oldest of those that have all that there is: they come back elsewhere."""
-        settled = (outlet for outlet in self._outlets if outlet.identified and outlet.caught_up)
+        settled = (o for o in self._outlets if o.identified and o.caught_up and not o.leaving)
         for outlet in list(islice(settled, count)):
             outlet.egress_draining(CloseCode.REBALANCE)
 

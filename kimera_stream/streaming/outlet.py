@@ -69,7 +69,7 @@ class Outlet:
     """
 
     __slots__ = (
-        "_ended", "_heartbeat", "_hub", "_pumping", "_spawn", "_stall", "backlog_mark", "codec", "egress", "identified", "live", "owner",
+        "_ended", "_heartbeat", "_hub", "_pumping", "_spawn", "_stall", "backlog_mark", "codec", "egress", "identified", "leaving", "live", "owner",
         "principal", "subscriptions", "touched",
     )  # fmt: skip
 
@@ -94,6 +94,8 @@ class Outlet:
         self.codec = codec
         self.principal = ""
         self.identified = False
+        self.leaving = False
+        """Asked to finish what is in flight and close."""
         self.subscriptions: dict[str, Subscription] = {}
         self.live = 0
         """Subscriptions at the live edge."""
@@ -177,6 +179,7 @@ class Outlet:
     def egress_draining(self, code: CloseCode = CloseCode.SHUTDOWN) -> None:
         if self._ended:
             return
+        self.leaving = True
         if self.owner is None:
             self.end(code)
         else:

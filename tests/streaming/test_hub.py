@@ -668,6 +668,29 @@ async def test_shutdown_flushes_closes_and_aborts_who_stays() -> None:
         assert b.hub.ended
 
 
+async def test_one_that_finishes_before_it_goes_is_not_sent_away_again_in_the_place_of_another() -> None:
+    class Owner:
+        asked = 0
+
+        def outlet_ended(self) -> None: ...
+
+        def outlet_draining(self, code: CloseCode) -> None:
+            self.asked += 1
+
+        def outlet_doubted(self) -> None: ...
+
+    async with bench() as b:
+        busy, (other, egress) = Owner(), b.connect()
+        first = b.hub.connect(FakeEgress(), CODECS["json"], spawn=b.group.start_soon, owner=busy)
+        b.hub._outlets = {first: None, other: None}  # the oldest go first
+        for outlet in (first, other):
+            assert b.hub.identify(outlet, "ann", limit=9)
+        b.hub.send_away(1)
+        assert (busy.asked, egress.closed) == (1, None)
+        b.hub.send_away(1)
+        assert (busy.asked, egress.closed) == (1, (CloseCode.REBALANCE, "rebalance"))
+
+
 async def test_a_defect_in_a_tick_closes_everyone_and_surfaces() -> None:
     async with bench() as b:
         outlet, egress = b.connect()
