@@ -84,6 +84,23 @@ async def test_a_label_given_meanwhile_does_not_hide_a_statement_from_the_verifi
         assert await one.vault.trim(99) >= 2
 
 
+async def test_a_label_that_is_read_with_its_statement_does_not_hide_it_either(url):
+    """Something after both is to be read as well."""
+    oracle = Oracle(None)
+    async with Engine(url, "one", Heard(), oracle).running() as one:
+        callers = Callers([one])
+        for name, text in zip("ab", CLASH, strict=True):
+            await callers.publish(GeoidBody(id=name, text=text))
+        await callers.publish(GeoidBody(id="b", metadata={"seen": True}), merge=True)
+        await callers.publish(GeoidBody(id="c", text="The door of hall 3 is open today."))
+        await scored(one.store, await one.vault.refresh())
+        assert {(each.a, each.b) for each in await contradictions(one)} == {("a", "b"), ("b", "c")}
+        assert all(each.provisional for each in await contradictions(one))
+        oracle.probability = 0.9
+        await read_all(one)
+        assert not any(each.provisional for each in await contradictions(one))
+
+
 async def test_what_is_given_back_while_the_verifier_reads_is_left_to_the_heir(url, monkeypatch):
     """Its geoids are gone from the engine before the lease is: the verifier has read nothing of them."""
     steps, step = [], LateWord.step

@@ -69,11 +69,12 @@ class LateWord:
         last = min(min(each.last_unread, each.position) for each in group.values())
         page = await self._vault.read(STATEMENTS, after=first - 1, limit=TOGETHER, until=last)
         said = {_named(entry.data).id: entry.offset for entry in page.entries}
+        for geoid_id, offset in said.items():
+            self._cache.expect(geoid_id, offset)
         stored = await self._cache.get_many(list(said)) if said else {}
-        # Whoever states something else by now has been, or will be, judged by its later entry.
-        fresh = sorted(
-            (each for geoid_id, each in stored.items() if each.stated == said[geoid_id]), key=lambda each: each.stated
-        )
+        # Whoever states something else by now has been, or will be, judged by its later entry. A label is no other statement.
+        offsets = range(first, page.scanned + 1)
+        fresh = sorted((each for each in stored.values() if each.stated in offsets), key=lambda each: each.stated)
         return LateStep(group, page.scanned, await self._findings(fresh, group), len(fresh))
 
     async def _findings(self, fresh: Sequence[StoredGeoid], group: Mapping[int, OwnedSlice]) -> list[Finding]:
