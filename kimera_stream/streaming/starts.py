@@ -69,9 +69,20 @@ async def resolve(
     if recovery is not None:
         return recovery
     if rewind:
-        page = await log.read(channel, after=log.trimmed, limit=rewind, until=flushed, reverse=True)
-        return Start(page.entries[-1].offset - 1 if page.entries else flushed)
+        return Start(await _before_the_last(log, channel, rewind, flushed))
     return Start(None)
+
+
+async def _before_the_last(log: LogReader, channel: str, count: int, until: int) -> int:
+    """The position before the last ``count`` events up to ``until``, or before all of them where there are fewer."""
+    position, more = until, True
+    while more and count:
+        page = await log.read(channel, after=log.trimmed, limit=count, until=until, reverse=True)
+        if page.entries:
+            position = page.entries[-1].offset - 1
+        count -= len(page.entries)
+        until, more = page.scanned - 1, page.more  # a page of large entries ends early
+    return position
 
 
 def _recover(log: LogReader, since: Position, head: int) -> Start:

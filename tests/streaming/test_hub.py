@@ -245,6 +245,24 @@ async def test_rewind() -> None:
             await b.subscribe(b.connect()[0], rewind=1, since=("E1", 1))
 
 
+async def test_rewind_over_pages_that_end_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = MemoryLog.read
+
+    async def few(self: MemoryLog, channel: str, **asked: Any) -> Any:
+        return await read(self, channel, **{**asked, "limit": min(3, asked["limit"])})
+
+    async with bench(before=10) as b:
+        b.log.append("scars")
+        b.hub.deliver(b.log.entries[-1:])
+        b.hub.flush()
+        monkeypatch.setattr(MemoryLog, "read", few)
+        for count, first in ((8, 3), (10, 1), (50, 1)):
+            outlet, egress = b.connect()
+            assert (await b.subscribe(outlet, rewind=count)).offset == first - 1
+            await wait_all_tasks_blocked()
+            assert egress.offsets() == list(range(first, 11))
+
+
 async def test_a_stalled_peer_costs_its_buffer_only_and_reads_on_where_it_stood() -> None:
     async with bench() as b:
         slow, stuck = b.connect(window=500)
