@@ -8,7 +8,6 @@ from typing import Any
 from tests.oracle.model import Kind, Ledger, Op
 
 _SYLLABLES = ["bar", "dun", "fel", "gor", "hes", "jil", "kav", "lom", "mur", "nep", "pas", "quo", "rin", "sul", "tev", "vor", "wex", "yab", "zim", "cho"]  # fmt: skip
-_PLACES = ["gate", "bridge", "depot", "valve", "pump", "lift", "station", "barrier", "clinic", "warehouse"]
 _PAIRS = [("open", "closed"), ("on", "off"), ("empty", "full"), ("safe", "dangerous"), ("hot", "cold")]
 _PER_SUBJECT = 3
 """Statements of one author before the subjects move on: it bounds how many clash."""
@@ -21,9 +20,12 @@ def _name(rng: Random) -> str:
 
 
 def subject_words(seed: int, number: int) -> tuple[str, str, str, tuple[str, str]]:
-    """Two made-up names, a kind of place and a pair of opposites: no two subjects share enough words to be related."""
+    """Two made-up names, a made-up kind of thing and a pair of opposites: no two subjects share enough words to be related. Kinds
+    that are really there made dozens of others as near as what clashes, and which of them are read is a matter of how many
+    engines read: then a serial run finds less.
+    """
     rng = Random(f"subject-{seed}-{number}")
-    return _name(rng).capitalize(), _name(rng).capitalize(), rng.choice(_PLACES), rng.choice(_PAIRS)
+    return _name(rng).capitalize(), _name(rng).capitalize(), _name(rng), rng.choice(_PAIRS)
 
 
 @dataclass
@@ -115,13 +117,13 @@ class Author:
     def _statement(self, mark: str) -> dict[str, Any]:
         rng = self._rng
         number = self.said // _PER_SUBJECT + rng.randrange(_AT_ONCE)
-        first, second, place, opposites = subject_words(self.seed, number)
+        first, second, kind, opposites = subject_words(self.seed, number)
         body: dict[str, Any] = {"metadata": {"mark": mark}}
         if self.named:
             body["session_id"] = self.name
         shape = rng.random()
         if shape < 0.65:
-            body["text"] = self._sentence(first, second, place, opposites)
+            body["text"] = self._sentence(first, second, kind, opposites)
         if shape > 0.45:
             body["symbolic_state"] = {
                 "subject": f"s-{number}",
@@ -134,11 +136,11 @@ class Author:
             body["originator_agent_id"] = f"agent-{rng.randrange(4)}"
         return body
 
-    def _sentence(self, first: str, second: str, place: str, opposites: tuple[str, str]) -> str:
+    def _sentence(self, first: str, second: str, kind: str, opposites: tuple[str, str]) -> str:
         value = self._rng.choice(opposites)
         form = self._rng.randrange(4)
         if form == 0:
-            return f"The {first} {second} {place} is not {value}."
+            return f"The {first} {second} {kind} is not {value}."
         if form == 1:
-            return f"{first} {second} {place}: {value}"
-        return f"The {first} {second} {place} is {value}."
+            return f"{first} {second} {kind}: {value}"
+        return f"The {first} {second} {kind} is {value}."
