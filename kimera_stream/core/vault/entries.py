@@ -35,14 +35,15 @@ _PACKED = (
     "SELECT CAST(group_concat(coalesce(checksum || char(31) || n || char(31) || type || char(31) || ts || char(31)"
     " || channels || char(31) || data, '-' || char(31) || n), char(30)) AS BLOB) FROM ({rows})"
 )
+_COLUMNS = "e.type AS type, e.ts AS ts, e.channels AS channels, e.checksum AS checksum, e.data AS data"
+_SIZE = "length(e.data) AS size"
 _ALL = (
-    "SELECT e.offset AS n, e.type AS type, e.ts AS ts, e.channels AS channels, e.checksum AS checksum, e.data AS data"
-    " FROM log_entry e WHERE e.offset > :after AND e.offset <= :until ORDER BY e.offset {order} LIMIT :limit"
+    "SELECT e.offset AS n, {columns} FROM log_entry e"
+    " WHERE e.offset > :after AND e.offset <= :until ORDER BY e.offset {order} LIMIT :limit"
 )
 # The outer join lets a missing entry show, instead of skipping it.
 _CHANNEL = (
-    "SELECT c.offset AS n, e.type AS type, e.ts AS ts, e.channels AS channels, e.checksum AS checksum, e.data AS data"
-    " FROM log_channel c LEFT JOIN log_entry e ON e.offset = c.offset"
+    "SELECT c.offset AS n, {columns} FROM log_channel c LEFT JOIN log_entry e ON e.offset = c.offset"
     " WHERE c.channel = :channel AND c.offset > :after AND c.offset <= :until ORDER BY c.offset {order} LIMIT :limit"
 )
 
@@ -52,28 +53,29 @@ def _quoted(sql: str) -> str:
     return sql.replace(".offset", '."offset"')
 
 
-def _query(rows: str, *, reverse: bool, packed: bool) -> Query:
-    sql = _quoted(rows.format(order="DESC" if reverse else "ASC"))
+def _rows(*, channel: bool, reverse: bool, columns: str = _COLUMNS) -> str:
+    return _quoted((_CHANNEL if channel else _ALL).format(columns=columns, order="DESC" if reverse else "ASC"))
+
+
+def _query(*, channel: bool, reverse: bool, packed: bool) -> Query:
+    sql = _rows(channel=channel, reverse=reverse)
     return Query(text(_PACKED.format(rows=sql) if packed else sql))
 
 
 _QUERIES = {
-    (dialect, channel, reverse): _query(_CHANNEL if channel else _ALL, reverse=reverse, packed=dialect == "sqlite")
+    (dialect, channel, reverse): _query(channel=channel, reverse=reverse, packed=dialect == "sqlite")
     for dialect in ("sqlite", "postgresql")
     for channel in (False, True)
     for reverse in (False, True)
 }
 _SIZES = {
     (channel, reverse): Query(
-        text(
-            "SELECT coalesce(sum(length(data)), 0) FROM "
-            f"({_quoted((_CHANNEL if channel else _ALL).format(order='DESC' if reverse else 'ASC'))}) AS page"
-        )
+        text(f"SELECT coalesce(sum(size), 0) FROM ({_rows(channel=channel, reverse=reverse, columns=_SIZE)}) AS page")
     )
     for channel in (False, True)
     for reverse in (False, True)
 }
-"""Neither database reads the data for its length."""
+"""Neither database reads the data for its length, as long as no more of it than that leaves the inner statement."""
 _PACKED_BYTES = (
     "SELECT string_agg(CASE WHEN checksum IS NULL THEN convert_to('-' || chr(31) || n, 'UTF8') ELSE"
     " convert_to(concat_ws(chr(31), checksum, n, type, ts, channels, ''), 'UTF8') || data END,"
@@ -81,7 +83,7 @@ _PACKED_BYTES = (
 )
 _PACKED_QUERIES = {
     "sqlite": _QUERIES["sqlite", True, False],
-    "postgresql": Query(text(_PACKED_BYTES.format(rows=_quoted(_CHANNEL.format(order="ASC"))))),
+    "postgresql": Query(text(_PACKED_BYTES.format(rows=_rows(channel=True, reverse=False)))),
 }
 _STATE = Query(text("SELECT epoch, head, trimmed, payload_bytes, encoder FROM log_state WHERE id = 1"))
 _MORE = Query(

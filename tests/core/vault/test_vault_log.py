@@ -1,5 +1,8 @@
 """The log: order, pages, channels, durability of what is read."""
 
+import sqlite3
+from contextlib import closing
+
 import anyio
 import anyio.from_thread
 import msgspec
@@ -7,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
+from sqlalchemy.dialects import sqlite
 
 from kimera_stream.core.interfaces import FramePage, FrameReader, LogPage, VaultService, WriteBatch
 from kimera_stream.core.vault import entries as vault_entries
@@ -288,6 +292,28 @@ async def test_no_page_holds_more_bytes_than_it_may_however_large_entries_are(va
             backwards += [entry.offset for entry in read.entries]
             until = read.scanned - 1 if read.more else 0
         assert backwards == list(range(60, 0, -1))
+
+
+@pytest.mark.parametrize("channel", ["geoids", None])
+@pytest.mark.parametrize("reverse", [False, True])
+async def test_what_a_page_would_hold_is_known_without_reading_it(sqlite_vault, sqlite_url, channel, reverse):
+    entry = LogEntry(1, "geoid.created", 1, ("geoids",), msgspec.Raw(b'"%b"' % (b"x" * 700_000)))
+    await sqlite_vault.commit(WriteBatch(entries=[entry, msgspec.structs.replace(entry, offset=2)]))
+
+    def fitting() -> list[int]:
+        asked = {"after": 0, "until": 2, "limit": 2, "reverse": reverse}
+        with closing(sqlite3.connect(sqlite_url.partition(":///")[2])) as connection:
+            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 10_000)  # it can hold nothing as large as an entry
+            with pytest.raises(sqlite3.DataError):
+                connection.execute("SELECT data FROM log_entry").fetchone()
+
+            class Frugal:
+                def value(self, query: Query, **params: object) -> object:
+                    return connection.execute(*query.bind(sqlite.dialect(), params)).fetchone()[0]
+
+            return [vault_entries._fitting(Frugal(), channel, most=most, **asked) for most in (1_400_004, 1_400_003)]
+
+    assert await anyio.to_thread.run_sync(fitting) == [2, 1]
 
 
 async def test_trimming_drops_entries_and_keeps_entities(vault, samples):
