@@ -60,7 +60,9 @@ class Reader:
     @property
     def reached(self) -> int | None:
         """Everything up to here was given out, or does not pass the filter; None while there may be more to give out now."""
-        return max(self._position, self._hub.flushed) if self._asleep else None
+        if not self._asleep or self._ended:  # a defect ends readers that were not woken for what is flushed by then
+            return None
+        return max(self._position, self._hub.flushed)
 
     def wake(self, position: int) -> None:
         if self._asleep:

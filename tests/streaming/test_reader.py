@@ -3,6 +3,7 @@
 import anyio
 import msgspec
 import pytest
+from anyio import wait_all_tasks_blocked
 
 from kimera_stream.infrastructure.settings import StreamSettings
 from kimera_stream.protocol.close_codes import CloseCode
@@ -10,6 +11,7 @@ from kimera_stream.protocol.errors import BadPositionError, Disconnect
 from kimera_stream.protocol.filters import compile_filter
 from kimera_stream.protocol.objects import Position
 from kimera_stream.streaming.hub import Hub
+from kimera_stream.streaming.reader import Reader
 from tests.streaming.fakes import MemoryLog
 
 pytestmark = pytest.mark.anyio
@@ -67,6 +69,31 @@ async def test_a_sleeping_reader_wakes_for_what_passes_its_filter() -> None:
                 commit(hub, log)
     assert got == [3, 50, 51]
     assert log.reads == 0
+
+
+async def test_after_a_defect_in_a_tick_no_reader_says_that_it_has_what_it_was_not_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hub, log = hub_of(1)
+
+    async def read() -> None:
+        async with hub.reader("geoids") as (_, events):
+            readers.append(events)
+            assert [event async for event in events] == []
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    readers: list[Reader] = []
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            group.start_soon(read)
+            await wait_all_tasks_blocked()
+            assert readers[0].reached == 1
+            monkeypatch.setattr(hub._joiner, "write", broken)
+            with pytest.raises(ZeroDivisionError):
+                commit(hub, log)
+            assert (hub.flushed, readers[0].reached) == (2, None), "a heartbeat may be due at this moment"
 
 
 async def test_a_slow_reader_goes_to_the_log_for_what_the_tail_has_lost() -> None:
