@@ -539,8 +539,8 @@ class Hub:
 
     @property
     def connections(self) -> int:
-        """Connections, whoever's they are."""
-        return len(self._outlets)
+        """Connections, whoever's they are, without those that were asked to leave."""
+        return sum(not outlet.leaving for outlet in self._outlets)
 
     def send_away(self, count: int) -> None:
         """Close so many connections with 4005, the oldest of those that have all that there is: they come back elsewhere."""

@@ -705,6 +705,7 @@ async def test_one_that_finishes_before_it_goes_is_not_sent_away_again_in_the_pl
             assert b.hub.identify(outlet, "ann", limit=9)
         b.hub.send_away(1)
         assert (busy.asked, egress.closed) == (1, None)
+        assert b.hub.connections == 1, "it is no reason to send another away"
         b.hub.send_away(1)
         assert (busy.asked, egress.closed) == (1, (CloseCode.REBALANCE, "rebalance"))
 

@@ -25,7 +25,7 @@ def to_send_away(here: int, elsewhere: Collection[int], above: float) -> int:
     """How many connections an edge closes now.
 
     Args:
-        here: Those that it has.
+        here: Those that it has, without those that were asked to leave.
         elsewhere: Those of every other edge.
         above: Share by which it may exceed the average edge; 0: it may have any number.
     """
@@ -40,7 +40,7 @@ class Rebalancing:
     """Tells the other edges how many connections this one has, and sends some away where it has too many.
 
     Args:
-        count: Connections here; None: this edge takes none any more, so it is nowhere to send any.
+        count: Connections here that stay; None: this edge takes none any more, so it is nowhere to send any.
         move: Closes so many of them.
         above: See ``to_send_away``.
     """
