@@ -7,7 +7,7 @@ import msgspec
 
 from kimera_stream.protocol import frames
 from kimera_stream.protocol.codec import CODECS, EventEncoder
-from kimera_stream.streaming.egress import Egress, FanOut
+from kimera_stream.streaming.egress import FanOut
 from kimera_stream.streaming.metrics import HubMetrics
 from kimera_stream.streaming.outlet import Outlet
 from kimera_stream.streaming.records import Record

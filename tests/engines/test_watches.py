@@ -235,7 +235,9 @@ async def test_a_watch_is_not_forgotten_for_a_reading_that_comes_late(monkeypatc
             await anyio.wait_all_tasks_blocked()
             answered.set()
         assert world.watches.owner(early.id) == ANNA.id
-        assert world.watches.owner("of-another") == "ben", "nothing would have matched it until some watch changes again"
+        assert world.watches.owner("of-another") == "ben", (
+            "nothing would have matched it until some watch changes again"
+        )
 
 
 async def test_an_edge_remembers_no_watch_for_a_reading_that_comes_late() -> None:

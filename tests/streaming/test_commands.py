@@ -45,7 +45,9 @@ async def test_a_page_that_retention_passed_by_while_it_was_read_is_not_given_in
     assert [len(page.events) for page in pages if isinstance(page, HistoryPage)] == [5, 5]
 
 
-async def test_a_cursor_stays_where_it_was_put_last_though_the_database_dawdles(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_cursor_stays_where_it_was_put_last_though_the_database_dawdles(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     vault, _, _, _, endpoint = build(settings_with())
     for _ in range(10):
         vault.append("geoids")

@@ -68,10 +68,9 @@ _QUERIES = {
     for channel in (False, True)
     for reverse in (False, True)
 }
+_SUM = "SELECT coalesce(sum(size), 0) FROM ({rows}) AS page"
 _SIZES = {
-    (channel, reverse): Query(
-        text(f"SELECT coalesce(sum(size), 0) FROM ({_rows(channel=channel, reverse=reverse, columns=_SIZE)}) AS page")
-    )
+    (channel, reverse): Query(text(_SUM.format(rows=_rows(channel=channel, reverse=reverse, columns=_SIZE))))
     for channel in (False, True)
     for reverse in (False, True)
 }

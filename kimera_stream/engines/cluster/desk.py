@@ -139,7 +139,9 @@ class Desk:
             self._reply(work.reply_to, wire.Refused.of(work.request, unreadable), [work])
             return
         begun = self._begun[work.partition]
-        if (refused := begun.get(work.request)) is not None:  # another copy: who waited for it has heard that it is not done
+        if (
+            refused := begun.get(work.request)
+        ) is not None:  # another copy: who waited for it has heard that it is not done
             self._reply(work.reply_to, refused, [work])
             return
         if asked.after is not None and asked.after not in begun:
