@@ -7,11 +7,12 @@ While one group commits, the next is being encoded: the two loops are joined by 
 
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 import msgspec
 import structlog
 
@@ -23,7 +24,7 @@ from kimera_stream.engines.checkpoint import KeptWork
 from kimera_stream.engines.intake import Intake, Ticket
 from kimera_stream.engines.metrics import PipelineMetrics
 from kimera_stream.engines.queries import Queries
-from kimera_stream.engines.retrying import Faults, Patience, defect, may_pass
+from kimera_stream.engines.retrying import Faults, NotBegunError, Patience, defect, may_pass
 from kimera_stream.engines.sequencer import Sequencing
 from kimera_stream.engines.work import DeleteWork, PublishWork, RequestId, RereadWork, ResolveWork, Work
 from kimera_stream.infrastructure.settings import Settings
@@ -277,12 +278,29 @@ class Pipeline:
                 await self._prepare(send)
         finally:
             self._processing = set()
-            # What came from another node comes again: what is behind it in its lane must not be done before that.
-            lanes = {each.lane for each in self._under_way if not each.finished and _comes_again(each)}
-            self._under_way |= dict.fromkeys(self._intake.withdraw(lanes))
-            for ticket in list(self._under_way):
-                ticket.refuse(lost)
-                self._finish(ticket)
+            await self._end_with(lost)
+
+    async def _end_with(self, lost: OperationalError) -> None:
+        """Refuse what is under way, and what must not be done before what comes again of it."""
+        lanes = {each.lane for each in self._under_way if not each.finished and _comes_again(each)}
+        self._send_back(lanes)
+        for ticket in list(self._under_way):
+            ticket.refuse(lost)
+            self._finish(ticket)
+        if lanes:
+            # Who brought it hears of it now, and may have brought what comes after it until then.
+            await anyio.lowlevel.cancel_shielded_checkpoint()
+            self._send_back(lanes)
+
+    def _send_back(self, lanes: Iterable[tuple[str, str]]) -> None:
+        """Refuse what waits in these lanes: it came from another node, as what is before it, and comes again as that does."""
+        waiting = self._intake.withdraw(lanes)
+        self._under_way |= dict.fromkeys(waiting)
+        for ticket in waiting:
+            ticket.refuse(
+                NotBegunError("the server failed before it came to this; repeat the request", retry_after=1.0)
+            )
+            self._finish(ticket)
 
     async def drain(self) -> None:
         """Accept nothing more and wait until everything accepted is answered. Cancelled, it refuses the rest itself."""

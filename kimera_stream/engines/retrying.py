@@ -32,6 +32,10 @@ class DefectError(InternalError):
     """The server met a defect over this one piece of work, and nothing else is at fault."""
 
 
+class NotBegunError(InternalError):
+    """The server has failed while this waited behind what it worked on: it was not looked at, and is not at fault."""
+
+
 def defect() -> DefectError:
     """What the sender of such work hears."""
     return DefectError(

@@ -13,6 +13,7 @@ from kimera_stream.core.interfaces import PublishResult
 from kimera_stream.core.vault.errors import LeaseLostError
 from kimera_stream.engines.cluster import wire
 from kimera_stream.engines.cluster.desk import Desk
+from kimera_stream.engines.retrying import NotBegunError
 from kimera_stream.engines.work import RequestId
 from kimera_stream.infrastructure.bus.interface import Bus, Message, replies
 from kimera_stream.infrastructure.bus.memory import MemoryBroker, MemoryBus
@@ -187,6 +188,20 @@ async def test_what_crashes_the_pipeline_twice_is_refused() -> None:
         (answer,) = await made.answers(follower, 1)
         assert isinstance(answer, wire.Refused)
         assert answer.code == "internal"
+
+
+async def test_what_only_waits_while_the_pipeline_crashes_comes_again_however_often() -> None:
+    async with scene() as made, made.edge.follow(replies("edge")) as follower:
+        await made.add("a")
+        for count in range(1, 4):
+            await made.pipeline.until(count)
+            made.pipeline.outcomes["a"] = NotBegunError("another one was under way")
+            made.pipeline.go.set()
+            made.pipeline.go = anyio.Event()
+        await made.pipeline.until(4)
+        made.pipeline.go.set()
+        (answer,) = await made.answers(follower, 1)
+        assert isinstance(answer, wire.Committed)
 
 
 async def test_nothing_overtakes_what_the_bus_has_lost() -> None:

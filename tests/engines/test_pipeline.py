@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import msgspec
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from kimera_stream.core.interfaces import PublishResult
 from kimera_stream.engines.intake import Ticket
+from kimera_stream.engines.retrying import NotBegunError
 from kimera_stream.engines.symbolic import compare_states
 from kimera_stream.engines.work import PublishWork, RequestId
 from kimera_stream.protocol.errors import (
@@ -474,6 +476,8 @@ async def test_nothing_overtakes_what_a_crash_has_left_to_come_again() -> None:
             await anyio.wait_all_tasks_blocked()
             crash.set()
         assert [name for name, each in outcomes.items() if not isinstance(each, InternalError)] == ["other"]
+        not_begun = {name for name, each in outcomes.items() if isinstance(each, NotBegunError)}
+        assert 0 < len(not_begun) < 8, "the crash may be theirs who were under way, and of nobody who was still waiting"
         assert [entry.value()["id"] for entry in world.vault.log] == ["other"]
         for number in range(8):
             await publish(f"n{number}")
@@ -481,6 +485,52 @@ async def test_nothing_overtakes_what_a_crash_has_left_to_come_again() -> None:
             "other",
             *(f"n{number}" for number in range(8)),
         ]
+        assert pipeline.waiting == 0
+
+
+async def test_nothing_overtakes_it_that_is_brought_before_it_is_known_to_be_left() -> None:
+    """Who brings work hears of the crash a turn of the event loop later, and may bring what comes after it until then."""
+    world = World()
+    process, met, crash = world.sequencer.process, anyio.Event(), anyio.Event()
+    outcomes: dict[str, Any] = {}
+
+    async def crashing(group: Any) -> Any:
+        world.sequencer.process = process  # type: ignore[method-assign]
+        met.set()
+        await crash.wait()
+        raise RuntimeError("a defect")
+
+    async with world.running() as pipeline, anyio.create_task_group() as group:
+
+        async def publish(name: str) -> None:
+            said = pipeline.publish(GeoidBody(id=name, text=name), principal=ANNA, request=RequestId(name, 0))
+            outcomes[name] = await outcome(said)
+
+        async def publish_unless_first_is_left() -> None:
+            if "first" not in outcomes:
+                await publish("second")
+
+        refuse = Ticket.refuse
+
+        def refuse_in_between(ticket: Ticket[Any], error: Any) -> None:
+            group.start_soon(publish_unless_first_is_left)
+            refuse(ticket, error)
+
+        world.sequencer.process = crashing  # type: ignore[method-assign]
+        group.start_soon(publish, "first")
+        await met.wait()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Ticket, "refuse", refuse_in_between)
+            crash.set()
+            while "first" not in outcomes:
+                await anyio.lowlevel.checkpoint()
+        while len(outcomes) < 2:
+            await anyio.lowlevel.checkpoint()
+        assert isinstance(outcomes["second"], NotBegunError)
+        assert not world.vault.log
+        for name in ("first", "second"):
+            await publish(name)
+        assert [entry.value()["id"] for entry in world.vault.log] == ["first", "second"]
         assert pipeline.waiting == 0
 
 

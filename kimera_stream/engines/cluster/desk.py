@@ -23,7 +23,7 @@ from kimera_stream.core.coverage import SliceState
 from kimera_stream.core.vault.errors import LeaseLostError
 from kimera_stream.engines.cluster import wire
 from kimera_stream.engines.pipeline import Pipeline
-from kimera_stream.engines.retrying import DefectError
+from kimera_stream.engines.retrying import DefectError, NotBegunError
 from kimera_stream.engines.work import RequestId
 from kimera_stream.infrastructure.bus.interface import Bus, Work, Worker, replies
 from kimera_stream.protocol.errors import InternalError, OperationalError, OverloadedError, UnavailableError
@@ -164,6 +164,8 @@ class Desk:
             answer = await self._ask_pipeline(asked, request)
         except LeaseLostError:
             answer = None  # the new owner does it
+        except NotBegunError:
+            answer = None  # it comes again behind what was under way
         except UnavailableError as error:
             answer = None if self._closed else wire.Refused.of(work.request, error)
         except InternalError as error:
