@@ -18,7 +18,9 @@ class Backoff:
     """Seconds a connection must have lasted before the next loss starts again from ``base``."""
     random: Random = field(default_factory=Random, repr=False, compare=False)
 
-    def delay(self, attempt: int) -> float:
-        """Seconds to wait before retry number ``attempt`` (0 for the first)."""
+    def delay(self, attempt: int, hint: float | None = None) -> float:
+        """Seconds to wait before retry number ``attempt`` (0 for the first); as long as the server says, where that is longer
+        and no more than ``cap``."""
         ceiling = min(self.cap, self.base * 2.0 ** min(attempt, 32))
-        return ceiling * (0.5 + 0.5 * self.random.random())
+        delay = ceiling * (0.5 + 0.5 * self.random.random())
+        return delay if hint is None else max(delay, min(hint, self.cap))

@@ -141,9 +141,7 @@ class Lifeline:
                     return
                 reason = str(exc)
                 hint = exc.retry_after if isinstance(exc, OperationalError) else None
-            delay = self._options.backoff.delay(attempt)
-            if hint is not None:
-                delay = max(delay, min(hint, self._options.backoff.cap))
+            delay = self._options.backoff.delay(attempt, hint)
             if self._starting() and math.isfinite(give_up):
                 delay = min(delay, max(0.0, give_up - anyio.current_time()))
             attempt += 1
@@ -207,10 +205,8 @@ class Lifeline:
     async def _introduce(self, link: Link) -> None:
         token = await self._fresh_token()
         asked = [(sub, sub.body()) for sub in self._subscriptions.values()]
-        not_now: OperationalError | None = None
 
         def on_reply(reply: m.Reply) -> None:
-            nonlocal not_now
             if not isinstance(reply, m.Connected):
                 return
             self._welcome = reply
@@ -220,7 +216,7 @@ class Lifeline:
                     continue
                 error = error_of(answer.code, answer.message, field=answer.field, retry_after=answer.retry_after)
                 if isinstance(error, PASSING):
-                    not_now = not_now or error
+                    sub.put_off()
                 else:
                     self._subscriptions.pop(sub.channel, None)
                     sub.end(error)
@@ -235,8 +231,6 @@ class Lifeline:
             m.Connected,
             on_reply=on_reply,
         )
-        if not_now is not None:
-            raise not_now  # all are asked for again, from where they stand, on another connection
 
     async def _fresh_token(self) -> str | None:
         if callable(self._token):

@@ -11,7 +11,7 @@ import anyio
 
 from kimera_stream.client.backoff import Backoff
 from kimera_stream.client.errors import ConnectionLostError
-from kimera_stream.client.lifeline import Lifeline, Options, StateCallback, Token
+from kimera_stream.client.lifeline import PASSING, Lifeline, Options, StateCallback, Token
 from kimera_stream.client.subscription import Subscription
 from kimera_stream.protocol import messages as m
 from kimera_stream.protocol.errors import AlreadySubscribedError, NotFoundError, NotSubscribedError, UnavailableError
@@ -198,14 +198,26 @@ class Client(Lifeline):
                 return
 
     async def _catch_up(self, sub: Subscription) -> None:
-        """The consumer has drained a subscription that had let go of the live edge: take it up at its position."""
-        link = await self._live_link()
-        if not sub.behind:
-            return  # a reconnect has done it
-        await self._unsubscribe(sub.channel)
-        if self._link is link and sub.behind:
-            self._subscriptions.pop(sub.channel, None)
-            await self._start(sub)
+        """The consumer wants more of a subscription that had let go of the live edge: take it up at its position."""
+        attempt = 0
+        while not sub.ended:
+            link = await self._live_link()
+            if not sub.behind:
+                return  # a reconnect has done it
+            try:
+                await self._unsubscribe(sub.channel)
+                if self._link is link and sub.behind:
+                    self._subscriptions.pop(sub.channel, None)
+                    await self._start(sub)
+            except PASSING as exc:
+                if self._error is not None:
+                    raise
+                if not sub.ended:
+                    self._subscriptions[sub.channel] = sub  # a reconnect meanwhile asks for it
+                await anyio.sleep(self._options.backoff.delay(attempt, exc.retry_after))
+                attempt += 1
+            else:
+                return
 
     async def _unsubscribe(self, channel: str) -> None:
         link = self._link

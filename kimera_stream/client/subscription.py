@@ -86,8 +86,13 @@ class Subscription:
 
     @property
     def behind(self) -> bool:
-        """Whether the buffer overflowed, so that the subscription has to be asked for again."""
+        """Whether the subscription has to be asked for again: the buffer overflowed, or the server could not take it up."""
         return self._behind
+
+    @property
+    def ended(self) -> bool:
+        """Whether no more events will come."""
+        return self._closed
 
     # -- called by the connection's reader, in the order of the wire; none of these wait --
 
@@ -103,6 +108,11 @@ class Subscription:
         elif self._cursor is not None or self._resume is None:
             self._resume = start
         self._cursor = None
+
+    def put_off(self) -> None:
+        """The server cannot take it up at present: it stands where it is until the consumer wants more."""
+        self._behind = True
+        self._wake.set()
 
     def deliver(self, event: Event) -> None:
         """An event of this channel came in."""

@@ -94,9 +94,25 @@ async def test_a_subscription_that_cannot_be_taken_up_at_present_is_taken_up_lat
         await server.drop()
         await server.say("missed")
         with anyio.fail_after(10):
-            await server.until_connects(before + 3)  # two were refused the first time, one the second
-        await server.say("live")
-        assert await texts(sub, 2) == ["missed", "live"]
+            await server.until_connects(before + 1)
+            await client.ping()
+            assert server.refuse_subs == 1, "nothing else waits for it"
+            await server.say("live")
+            assert await texts(sub, 2) == ["missed", "live"]
+        assert (server.refuse_subs, server.connects) == (0, before + 1)
+
+
+async def test_a_subscription_that_is_refused_for_the_moment_is_asked_for_with_pauses(server: Any) -> None:
+    async with client_of(server) as client, client.subscribe("geoids") as sub:
+        await server.say("one")
+        assert await texts(sub, 1) == ["one"]
+        server.refuse_subs = 6
+        await server.drop()
+        began = anyio.current_time()
+        await server.say("missed")
+        assert await texts(sub, 1) == ["missed"]
+        assert server.refuse_subs == 0
+        assert anyio.current_time() - began >= 0.005 + 0.01 + 0.02 + 0.025 + 0.025, "half of each delay at the least"
 
 
 async def test_repeated_events_are_dropped(server: Any) -> None:
