@@ -31,7 +31,8 @@ from kimera_stream.protocol.errors import InternalError, OperationalError, Overl
 log = structlog.get_logger(__name__)
 
 BEGUN = 1_024
-"""Requests per partition that are remembered as begun: what is forgotten costs its successor another way to the edge."""
+"""Requests per partition that are remembered as begun: what is forgotten costs its successor another way to the edge, and another
+copy of what was refused is asked of the pipeline."""
 
 
 class Desk:
