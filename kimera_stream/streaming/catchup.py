@@ -25,7 +25,6 @@ from kimera_stream.streaming.selections import Selection
 CHUNK_BYTES: Final = 65_536
 CHUNK_EVENTS: Final = 256
 _PAGE_ENTRIES: Final = 128
-_FEWEST_ENTRIES: Final = 8
 _FRAMES_BYTES: Final = 131_072
 """About the bytes of a page from the log: half of what a connection's buffer takes before it says stop."""
 _MOST_FRAMES: Final = 1_024
@@ -224,7 +223,7 @@ class CatchUp:
             if found.count:
                 self._frame_bytes = max(1, (self._frame_bytes + len(found.frames) // found.count) // 2)
             return Page(found.frames, found.scanned if found.more else until), found.more
-        limit = max(_FEWEST_ENTRIES, min(_PAGE_ENTRIES, _FRAMES_BYTES // self._entry_bytes))
+        limit = max(1, min(_PAGE_ENTRIES, _FRAMES_BYTES // self._entry_bytes))
         page = await self._log.read(name, after=after, limit=limit, until=until)
         if page.entries:
             size = sum(memoryview(entry.data).nbytes for entry in page.entries)

@@ -583,6 +583,33 @@ async def test_large_entries_of_the_log_wait_in_the_log_for_a_slow_peer(encoding
         assert egress.offsets() == list(range(1, 101))
 
 
+async def test_a_slow_peer_has_large_entries_read_about_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+    read = MemoryLog.read
+
+    async def counting(self: MemoryLog, channel: str, **asked: Any) -> Any:
+        page = await read(self, channel, **asked)
+        looked.append(len(page.entries))
+        return page
+
+    monkeypatch.setattr(MemoryLog, "read", counting)
+    async with bench(tail_bytes=1024) as b:
+        for _ in range(16):
+            b.commit(pad="x" * 200_000)
+        b.hub.flush()
+        outlet, egress = b.connect(encoding="msgpack", window=100_000)
+        egress.stuck = True
+        await b.subscribe(outlet, since=("E1", 0))
+        await wait_all_tasks_blocked()
+        for _ in range(16):  # it has taken what there was, and is as slow with what comes next
+            egress.buffered, egress.paused = 0, False
+            outlet.egress_resumed()
+            await wait_all_tasks_blocked()
+        assert egress.offsets() == list(range(1, 17))
+        assert looked[0] == 16, "how large they are is not known yet"
+        assert sum(looked[1:]) < 24, "what a peer has no room for is read again"
+
+
 async def test_a_channel_that_is_read_from_the_log_holds_up_no_other() -> None:
     async with bench(before=100, tail_bytes=1024) as b:
         outlet, egress = b.connect()

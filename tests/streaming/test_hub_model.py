@@ -188,7 +188,6 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catchup, "CHUNK_EVENTS", 3)
     monkeypatch.setattr(catchup, "CHUNK_BYTES", 200)
     monkeypatch.setattr(catchup, "_PAGE_ENTRIES", 2)
-    monkeypatch.setattr(catchup, "_FEWEST_ENTRIES", 1)
     monkeypatch.setattr(joiner, "LARGE_BATCH", 700)
     monkeypatch.setattr(catchup, "_SCAN", 4)
 
