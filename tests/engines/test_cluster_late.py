@@ -1,13 +1,20 @@
 """What engines decide without the verifier is read again, by whoever owns the slice by then."""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import anyio
+import msgspec
 import pytest
 
 from kimera_stream.api.nodes.engine import Ownership
+from kimera_stream.core.geoid import built
+from kimera_stream.core.geoid_cache import GeoidCache
+from kimera_stream.core.interfaces import Detection, LogPage, StoredGeoid
 from kimera_stream.engines.cluster import scorer
 from kimera_stream.engines.cluster.late import LateWord
+from kimera_stream.engines.cluster.owned import OwnedSlice
+from kimera_stream.protocol.log import LogEntry
 from kimera_stream.protocol.objects import Contradiction, GeoidBody
 from tests.engines.nodes import SLICES, Callers, Engine, Heard, migrated_database, scored, until, whole_log
 from tests.engines.test_late import CLASH, Oracle
@@ -179,3 +186,38 @@ async def test_a_scorer_that_is_begun_again_still_knows_what_is_to_be_read(url):
         with anyio.CancelScope(shield=True):
             await one.vault.close()
             await one.store.close()
+
+
+async def test_what_another_engine_said_is_read_and_not_what_this_one_remembers():
+    """A slice that was handed over may be further than this engine has read the log."""
+    former, newer = stored("b", 2), stored("b", 5)
+    entry = LogEntry(5, "geoid.updated", 1, ("geoids",), msgspec.Raw(b'{"id":"b"}'))
+    looked: list[StoredGeoid] = []
+
+    class Vault:
+        async def read(self, *_args, **_how):
+            return LogPage([entry], 5, more=False)
+
+        async def geoids(self, ids):
+            return {"b": newer}
+
+        async def contradictions_of(self, *_args, **_how):
+            return []
+
+    class Look:
+        async def look(self, fresh, **_how):
+            looked.extend(fresh)
+            return Detection([[] for _ in fresh], [False for _ in fresh])
+
+    cache = GeoidCache(Vault(), 1_000_000)
+    cache.put(former)
+    late = LateWord(Vault(), SimpleNamespace(view=lambda group: None), cache, Look())  # type: ignore[arg-type]
+    step = await late.step({0: OwnedSlice(generation=1, position=5, unread=3, last_unread=5, filled=True)})
+    assert step is not None
+    assert (step.upto, looked) == (5, [newer])
+
+
+def stored(geoid_id: str, offset: int) -> StoredGeoid:
+    body = GeoidBody(text="The door is open.")
+    geoid = built(body, geoid_id=geoid_id, session_id=None, now=1, offset=offset, previous=None)
+    return StoredGeoid(geoid, None, "p", 0, offset)
