@@ -263,6 +263,19 @@ async def test_a_request_without_a_key_that_comes_again_is_carried_out_once(url)
         assert [entry.type for entry in await whole_log(one.vault)] == ["geoid.created"]
 
 
+async def test_a_key_that_is_repeated_while_the_first_is_under_way_is_said_once(url):
+    """Nothing else than the key tells that the statements are one: it names no id, and each comes as a request of its own."""
+    async with Engine(url, "one", Heard()).running(keep=False) as one:
+        await takes_over(one)
+        nameless, requests = GeoidBody(text="The door of hall 3 is open."), [RequestId(each, 3) for each in "abc"]
+        results = await together(
+            *(one.pipeline.publish(nameless, principal=ANNA, key="k", request=request) for request in requests)
+        )
+        assert {result.geoid.id for result in results} == {results[0].geoid.id}
+        assert [result.duplicate for result in results] == [False, True, True]
+        assert [entry.type for entry in await whole_log(one.vault)] == ["geoid.created"]
+
+
 async def test_an_engine_that_hears_late_of_its_own_commit_knows_what_came_after_it(url):
     """It is held up between the commit of a statement and its end, while another engine replaces that statement."""
     heard = Heard()

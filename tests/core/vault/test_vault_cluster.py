@@ -89,6 +89,9 @@ async def test_what_has_changed_hands_is_not_marked_by_its_former_owner(store):
     await store.filled(TWO.id, {0: taken[0].generation})
     await store.unfilled(TWO.id, leases)  # of an earlier lease
     assert (await store.coverage(lease=LEASE)).slices[0].filled
+    await store.take(ONE.id, [1], lease=LEASE)
+    await store.filled(ONE.id, leases)  # of its own earlier lease
+    assert not (await store.coverage(lease=LEASE)).slices[1].filled
 
 
 async def test_an_expired_lease_can_be_taken_and_its_former_owner_moves_nothing(store):
