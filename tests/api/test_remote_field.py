@@ -12,9 +12,12 @@ import pytest
 from kimera_stream.api.nodes.announcing import Announcing
 from kimera_stream.api.nodes.field import RemoteField
 from kimera_stream.api.nodes.hearing import Hearing
+from kimera_stream.core.interfaces import WriteBatch
+from kimera_stream.engines.field import FieldDynamics
 from kimera_stream.infrastructure.bus.memory import MemoryBroker, MemoryBus
 from kimera_stream.infrastructure.tasks import Service, ServiceSpec
 from kimera_stream.protocol.errors import UnavailableError
+from kimera_stream.protocol.log import LogEntry
 from kimera_stream.protocol.objects import FieldState
 
 pytestmark = pytest.mark.anyio
@@ -128,3 +131,20 @@ async def test_an_engine_that_led_and_is_late_takes_nothing_back() -> None:
         await c.sink.until(lambda: len(c.sink.told) == 2)
         await anyio.wait_all_tasks_blocked()
         assert c.sink.told == [(50, 5), (50, 6)]
+
+
+async def test_a_clock_that_is_set_back_does_not_hide_what_a_field_comes_to() -> None:
+    """A field calms down at one offset: its values there are told apart by when they were made."""
+    now = 1_700_000_000.0
+    async with cluster() as c:
+        field = FieldDynamics(4, await c.engine("one"), interval=1.0, head=lambda: 7, clock=lambda: now)
+        await c.listen()
+        field.observe(WriteBatch(entries=[LogEntry(7, "geoid.created", 1, (), msgspec.Raw(b"{}"))]))
+        assert field.emit()
+        await c.sink.until(lambda: len(c.sink.told) == 1)
+        excited = c.field.state()
+        now -= 600
+        field.forget("nothing")  # it has changed
+        assert field.emit()
+        await c.sink.until(lambda: len(c.sink.told) == 2)
+        assert c.field.state().updated_at > excited.updated_at
