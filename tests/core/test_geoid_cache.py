@@ -1,6 +1,7 @@
 """The geoid cache: bounded, and never older than the last commit."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import anyio
 import pytest
@@ -36,6 +37,22 @@ class Vault:
         return found
 
 
+@asynccontextmanager
+async def held_up(cache: GeoidCache, vault: Vault) -> AsyncIterator[list[StoredGeoid | None]]:
+    """A read of "a" is under way within, and goes on at the end; what it found."""
+    vault.go_on, vault.reading = anyio.Event(), anyio.Event()
+    seen: list[StoredGeoid | None] = []
+
+    async def read() -> None:
+        seen.append(await cache.get("a"))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(read)
+        await vault.reading.wait()
+        yield seen
+        vault.go_on.set()
+
+
 async def test_what_was_read_once_is_not_read_again() -> None:
     vault = Vault(geoid("a"))
     cache = GeoidCache(vault, 1_000_000)
@@ -69,24 +86,14 @@ async def test_it_stays_within_its_bytes_and_drops_the_least_used() -> None:
 @pytest.mark.parametrize("deleted", [False, True])
 async def test_a_slow_read_does_not_undo_a_commit_made_meanwhile(deleted: bool) -> None:
     vault = Vault(geoid("a", "old"))
-    vault.go_on = anyio.Event()
     cache = GeoidCache(vault, 1_000_000)
-    seen: list[str | None] = []
-
-    async def read() -> None:
-        found = (await cache.get_many(["a"])).get("a")
-        seen.append(None if found is None else found.geoid.text)
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(read)
-        await vault.reading.wait()
+    async with held_up(cache, vault) as seen:
         if deleted:
             cache.remove("a", 2)
             del vault.stored["a"]
         else:
             cache.put(geoid("a", "new"))
-        vault.go_on.set()
-    assert seen == [None if deleted else "new"]
+    assert [each and each.geoid.text for each in seen] == [None if deleted else "new"]
     kept = await cache.get("a")
     assert (None if kept is None else kept.geoid.text) == (None if deleted else "new")
 
@@ -117,18 +124,8 @@ async def test_an_older_version_than_the_log_tells_of_is_read_again_and_one_in_d
     await cache.get("a")
     assert len(vault.reads) == 1
     cache.expect("a", 2)
-    vault.go_on = anyio.Event()
-    vault.reading = anyio.Event()
-    seen: list[StoredGeoid | None] = []
-
-    async def read() -> None:
-        seen.append(await cache.get("a"))
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(read)
-        await vault.reading.wait()
+    async with held_up(cache, vault) as seen:
         cache.forget("a")  # says nothing about whether it is there
-        vault.go_on.set()
     assert seen == [vault.stored["a"]]
     assert len(vault.reads) == 2
 
@@ -150,37 +147,19 @@ async def test_a_writer_that_hears_late_of_its_own_commit_does_not_undo_what_the
 
 async def test_what_is_deleted_and_said_anew_during_a_read_is_there() -> None:
     vault = Vault(at("a", 1))
-    vault.go_on = anyio.Event()
     cache = GeoidCache(vault, 1_000_000)
-    seen: list[StoredGeoid | None] = []
-
-    async def read() -> None:
-        seen.append(await cache.get("a"))
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(read)
-        await vault.reading.wait()
+    async with held_up(cache, vault) as seen:
         cache.remove("a", 2)
         cache.put(at("a", 3))
-        vault.go_on.set()
     assert [each and each.geoid.offset for each in seen] == [3]
 
 
 @pytest.mark.parametrize("deleted", [False, True])
 async def test_a_writer_that_hears_late_of_its_own_commit_does_not_undo_what_a_read_has_found(deleted: bool) -> None:
     vault = Vault(at("a", 11))
-    vault.go_on = anyio.Event()
     cache = GeoidCache(vault, 1_000_000)
-    seen: list[StoredGeoid | None] = []
-
-    async def read() -> None:
-        seen.append(await cache.get("a"))
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(read)
-        await vault.reading.wait()
+    async with held_up(cache, vault) as seen:
         cache.committed([] if deleted else [at("a", 10)], [("a", 10)] if deleted else [])
-        vault.go_on.set()
     assert [each and each.geoid.offset for each in (*seen, await cache.get("a"))] == [11, 11]
     cache.committed([at("a", 10)], [])
     assert (kept := await cache.get("a")) is not None
