@@ -4,7 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEVSTAMP := $(VENV)/.installed-dev
-KERNEL_SOURCES := $(wildcard ext/*.pyx ext/*.c ext/*.h ext/*.pxi)
+# Without the C that is made of the .pyx: the second of two installs makes it anew, and the next command would begin from the start.
+KERNEL_SOURCES := $(filter-out $(patsubst %.pyx,%.c,$(wildcard ext/*.pyx)),$(wildcard ext/*.pyx ext/*.c ext/*.h ext/*.pxi))
 
 .PHONY: setup setup-dev demo cluster test lint bench chaos clean
 
