@@ -237,7 +237,8 @@ class VaultService(LogReader, Protocol):
     async def idempotent(self, principal: str, key: str, *, not_before: int) -> IdempotencyRecord | None:
         """The record of a keyed publish made at or after ``not_before`` (unix ms)."""
 
-    async def save_watch(self, watch: Watch, vector: Vector | None) -> None: ...
+    async def save_watch(self, watch: Watch, vector: Vector | None) -> Watch:
+        """Insert, or replace the principal's watch of that name, whose id it takes; returns it as it is kept."""
 
     async def delete_watch(self, principal: str, name: str) -> bool: ...
 

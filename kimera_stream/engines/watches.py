@@ -129,17 +129,14 @@ class WatchRegistry:
 
     async def _add(self, watch: Watch, vector: Vector | None) -> Watch:
         key = (watch.principal, watch.watch)
-        former = self._standing.get(key)
-        if former is None:
+        if key not in self._standing:
             if len(self._standing) >= MOST_WATCHES:
                 raise LimitExceededError(f"watch: the server keeps at most {MOST_WATCHES} watches", field="watch")
             if len(self.of(watch.principal)) >= MOST_WATCHES_PER_PRINCIPAL:
                 raise LimitExceededError(f"watch: at most {MOST_WATCHES_PER_PRINCIPAL} per principal", field="watch")
-        else:
-            watch = msgspec.structs.replace(watch, id=former.watch.id)
-        standing = self._stand(watch, vector)
-        await self._vault.save_watch(watch, vector)
-        self._standing[key] = standing
+        self._stand(watch, vector)  # nothing is kept whose filter is none
+        watch = await self._vault.save_watch(watch, vector)  # another engine may have made it, under an id of its own
+        self._standing[key] = self._stand(watch, vector)
         self._owners[watch.id] = watch.principal
         self._rows = None
         return watch

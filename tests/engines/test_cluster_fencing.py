@@ -451,3 +451,18 @@ async def test_a_repeated_key_keeps_its_place_in_its_lane_whatever_becomes_of_th
         )
         assert isinstance(first, LeaseLostError)
         assert (second.offset, second.duplicate, behind.offset) == (1, False, 2)
+
+
+async def test_a_watch_that_is_made_through_two_engines_has_one_channel(url):
+    """Neither has heard of the other's yet."""
+    heard = Heard()
+    async with Engine(url, "one", heard).running() as one, Engine(url, "two", heard).running() as two:
+        made = [
+            await engine.pipeline.watch(
+                "doors", principal=ANNA, text=text, vector=None, kinds=["related"], min_score=0.3, filter=None
+            )
+            for engine, text in ((one, "The door of hall 3"), (two, "The gate of hall 3"))
+        ]
+        assert made[0].id == made[1].id
+        ((kept, _),) = await one.vault.watches()
+        assert (kept.id, kept.text) == (made[0].id, "The gate of hall 3")

@@ -246,8 +246,12 @@ class MemoryVault:
         )
         return Page(found[:limit], found[limit - 1].offset if len(found) > limit else None)
 
-    async def save_watch(self, watch: Watch, vector: Vector | None) -> None:
+    async def save_watch(self, watch: Watch, vector: Vector | None) -> Watch:
+        former = self.kept_watches.get((watch.principal, watch.watch))
+        if former is not None:
+            watch = msgspec.structs.replace(watch, id=former[0].id)
         self.kept_watches[watch.principal, watch.watch] = (watch, vector)
+        return watch
 
     async def delete_watch(self, principal: str, name: str) -> bool:
         return self.kept_watches.pop((principal, name), None) is not None

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 from sqlalchemy import bindparam, delete, func, select, update
 
 from kimera_stream.core.interfaces import IdempotencyRecord, Vector
@@ -28,6 +29,9 @@ class SessionRecord:
     updated_at: int
 
 
+_WATCH_ID = Query(
+    select(watch.c.id).where(watch.c.principal == bindparam("principal"), watch.c.name == bindparam("name"))
+)
 _DELETE_WATCH = Query(
     delete(watch).where(watch.c.principal == bindparam("principal"), watch.c.name == bindparam("name"))
 )
@@ -45,11 +49,15 @@ def _watches_change(tx: Transaction) -> None:
     tx.run(_CHANGED)
 
 
-def save_watch(tx: Transaction, saved: Watch, vector: Vector | None) -> None:
-    """Insert, or replace the principal's watch of that name."""
+def save_watch(tx: Transaction, saved: Watch, vector: Vector | None) -> Watch:
+    """Insert, or replace the principal's watch of that name, whose id it takes; returns it as it is kept."""
     _watches_change(tx)
+    former = tx.value(_WATCH_ID, principal=saved.principal, name=saved.watch)
+    if former is not None:
+        saved = msgspec.structs.replace(saved, id=former)
     tx.run(_DELETE_WATCH, principal=saved.principal, name=saved.watch)
     tx.insert(_SAVE_WATCH, [rows.watch_row(saved, vector)])
+    return saved
 
 
 def delete_watch(tx: Transaction, principal: str, name: str) -> bool:

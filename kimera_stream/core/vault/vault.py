@@ -413,9 +413,9 @@ class SqlVault:
         """Drop about ``limit`` keys made before ``before`` (unix ms); returns how many were dropped."""
         return await self._database.write(partial(records.purge_keys, before=before, limit=limit))
 
-    async def save_watch(self, watch: Watch, vector: Vector | None) -> None:
-        """Insert, or replace the principal's watch of that name."""
-        await self._database.write(partial(records.save_watch, saved=watch, vector=vector))
+    async def save_watch(self, watch: Watch, vector: Vector | None) -> Watch:
+        """Insert, or replace the principal's watch of that name, whose id it takes; returns it as it is kept."""
+        return await self._database.write(partial(records.save_watch, saved=watch, vector=vector))
 
     async def delete_watch(self, principal: str, name: str) -> bool:
         return await self._database.write(partial(records.delete_watch, principal=principal, name=name))

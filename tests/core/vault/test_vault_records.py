@@ -112,10 +112,11 @@ async def test_watches_survive_a_restart_exactly(vault, restart, samples):
 
 
 async def test_a_watch_is_unique_per_principal_and_name(vault):
-    await vault.save_watch(_watch(), None)
-    await vault.save_watch(_watch(id="w9", text="new"), None)
+    first = await vault.save_watch(_watch(), None)
+    again = await vault.save_watch(_watch(id="w9", text="new"), None)
+    assert again == _watch(id=first.id, text="new"), "whoever made it first named its channel"
     await vault.save_watch(_watch(id="w3", principal="bob"), None)
-    assert {watch.id for watch, _ in await vault.watches()} == {"w9", "w3"}
+    assert {watch.id: watch.text for watch, _ in await vault.watches()} == {first.id: "new", "w3": _watch().text}
     assert await vault.delete_watch("ann", "door") is True
     assert await vault.delete_watch("ann", "door") is False
     assert [watch.id for watch, _ in await vault.watches()] == ["w3"]
