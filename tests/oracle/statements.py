@@ -9,7 +9,7 @@ from tests.oracle.model import Kind, Ledger, Op
 
 _SYLLABLES = ["bar", "dun", "fel", "gor", "hes", "jil", "kav", "lom", "mur", "nep", "pas", "quo", "rin", "sul", "tev", "vor", "wex", "yab", "zim", "cho"]  # fmt: skip
 _PAIRS = [("open", "closed"), ("on", "off"), ("empty", "full"), ("safe", "dangerous"), ("hot", "cold")]
-_PER_SUBJECT = 3
+_PER_SUBJECT = 4
 """Statements of one author before the subjects move on: it bounds how many clash."""
 _AT_ONCE = 6
 """Subjects spoken of at the same time."""
