@@ -320,7 +320,7 @@ def _names(work: Work) -> list[str]:
             return ["~reread"]  # each in a transaction of its own: what one finds, the next has to know
     names = [] if target is None else [target]
     if work.request is not None:
-        names.append(f"~request:{work.request.id}")
+        names.append(work.request.name)
     if isinstance(work, PublishWork) and work.key is not None:
         names.append(f"~key:{work.principal.id}\0{work.key}")
     return names

@@ -134,12 +134,13 @@ class WatchRegistry:
                 raise LimitExceededError(f"watch: the server keeps at most {MOST_WATCHES} watches", field="watch")
             if len(self.of(watch.principal)) >= MOST_WATCHES_PER_PRINCIPAL:
                 raise LimitExceededError(f"watch: at most {MOST_WATCHES_PER_PRINCIPAL} per principal", field="watch")
-        self._stand(watch, vector)  # nothing is kept whose filter is none
-        watch = await self._vault.save_watch(watch, vector)  # another engine may have made it, under an id of its own
-        self._standing[key] = self._stand(watch, vector)
-        self._owners[watch.id] = watch.principal
+        standing = self._stand(watch, vector)
+        kept = await self._vault.save_watch(watch, vector)
+        # One that was made before, here or by another engine, keeps its id.
+        self._standing[key] = standing if kept.id == watch.id else self._stand(kept, vector)
+        self._owners[kept.id] = kept.principal
         self._rows = None
-        return watch
+        return kept
 
     async def remove(self, principal: str, name: str) -> None:
         """End a watch.

@@ -24,6 +24,11 @@ class RequestId:
     partition: int
     generation: int | None = None
 
+    @property
+    def name(self) -> str:
+        """What its first result is recorded under, beside the clients' keys."""
+        return f"~request:{self.id}"
+
 
 @dataclass(slots=True)
 class PublishWork:

@@ -254,6 +254,18 @@ class Callers:
             return error
 
 
+def held_back(call: Callable[..., Awaitable[Any]]) -> tuple[Callable[..., Awaitable[Any]], anyio.Event, anyio.Event]:
+    """What to put in the place of ``call`` so that it waits; whether it has come so far; and what lets it go on."""
+    reached, go_on = anyio.Event(), anyio.Event()
+
+    async def later(*args: Any, **how: Any) -> Any:
+        reached.set()
+        await go_on.wait()
+        return await call(*args, **how)
+
+    return later, reached, go_on
+
+
 async def until(holds: Callable[[], object]) -> None:
     """Wait until it holds."""
     while not holds():  # noqa: ASYNC110 - of several tasks, none of which tells

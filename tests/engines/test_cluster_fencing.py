@@ -19,6 +19,7 @@ from tests.engines.nodes import (
     Engine,
     Heard,
     database_settings,
+    held_back,
     migrated_database,
     open_contradictions,
     scored,
@@ -387,19 +388,8 @@ async def test_what_is_handed_over_in_the_middle_of_a_step_is_not_taken_for_scor
         await until(lambda: heir.scorer.prepare(share) == share)
         await heir.keeper.step()  # offers
 
-        read, look_on, hand_on = anyio.Event(), anyio.Event(), anyio.Event()
-        look, hand_over = one.engine.look, one.store.hand_over
-
-        async def look_later(*args, **how):
-            read.set()
-            await look_on.wait()
-            return await look(*args, **how)
-
-        async def hand_over_later(*args, **how):
-            await hand_on.wait()
-            await hand_over(*args, **how)
-
-        one.engine.look, one.store.hand_over = look_later, hand_over_later  # type: ignore[method-assign]
+        one.engine.look, read, look_on = held_back(one.engine.look)  # type: ignore[method-assign]
+        one.store.hand_over, _, hand_on = held_back(one.store.hand_over)  # type: ignore[method-assign]
         await callers.publish(CLOSED)
         await read.wait()
         async with anyio.create_task_group() as group:

@@ -16,7 +16,7 @@ from kimera_stream.engines.cluster.late import LateWord
 from kimera_stream.engines.cluster.owned import OwnedSlice
 from kimera_stream.protocol.log import LogEntry
 from kimera_stream.protocol.objects import Contradiction, GeoidBody
-from tests.engines.nodes import SLICES, Callers, Engine, Heard, migrated_database, scored, until, whole_log
+from tests.engines.nodes import SLICES, Callers, Engine, Heard, held_back, migrated_database, scored, until, whole_log
 from tests.engines.test_late import CLASH, Oracle
 from tests.engines.world import ANNA
 
@@ -126,19 +126,8 @@ async def test_what_is_given_back_while_the_verifier_reads_is_left_to_the_heir(u
             await callers.publish(GeoidBody(text=text))
         await scored(one.store, 2)
         assert not await contradictions(one)
-        reading, look_on, leave_on = anyio.Event(), anyio.Event(), anyio.Event()
-        look, leave = one.engine.look, one.store.leave
-
-        async def look_later(*args, **how):
-            reading.set()
-            await look_on.wait()
-            return await look(*args, **how)
-
-        async def leave_later(node_id):
-            await leave_on.wait()
-            await leave(node_id)
-
-        one.engine.look, one.store.leave = look_later, leave_later  # type: ignore[method-assign]
+        one.engine.look, reading, look_on = held_back(one.engine.look)  # type: ignore[method-assign]
+        one.store.leave, _, leave_on = held_back(one.store.leave)  # type: ignore[method-assign]
         await reading.wait()
         oracle.probability = 0.9
         async with anyio.create_task_group() as group:

@@ -737,13 +737,15 @@ async def test_one_that_finishes_before_it_goes_is_not_sent_away_again_in_the_pl
         assert (busy.asked, egress.closed) == (1, (CloseCode.REBALANCE, "rebalance"))
 
 
+def broken(handles: Any, data: bytes) -> None:
+    """A fan-out with a defect."""
+    raise ZeroDivisionError
+
+
 async def test_a_defect_in_a_tick_closes_everyone_and_surfaces() -> None:
     async with bench() as b:
         outlet, egress = b.connect()
         await b.subscribe(outlet)
-
-        def broken(handles: Any, data: bytes) -> None:
-            raise ZeroDivisionError
 
         b.hub._joiner._fan_out = broken
         b.commit(1)
@@ -764,9 +766,6 @@ async def test_a_defect_while_a_gap_is_noticed_closes_everyone_too() -> None:
     async with bench() as b:
         outlet, egress = b.connect()
         await b.subscribe(outlet)
-
-        def broken(handles: Any, data: bytes) -> None:
-            raise ZeroDivisionError
 
         works, b.hub._joiner._fan_out = b.hub._joiner._fan_out, broken
         b.commit(1)

@@ -435,7 +435,7 @@ def _names(work: Work) -> list[tuple[str, str]]:
     """(principal, key) under which the first result is recorded: of the request, then the client's own key."""
     if not isinstance(work, PublishWork | DeleteWork | ResolveWork):
         return []
-    names = [] if work.request is None else [(work.principal.id, f"~request:{work.request.id}")]
+    names = [] if work.request is None else [(work.principal.id, work.request.name)]
     if isinstance(work, PublishWork) and work.key is not None:
         names.append((work.principal.id, work.key))
     return names
