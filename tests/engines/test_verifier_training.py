@@ -1,6 +1,7 @@
 """What the training rests on: labels, splits and figures. No training is run here."""
 
 import random
+import re
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # training is not installed with the package
 
+from training.verifier import templates_states, templates_updates, templates_values, vocabulary
 from training.verifier.clusters import (
     Cluster,
     Item,
@@ -20,7 +22,8 @@ from training.verifier.clusters import (
     training_examples,
     turned,
 )
-from training.verifier.examples import CONTRADICTION, ENTAILMENT, NEUTRAL, NOT_CONTRADICTION, Example, split_of
+from training.verifier.examples import CONTRADICTION, ENTAILMENT, NEUTRAL, NOT_CONTRADICTION, Example, Split, split_of
+from training.verifier.frames import Group, read_frames
 from training.verifier.generators import GENERATORS, generated_clusters
 from training.verifier.loop import Stage, batches
 from training.verifier.measure import calibration_error, decide, fit_calibration, operating_points, roc_auc
@@ -66,10 +69,97 @@ def test_what_is_trained_never_meets_what_is_measured(clusters: list[Cluster]) -
     assert not held & {text for e in trained for text in (e.first, e.second)}
 
 
-def test_templates_keep_part_of_their_words_for_measuring() -> None:
+def _words_kept() -> set[str]:
+    """Every entry of every split list that is for measuring."""
+    kept: set[str] = set()
+
+    def add(entry: object) -> None:
+        if isinstance(entry, str):
+            kept.add(entry.replace("{x}", "").strip().lower())
+        else:
+            assert isinstance(entry, tuple | list)
+            for each in entry:
+                add(each)
+
+    lists: list[list[object]] = [
+        list(words) for words in (*vocabulary.SUBJECTS.values(), *templates_values.AMOUNTS.values())
+    ]
+    lists += [
+        list(words) for words in (vocabulary.PEOPLE, vocabulary.ORGANISATIONS, vocabulary.ROLES, vocabulary.TOWNS)
+    ]
+    lists += [
+        list(words) for words in (vocabulary.EVENTS, vocabulary.COMPARED, vocabulary.RELATIONS, vocabulary.EVENTIVE)
+    ]
+    lists += [list(words) for words in (vocabulary.QUANTIFIED, vocabulary.DEEDS, vocabulary.REASONS, vocabulary.PARTS)]
+    lists += [list(words) for words in (vocabulary.SYMBOLS, vocabulary.CHANGEABLE, vocabulary.PROPERTIES)]
+    lists.append(list(templates_values.DURATIONS))
+    for words in lists:
+        add(vocabulary.part(words, "test"))
+    add([(pair.one, pair.other) for pair in vocabulary.OPPOSITES if pair.split == "test"])
+    # Of these lists the verbs and the kinds of measure are common to both parts.
+    add([(what, does) for what, _, does in vocabulary.part(vocabulary.COUNTED, "test")])
+    add([(what, tail) for what, _, tail in vocabulary.part(vocabulary.TIMED, "test")])
+    add([what for what, _, _ in vocabulary.part(vocabulary.MEASURED, "test")])
+    return {word for word in kept - COMMON if not re.fullmatch(r"\d+ (minutes|hours|days)", word)}
+
+
+COMMON = {"", "is", "was", "be"}
+"""Words and, above, numbers of the lists that no part could do without."""
+
+
+def test_no_word_kept_for_measuring_is_trained_on() -> None:
+    kept = _words_kept()
+    assert len(kept) > 300
+    trained = "\n".join(
+        text.lower()
+        for cluster in (c for seed in (7, 8) for c in generated_clusters("train", seed))
+        for text in (cluster.anchor, *(item.text for item in cluster.items))
+    )
+    found = {w for w in kept if w in trained and re.search(rf"(?<![\w.,]){re.escape(w)}(?!\w)", trained)}
+    assert not found
+    measured = " ".join(item.text for c in generated_clusters("test", 7) for item in c.items).lower()
+    assert sum(word in measured for word in kept) > 0.8 * len(kept)
+
+
+def test_no_frame_kept_for_measuring_is_trained_on() -> None:
+    groups = [
+        group
+        for module in (templates_states, templates_updates, templates_values)
+        for value in vars(module).values()
+        if isinstance(value, tuple) and value and isinstance(value[0], Group)
+        for group in value
+    ]
+    assert len(groups) > 100
+    slot = re.compile(r"\{\w+\}")
+    trained = {slot.sub("_", frame).lower() for group in groups for frame in group.train}
+    for kept in {frame for group in groups for frame in group.test}:
+        form = re.compile(".+".join(map(re.escape, slot.split(kept.lower()))))
+        assert not [frame for frame in trained if form.fullmatch(frame)], kept
+
+
+def test_templates_measure_with_every_generator() -> None:
     train, test = generated_clusters("train", 7, share=0.3), generated_clusters("test", 7, share=0.3)
     assert {c.source for c in train} == {c.source for c in test} == {f"generated-{name}" for name in GENERATORS}
     assert not {c.anchor.lower() for c in train} & {c.anchor.lower() for c in test}
+
+
+def test_a_group_without_frames_for_measuring_is_refused() -> None:
+    with pytest.raises(ValueError, match="frames for training and for measuring"):
+        read_frames("C antonym:\n{x} is {anti}")
+    with pytest.raises(ValueError, match="no group is open"):
+        read_frames("{x} is {anti}")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_update_contradicts_only_where_it_says_otherwise(split: Split) -> None:
+    """What opens alike has all three labels, so that the opening gives nothing away."""
+    labels: dict[str, set[int]] = {}
+    for cluster in generated_clusters(split, 5):
+        if cluster.source == "generated-superseded":
+            for item in cluster.items:
+                labels.setdefault(item.text.lower().split(maxsplit=1)[0], set()).add(item.label)
+    for opening in ("update:", "correction:") if split == "train" else ("erratum:", "revised", "new"):
+        assert labels[opening] == {CONTRADICTION, ENTAILMENT, NEUTRAL}
 
 
 def test_every_generated_cluster_has_both_sides() -> None:

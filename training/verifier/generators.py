@@ -1,12 +1,14 @@
-"""Clusters from templates: exact phenomena in large numbers, in words of which a part is kept for measuring."""
+"""Clusters from templates: exact phenomena in large numbers; of frames and words a part is kept for measuring."""
 
 import random
 from collections.abc import Callable
 
 from training.verifier.clusters import Cluster, Item
 from training.verifier.examples import Split
+from training.verifier.frames import Draft
 from training.verifier.templates_states import compared, happened, located, relation, role, state
-from training.verifier.templates_values import Draft, count, date, quantified, quantity
+from training.verifier.templates_updates import reach, superseded, symbolic
+from training.verifier.templates_values import count, date, quantified, quantity
 
 Generator = Callable[[random.Random, Split], Draft]
 
@@ -21,12 +23,15 @@ GENERATORS: dict[str, tuple[Generator, int]] = {
     "relation": (relation, 160),
     "located": (located, 160),
     "happened": (happened, 220),
+    "symbolic": (symbolic, 300),
+    "superseded": (superseded, 360),
+    "reach": (reach, 360),
 }
 """How many clusters of each go into training."""
 
 
 def generated_clusters(split: Split, seed: int, *, share: float = 1.0) -> list[Cluster]:
-    """Clusters of every generator from the words of ``split``; ``share`` scales their number."""
+    """Clusters of every generator from the frames and words of ``split``; ``share`` scales their number."""
     clusters: list[Cluster] = []
     for name, (generator, number) in GENERATORS.items():
         rng = random.Random(f"{seed}:{name}:{split}")

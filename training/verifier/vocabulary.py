@@ -3,13 +3,17 @@
 from dataclasses import dataclass
 from typing import TypeVar
 
-from training.verifier.examples import Split, split_of
+from training.verifier.examples import Split
 
 T = TypeVar("T")
 
 
-def part(words: list[str], split: Split) -> list[str]:
-    """Two thirds of ``words`` for training, the last third for measuring."""
+def part(words: list[T], split: Split) -> list[T]:
+    """Two thirds of ``words`` for training, the last third for measuring.
+
+    No word of a last third may occur anywhere in what is trained, which a test watches. Numbers, weekdays, months and units are
+    in both: nobody can do without them.
+    """
     cut = len(words) * 2 // 3
     return words[:cut] if split == "train" else words[cut:]
 
@@ -21,30 +25,26 @@ class Opposites:
     on: str
     one: tuple[str, ...]
     other: tuple[str, ...]
-
-    @property
-    def split(self) -> Split:
-        split = split_of(f"{self.on}:{self.one[0]}")
-        return "train" if split == "train" else "test"
+    split: Split
 
 
-def _o(on: str, one: str, other: str) -> Opposites:
-    return Opposites(on, tuple(one.split("|")), tuple(other.split("|")))
+def _o(on: str, one: str, other: str, split: Split = "train") -> Opposites:
+    return Opposites(on, tuple(one.split("|")), tuple(other.split("|")), split)
 
 
 OPPOSITES: list[Opposites] = [
     _o(
         "service",
         "up|running|online|operational|working normally",
-        "down|offline|unavailable|not responding|out of service",
+        "down|offline|unavailable|unresponsive|out of service",
     ),
     _o("service", "healthy|in good shape", "degraded|failing its health checks|unhealthy"),
     _o("service", "reachable|answering requests", "unreachable|timing out"),
     _o("service", "enabled|switched on|turned on|active", "disabled|switched off|turned off|inactive"),
-    _o("service", "in use|still being used", "retired|decommissioned|out of use"),
+    _o("service", "in use|still being used", "decommissioned|out of use", "test"),
     _o("service", "encrypted", "unencrypted|in plain text"),
     _o("service", "public|open to the internet", "private|internal only|closed to the internet"),
-    _o("service", "overloaded|at capacity|saturated", "idle|nearly unused|mostly idle"),
+    _o("service", "overloaded|at capacity|saturated", "idle|nearly unused|mostly idle", "test"),
     _o("service", "patched|fully patched", "unpatched|still vulnerable"),
     _o("service", "monitored|under monitoring", "unmonitored"),
     _o("place", "open|open to visitors", "closed|shut|closed to visitors"),
@@ -53,35 +53,35 @@ OPPOSITES: list[Opposites] = [
     _o("place", "occupied|taken", "vacant|free|unoccupied"),
     _o("place", "heated|warm", "unheated|cold|freezing"),
     _o("place", "lit|brightly lit", "dark|unlit|pitch dark"),
-    _o("place", "flooded|under water", "dry"),
-    _o("place", "noisy|loud", "quiet|silent"),
+    _o("place", "flooded|under water", "drained|clear of water", "test"),
+    _o("place", "noisy|loud", "quiet|silent", "test"),
     _o("place", "accessible|passable", "blocked|impassable|cut off"),
     _o("place", "clean|spotless", "dirty|filthy"),
     _o("place", "guarded", "unguarded"),
     _o("thing", "full", "empty"),
     _o("thing", "broken|damaged|faulty", "intact|in working order|undamaged"),
     _o("thing", "new|brand new", "used|second-hand"),
-    _o("thing", "waterproof", "not safe to get wet|easily ruined by water"),
+    _o("thing", "waterproof", "spoilt by moisture|easily ruined by water", "test"),
     _o("thing", "wireless|cordless", "wired|corded"),
     _o("thing", "heavy", "light|lightweight"),
     _o("thing", "sharp", "blunt|dull"),
     _o("thing", "sealed|unopened", "opened|already open"),
     _o("thing", "in stock|available to order", "sold out|out of stock"),
     _o("thing", "free of charge|free", "chargeable|only available for a fee"),
-    _o("thing", "cheap|inexpensive", "expensive|costly"),
-    _o("thing", "charged|fully charged", "flat|out of charge"),
+    _o("thing", "cheap|inexpensive", "expensive|costly", "test"),
+    _o("thing", "charged|fully charged", "flat|out of charge", "test"),
     _o("thing", "plugged in|connected", "unplugged|disconnected"),
     _o("thing", "wet|soaked", "dry|bone dry"),
     _o("thing", "hot", "cold|ice-cold"),
     _o("document", "approved|signed off|accepted", "rejected|turned down|refused"),
     _o("document", "signed", "unsigned|still without a signature"),
     _o("document", "public|published", "confidential|secret|unpublished"),
-    _o("document", "mandatory|compulsory|required", "optional|voluntary|not required"),
-    _o("document", "valid|in force|still valid", "expired|void|no longer valid"),
+    _o("document", "mandatory|compulsory|required", "optional|voluntary"),
+    _o("document", "valid|in force|still valid", "expired|void"),
     _o("document", "complete|finished", "incomplete|unfinished|still missing pages"),
     _o("document", "paid|settled", "unpaid|outstanding|overdue"),
     _o("document", "legal|lawful", "illegal|against the law"),
-    _o("document", "genuine|authentic", "forged|fake"),
+    _o("document", "genuine|authentic", "forged|fake", "test"),
     _o("document", "up to date|current", "out of date|outdated"),
     _o("document", "accurate|correct", "wrong|inaccurate|full of errors"),
     _o("person", "awake", "asleep|sleeping"),
@@ -90,16 +90,16 @@ OPPOSITES: list[Opposites] = [
     _o("person", "at home", "out|away from home"),
     _o("person", "employed|in work", "unemployed|out of work"),
     _o("person", "vegetarian", "a keen meat eater|a meat eater"),
-    _o("person", "guilty", "innocent|not guilty"),
+    _o("person", "guilty", "innocent"),
     _o("person", "alive", "dead"),
     _o("person", "healthy|well", "ill|sick|unwell"),
     _o("person", "left-handed", "right-handed"),
     _o("person", "tall", "short"),
-    _o("person", "older than me", "younger than me"),
+    _o("person", "older than me", "younger than me", "test"),
     _o("person", "on duty|on shift", "off duty|off shift"),
     _o("person", "early", "late"),
     _o("person", "in favour of the merger|for the merger", "against the merger|opposed to the merger"),
-    _o("person", "an only child", "one of four siblings"),
+    _o("person", "an only child", "one of four siblings", "test"),
     _o("person", "conscious", "unconscious"),
     _o("person", "retired", "still working full time"),
 ]
@@ -227,13 +227,13 @@ SUBJECTS: dict[str, list[str]] = {
         "Professor Adeyemi",
         "Hanneke",
         "the goalkeeper",
-        "Li Wei",
+        "Nadim",
         "the landlord",
         "Sergeant Poole",
         "Ayesha Khan",
         "the patient in bed 7",
         "grandma",
-        "the captain",
+        "the shepherd",
     ],
 }
 
@@ -345,7 +345,7 @@ COUNTED = [
     ("the crew", "consists of", "sailors"),
     ("the fund", "backed", "start-ups"),
     ("the herd", "numbers", "goats"),
-    ("the exam", "has", "questions"),
+    ("the quiz", "has", "riddles"),
     ("the hostel", "offers", "beds"),
     ("the shift log", "records", "alarms"),
     ("the jury", "consists of", "members"),
@@ -389,7 +389,7 @@ COMPARED = [
     ("taller", "shorter", ["Amir", "Bettina", "Colin", "Dorota", "Edgar", "Freya"]),
     (
         "cheaper",
-        "more expensive",
+        "dearer",
         ["the Basic plan", "the Family plan", "the Office plan", "the Student plan", "the Pro plan", "the Team plan"],
     ),
     ("heavier", "lighter", ["crate A", "crate B", "the steel trunk", "the oak chest", "parcel 31", "parcel 32"]),
@@ -400,8 +400,8 @@ COMPARED = [
         [
             "the Leeds office",
             "the Porto office",
-            "the Graz plant",
-            "the Cork plant",
+            "the Lyon plant",
+            "the Tampere plant",
             "the Quito branch",
             "the Osaka branch",
         ],
@@ -428,11 +428,240 @@ RELATIONS = [  # (active verb, passive, converse or "")
     ("supplies", "is supplied by", "buys from"),
     ("outranks", "is outranked by", "ranks below"),
 ]
-PROPERTIES = [  # a thing has exactly one of these at a time
+PROPERTIES: list[tuple[str, list[str]]] = [  # a thing has exactly one of these at a time
     ("is painted", ["blue", "yellow", "green", "white", "red", "black", "grey"]),
     ("is made of", ["oak", "steel", "plastic", "glass", "leather", "concrete"]),
     ("runs on", ["diesel", "batteries", "natural gas", "mains power"]),
     ("was built in", ["1962", "1987", "2004", "2016", "1899", "1931"]),
     ("comes from", ["Portugal", "Japan", "Kenya", "Finland", "Chile", "Turkey"]),
-    ("is stored in", ["cabinet 2", "the cellar", "the blue locker", "bay 7", "the attic", "cold room 1"]),
+    ("is stored in", ["the pantry", "a shoebox", "locker J", "the hayloft", "cold room 1"]),
+]
+EVENTIVE = [  # (anchor, cannot both hold, means the same by double negation)
+    ("{x} passed the inspection", "{x} failed the inspection", "{x} did not fail the inspection"),
+    ("{x} arrived on time", "{x} arrived two hours late", "{x} was not late"),
+    ("{x} remembered to lock up", "{x} forgot to lock up", "{x} did not forget to lock up"),
+    ("{x} succeeded in reaching the summit", "{x} failed to reach the summit", "{x} did not fail to reach the summit"),
+    ("{x} accepted the offer", "{x} turned the offer down", "{x} did not refuse the offer"),
+    ("{x} kept the promise", "{x} broke the promise", "{x} never broke the promise"),
+    ("{x} attended the hearing", "{x} missed the hearing", "{x} did not miss the hearing"),
+    ("{x} survived the crash", "{x} was killed in the crash", "{x} did not die in the crash"),
+    ("{x} agreed with the findings", "{x} disputed the findings", "{x} did not disagree with the findings"),
+    ("{x} finished the course", "{x} dropped out of the course", "{x} did not drop out of the course"),
+    ("{x} denied the charges", "{x} admitted the charges", "{x} did not admit to anything"),
+    ("{x} won the match", "{x} lost the match", "{x} did not lose the match"),
+]
+QUANTIFIED = [
+    ("the invoices", "have been paid"),
+    ("the nurses on ward 5", "are vaccinated"),
+    ("the lifts", "are working"),
+    ("the delegates", "voted for the motion"),
+    ("the rooms on the second floor", "have a balcony"),
+    ("the samples", "tested positive"),
+    ("the pods", "restarted overnight"),
+    ("the trainees", "passed the exam"),
+    ("the windows", "were left open"),
+    ("the players", "speak Spanish"),
+    ("the tickets", "are refundable"),
+    ("the buses", "run on Sundays"),
+]
+SYMBOLS: list[tuple[list[str], str, list[str], str, list[str]]] = [
+    # (things, key, its values, another key, values of that)
+    (["valve 7", "valve 12", "inlet valve 3", "relief valve B"], "state", ["open", "closed"], "pressure", ["4 bar"]),
+    (["valve 9", "valve A2", "the drain valve"], "status", ["open", "closed"], "flow", ["12 l/min", "0 l/min"]),
+    (
+        ["job 4412", "job 4419", "the import job", "build 881"],
+        "status",
+        ["running", "failed", "queued", "finished"],
+        "priority",
+        ["high", "low"],
+    ),
+    (
+        ["order 90-113", "order 90-114", "order 71-002"],
+        "status",
+        ["shipped", "cancelled", "awaiting payment"],
+        "carrier",
+        ["DHL", "post"],
+    ),
+    (["door B2", "door C1", "gate 4"], "lock", ["engaged", "released"], "battery", ["80 %", "15 %"]),
+    (
+        ["pump P-101", "pump P-102", "compressor 3"],
+        "mode",
+        ["manual", "automatic", "standby"],
+        "speed",
+        ["1,450 rpm", "900 rpm"],
+    ),
+    (["node eu-3", "node eu-4", "broker 1"], "role", ["leader", "follower", "witness"], "version", ["2.4.1", "2.5.0"]),
+    (
+        ["ticket 5521", "ticket 5530", "case 12-77"],
+        "phase",
+        ["in triage", "in review", "resolved"],
+        "owner",
+        ["Priya Raman", "nobody"],
+    ),
+    (["sensor T4", "sensor T9", "probe 2"], "health", ["ok", "faulty"], "unit", ["celsius", "kelvin"]),
+    (
+        ["flag dark-mode", "flag new-checkout", "flag beta-search"],
+        "value",
+        ["on", "off"],
+        "audience",
+        ["staff", "everyone"],
+    ),
+    (["signal S14", "signal S15", "signal N2"], "aspect", ["red", "green", "amber"], "lamp", ["LED"]),
+    (
+        ["account 3307", "account 3312", "account 8800"],
+        "standing",
+        ["active", "suspended", "closed"],
+        "currency",
+        ["EUR", "CHF"],
+    ),
+    (["breaker Q3", "breaker Q8", "the main breaker"], "position", ["tripped", "latched in"], "rating", ["63 A"]),
+    (["alarm zone K", "alarm zone L", "the vault alarm"], "arming", ["armed", "disarmed"], "siren", ["indoor"]),
+    (["drone 31", "drone 36", "shuttle pod 2"], "dock", ["docked", "undocked", "in transit"], "payload", ["camera"]),
+    (["tank row F", "tank row G", "silo J"], "level", ["brimming", "half-filled", "drained"], "content", ["rye"]),
+    (["turbine W6", "turbine W9", "rotor 5"], "blades", ["feathered", "pitched", "braked"], "yaw", ["210 degrees"]),
+    (["relay R-44", "relay R-45", "contactor 8"], "coil", ["energised", "de-energised"], "contacts", ["silver"]),
+    (["record LX-9", "record LX-12", "file KV-3"], "retention", ["sealed off", "releasable"], "archivist", ["Doro"]),
+]
+CHANGEABLE: list[tuple[list[str], tuple[str, str, str], list[str]]] = [
+    # (things, a verb now, in the past and bare, values of which one holds)
+    (
+        ["the Monday stand-up", "the budget review", "the night shift", "the yoga class"],
+        ("starts at", "started at", "start at"),
+        ["9:15", "10:30", "14:00", "22:00"],
+    ),
+    (
+        ["the Leeds order", "the Osaka order", "the sample kit"],
+        ("ships from", "shipped from", "ship from"),
+        ["Rotterdam", "the Lyon depot", "Gdansk"],
+    ),
+    (
+        ["the key to room 12", "the spare laptop", "the petty cash"],
+        ("is kept in", "was kept in", "be kept in"),
+        ["the top drawer", "the safe", "the reception desk", "cabinet 2"],
+    ),
+    (
+        ["the speed limit on Hill Road", "the speed limit on the ring road", "the limit in the yard"],
+        ("is", "was", "be"),
+        ["30 km/h", "50 km/h", "70 km/h"],
+    ),
+    (
+        ["the contact for refunds", "the contact for the press", "the fire warden of floor 3"],
+        ("is", "was", "be"),
+        ["Mira Holt", "Tomas Vidal", "Li Wei", "Sofia Lund"],
+    ),
+    (
+        ["support for version 4", "support for version 5", "the pilot in Porto"],
+        ("ends on", "ended on", "end on"),
+        ["30 June", "15 September", "31 December"],
+    ),
+    (
+        ["the parking fee at the station", "the fee for the locker", "the deposit for the hall"],
+        ("is", "was", "be"),
+        ["3 euros a day", "5 euros a day", "12 euros a day"],
+    ),
+    (
+        ["the shuttle to the airport", "the school bus", "the coach to Leeds"],
+        ("leaves from", "left from", "leave from"),
+        ["gate 2", "bay 4", "the north car park"],
+    ),
+    (
+        ["the retry limit of the mail gateway", "the retry limit of the metrics store", "the pool size of db-7"],
+        ("is", "was", "be"),
+        ["3", "5", "8", "20"],
+    ),
+    (
+        ["the payroll export", "the stock count", "the certificate check"],
+        ("runs every", "ran every", "run every"),
+        ["hour", "night", "Friday"],
+    ),
+    (
+        ["the login page", "the search cluster", "the price list"],
+        ("is served by", "was served by", "be served by"),
+        ["node-12", "the new cluster", "the image cache"],
+    ),
+    (
+        ["the travel policy", "the leave policy", "the code of conduct"],
+        ("allows for", "allowed for", "allow for"),
+        ["two absences a year", "four absences a year", "no absences"],
+    ),
+    (
+        ["the choir rehearsal", "the chess evening", "the life-drawing session"],
+        ("meets in", "met in", "meet in"),
+        ["the crypt", "the boathouse", "the loft above the bakery"],
+    ),
+    (
+        ["the walnut cake", "the lentil soup", "the rhubarb tart"],
+        ("sells for", "sold for", "sell for"),
+        ["4.20 pounds", "6.80 pounds", "9.50 pounds"],
+    ),
+    (
+        ["the understudy for the lead", "the referee of the semi-final", "the guest lecturer"],
+        ("comes by the name of", "came by the name of", "come by the name of"),
+        ["Sister Agnes", "Bartholomew Quist", "Imke Terpstra"],
+    ),
+    (
+        ["the telescope", "the weather balloon", "the tide gauge"],
+        ("sends its data to", "sent its data to", "send its data to"),
+        ["the observatory on La Palma", "the polar institute", "the hydrographic office"],
+    ),
+    (
+        ["the quarterly rebate", "the loyalty voucher", "the early-bird discount"],
+        ("amounts to", "amounted to", "amount to"),
+        ["4 per cent", "7 per cent", "11 per cent"],
+    ),
+    (
+        ["the ferryman's lodge", "the toll house", "the signal box"],
+        ("is in the hands of", "was in the hands of", "be in the hands of"),
+        ["the abbey", "a family of weavers", "the heritage fund"],
+    ),
+]
+DEEDS: list[tuple[str, str, str, tuple[str, str]]] = [  # (past, bare, participle, two objects)
+    ("repaired", "repair", "repaired", ("the pump", "the fence")),
+    ("signed", "sign", "signed", ("the lease", "the waiver")),
+    ("restarted", "restart", "restarted", ("the billing service", "the cache")),
+    ("painted", "paint", "painted", ("the shed", "the gate")),
+    ("sold", "sell", "sold", ("the van", "the trailer")),
+    ("read", "read", "read", ("the audit report", "the appendix")),
+    ("called", "call", "called", ("the supplier", "the insurer")),
+    ("cleaned", "clean", "cleaned", ("the oven", "the cold store")),
+    ("deleted", "delete", "deleted", ("the old backups", "the test accounts")),
+    ("paid", "pay", "paid", ("the electricity bill", "the fine")),
+    ("visited", "visit", "visited", ("the Leeds office", "the Porto office")),
+    ("wrote", "write", "written", ("the release notes", "the handbook")),
+    ("translated", "translate", "translated", ("the libretto", "the sonnets")),
+    ("pruned", "prune", "pruned", ("the quince", "the vines")),
+    ("smuggled", "smuggle", "smuggled", ("the tortoise", "the saffron")),
+    ("welded", "weld", "welded", ("the railing", "the hull")),
+    ("embroidered", "embroider", "embroidered", ("the altar cloth", "the banner")),
+    ("auctioned", "auction", "auctioned", ("the harpsichord", "the clavichord")),
+]
+REASONS = [
+    "somebody had asked for it",
+    "it was easy",
+    "the boss insisted",
+    "the rules demanded it",
+    "the neighbours complained",
+    "an inspection was near",
+    "the doctor had advised so",
+    "a bonus beckoned",
+    "the almanac foretold it",
+]
+PARTS: list[tuple[list[str], list[str], list[str]]] = [  # (wholes, their parts, states)
+    (
+        ["the museum", "the castle", "the hospital"],
+        ["the east wing", "the west wing", "the top floor"],
+        ["closed", "open to visitors", "heated"],
+    ),
+    (["the contract", "the licence"], ["the first section", "the annex", "the last clause"], ["binding", "in force"]),
+    (
+        ["the cluster in Lyon", "the cluster in Leeds"],
+        ["the primary zone", "the backup zone", "the edge"],
+        ["down", "encrypted", "up to date"],
+    ),
+    (["the harbour", "the airport"], ["the north side", "the south side"], ["icy", "lit", "guarded"]),
+    (["the archive", "the library"], ["the map section", "the newspaper section"], ["digitised", "complete"]),
+    (["the report", "the manual"], ["the summary", "the second chapter", "the glossary"], ["proofread", "approved"]),
+    (["the orchard wall", "the sea wall"], ["the lower stretch", "the upper stretch"], ["crumbling", "overgrown"]),
+    (["the opera", "the oratorio"], ["the overture", "the finale"], ["scored for brass", "in a minor key"]),
+    (["the glacier", "the ice shelf"], ["the tongue", "the rim"], ["crevassed", "melting"]),
 ]
