@@ -7,6 +7,7 @@ another time, or one that confirms, does not, however alike it opens.
 import random
 
 from training.verifier import vocabulary as v
+from training.verifier import vocabulary_updates as u
 from training.verifier.examples import CONTRADICTION as C
 from training.verifier.examples import ENTAILMENT as E
 from training.verifier.examples import NEUTRAL as N
@@ -101,7 +102,7 @@ N plan:
 
 def symbolic(rng: random.Random, split: Split) -> Draft:
     """Keys and values told in text, in several notations and in prose; another thing, another key, a default, the past, a request."""
-    things, key, values, second, seconds = rng.choice(v.part(v.SYMBOLS, split))
+    things, key, values, second, seconds = rng.choice(v.part(u.SYMBOLS, split))
     x, y = rng.sample(things, 2)
     one, other = rng.sample(values, 2)
     slots = {
@@ -201,7 +202,7 @@ N additive:
 
 def superseded(rng: random.Random, split: Split) -> Draft:
     """Updates, corrections and "no longer": what replaces the older statement, what confirms it, what speaks of something else."""
-    things, (pred, past, bare), values = rng.choice(v.part(v.CHANGEABLE, split))
+    things, (pred, past, bare), values = rng.choice(v.part(u.CHANGEABLE, split))
     x, y = rng.sample(things, 2)
     one, other = rng.sample(values, 2)
     slots = {"x": x, "y": y, "pred": pred, "past": past, "bare": bare, "one": one, "other": other}
@@ -368,15 +369,15 @@ def reach(rng: random.Random, split: Split) -> Draft:
     """What a negation denies: not only, not because, not all, no longer than; denials of another part, reason or person."""
     kind = rng.random()
     if kind < 0.5:
-        did, bare, done, (what, else_) = rng.choice(v.part(v.DEEDS, split))
+        did, bare, done, (what, else_) = rng.choice(v.part(u.DEEDS, split))
         if rng.random() < 0.5:
             what, else_ = else_, what
         a, b = rng.sample(v.part(v.PEOPLE, split), 2)
-        reason = rng.choice(v.part(v.REASONS, split))
+        reason = rng.choice(v.part(u.REASONS, split))
         slots: dict[str, object] = {"a": a, "b": b, "did": did, "bare": bare, "done": done, "reason": reason}
         return draft(rng, split, ONLY, slots | {"what": what, "else_": else_}, most={C: 2, E: 2, N: 3})
     if kind < 0.75:
-        wholes, parts, states = rng.choice(v.part(v.PARTS, split))
+        wholes, parts, states = rng.choice(v.part(u.PARTS, split))
         whole, other = rng.sample(wholes, 2)
         part, rest = rng.sample(parts, 2)
         slots = {"whole": whole, "other": other, "part": part, "rest": rest, "is_": rng.choice(states)}
