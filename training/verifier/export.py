@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from kimera_stream.engines.verifier_model import CrossEncoder, trained_state
 
-MOST_BYTES = 25 * 1024 * 1024
+MOST_BYTES = 25_000_000
 
 
 def export(model: CrossEncoder, card: Mapping[str, object], target: Path) -> int:

@@ -1,5 +1,7 @@
 """The training loop: length-bucketed batches, bf16 where it is faster, a progress bar, checkpoints to resume from."""
 
+import hashlib
+import json
 import math
 import random
 import time
@@ -124,10 +126,10 @@ def train(model: CrossEncoder, examples: Sequence[Example], stage: Stage, runtim
         lr=stage.rate,
         betas=(0.9, 0.98),
     )
-    done = 0
+    of, done = digest(examples), 0
     if checkpoint.is_file():
         saved = torch.load(checkpoint, map_location=runtime.device, weights_only=True)
-        if (saved["examples"], saved["steps"]) != (len(examples), steps):
+        if (saved["examples"], saved["steps"]) != (of, steps):
             raise ValueError(f"{checkpoint} was made from other examples; remove it or use another --work")
         load_trained(model, saved["model"])
         done = saved["done"]
@@ -135,16 +137,19 @@ def train(model: CrossEncoder, examples: Sequence[Example], stage: Stage, runtim
             optimizer.load_state_dict(saved["optimizer"])
     if done >= steps:
         return
+    torch.manual_seed(runtime.seed)
+    if done:
+        _set_random_state(saved["random"], runtime.device)
 
     def save() -> None:
-        parts = {"model": trained_state(model), "done": done, "steps": steps, "examples": len(examples)}
+        parts = {"model": trained_state(model), "done": done, "steps": steps, "examples": of}
         if done < steps:
             parts["optimizer"] = optimizer.state_dict()
+            parts["random"] = _random_state(runtime.device)  # what dropout draws next
         partial = checkpoint.with_suffix(".part")
         torch.save(parts, partial)
         partial.replace(checkpoint)
 
-    torch.manual_seed(runtime.seed + done)
     model.train()
     running, logged = 0.0, done
     started = last_save = last_log = time.monotonic()
@@ -183,6 +188,25 @@ def train(model: CrossEncoder, examples: Sequence[Example], stage: Stage, runtim
                 last_save = time.monotonic()
     save()
     model.eval()
+
+
+def digest(examples: Sequence[Example]) -> str:
+    """Names these examples in this order: a checkpoint goes on with no others."""
+    told = hashlib.blake2b(digest_size=16)
+    for e in examples:
+        told.update(json.dumps([e.first, e.second, e.label]).encode())
+    return told.hexdigest()
+
+
+def _random_state(device: str) -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state()] if device == "cuda" else states
+
+
+def _set_random_state(states: Sequence[Tensor], device: str) -> None:
+    torch.set_rng_state(states[0].cpu())
+    if device == "cuda" and len(states) > 1:
+        torch.cuda.set_rng_state(states[1].cpu())
 
 
 def _trainable(model: CrossEncoder, frozen: int) -> list[torch.nn.Parameter]:
