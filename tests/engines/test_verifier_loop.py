@@ -1,7 +1,8 @@
 """The training programs, run on a network that is small enough for a test: going on, mining, export, and what they read."""
 
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +10,22 @@ import numpy.typing as npt
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # training is not installed with the package
 
 from kimera_stream.engines import verifier_model
 from kimera_stream.engines.verifier_model import CrossEncoder, PairTokenizer, load_trained, trained_state
+from kimera_stream.engines.verifier_runtime import Calibration
+from training.verifier import __main__ as command
 from training.verifier import export as exporting
 from training.verifier import loop, mining
 from training.verifier.clusters import Cluster, Item
 from training.verifier.examples import CONTRADICTION, ENTAILMENT, NEUTRAL, NOT_CONTRADICTION, Example
 from training.verifier.loop import Runtime, Stage, train
+from training.verifier.recipe import Materials
+from training.verifier.sources import OWN, licences
+from training.verifier.stories import Story
 
 THINGS = ("gate", "door", "lift", "pump", "valve", "lamp", "fan", "tap", "lock", "hatch", "sluice", "boiler")
 EXAMPLES = [
@@ -239,3 +246,47 @@ def test_what_does_not_fit_is_not_written(small: CrossEncoder, tmp_path: Path, m
     with pytest.raises(ValueError, match=r"not finite in half precision: classes\.bias"):
         exporting.export(small, {}, target)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_goes_on_after_a_stage_and_its_card_names_what_was_read(
+    small: CrossEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From materials to exported weights; calibration and figures, which need all data, are not what is asked here."""
+    chosen: list[str] = []
+
+    def of(name: str, source: str) -> tuple[Stage, Callable[[Materials, CrossEncoder], list[Example]]]:
+        def choose(materials: Materials, model: CrossEncoder) -> list[Example]:
+            chosen.append(name)
+            return [Example(e.first, e.second, e.label, source, e.kind) for e in EXAMPLES]
+
+        return Stage(name, epochs=0.25, rate=1e-3, batch=4), choose
+
+    materials = Materials(tmp_path, None, 7, [Cluster("a", (item("b"),), "ops")], [Story("s", ("a", "b"), {}, "late")])
+    monkeypatch.setattr(Materials, "read", lambda *_: materials)
+    monkeypatch.setattr(command, "STAGES", [of("one", "snli_dev"), of("two", "generated-state")])
+    monkeypatch.setattr(command, "load_encoder", lambda *_, **__: None)
+    monkeypatch.setattr(command, "calibrate", lambda *_: (Calibration(1.0, 0.0), {"balanced": 0.5}))
+    monkeypatch.setattr(command, "evaluate", lambda *_: {"sets": {}, "pool": {}})
+    target = tmp_path / "verifier.safetensors"
+
+    def run() -> dict[str, str]:
+        arguments = ["--work", str(tmp_path / "work"), "--target", str(target), "--device", "cpu", "--threads", "1"]
+        result = CliRunner().invoke(command.app, arguments, catch_exceptions=False)
+        assert result.exit_code == 0
+        card = json.loads(target.with_suffix(".json").read_text(encoding="utf-8"))
+        return {row["name"]: row["licence"] for row in card["data"]}
+
+    assert run() == {"snli_dev": "CC BY-SA 4.0", "templates": OWN}
+    assert chosen == ["one", "two"]
+    weights = target.read_bytes()
+    (tmp_path / "work" / "two.done.pt").unlink()
+    (tmp_path / "work" / "two.pt").unlink()
+    assert run() == {"snli_dev": "CC BY-SA 4.0", "templates": OWN}
+    assert chosen == ["one", "two"]  # what a stage learns from is chosen once
+    assert target.read_bytes() == weights
+    (tmp_path / "work" / "one.examples.json").unlink()
+    assert set(run()) == set(licences(materials.clusters, materials.stories))  # rather a name too many
+    monkeypatch.setattr(command, "STAGES", [of("three", "sick_trial_eval_only")])
+    with pytest.raises(ValueError, match="no licence is known of sick_trial_eval_only"):
+        run()
+    assert not (tmp_path / "work" / "three.pt").exists()

