@@ -51,6 +51,7 @@ from kimera_stream.engines.sequencer import Sequencer, Sequencing
 from kimera_stream.engines.verifier import CrossEncoderVerifier
 from kimera_stream.engines.watches import WatchRegistry
 from kimera_stream.infrastructure.container import Container, Services
+from kimera_stream.infrastructure.database import CommitCollector
 from kimera_stream.infrastructure.resources import Resources
 from kimera_stream.infrastructure.settings import Settings, access_is_open, database_url, node_name
 from kimera_stream.infrastructure.telemetry import Metrics, Tracing, configure_tracing
@@ -106,16 +107,24 @@ def _base(services: Services, settings: Settings) -> None:
     def tracing(server: ServerInfo) -> Tracing:
         return configure_tracing(settings.telemetry, node=server.node, version=server.version)
 
-    def vault() -> SqlVault:
+    def commits(registry: CollectorRegistry) -> CommitCollector:
+        return CommitCollector(registry)
+
+    def vault(collector: CommitCollector, resources: Resources) -> SqlVault:
         if has_bus(settings):  # a node that hangs in a transaction must not keep the others from the log
-            return SqlVault(database_url(settings), settings.database, abandoned_after=ABANDONED_AFTER)
-        return SqlVault(database_url(settings), settings.database)
+            made = SqlVault(database_url(settings), settings.database, abandoned_after=ABANDONED_AFTER)
+        else:
+            made = SqlVault(database_url(settings), settings.database)
+        collector.add("vault", made.commits)
+        resources.watch_trouble(lambda: made.commits.trouble)
+        return made
 
     services.add(Metrics, factory=Metrics)
     services.add(Resources, factory=worker_threads, also=[Threads])
     services.add(TokenAuthenticator, factory=authenticator, also=[Authenticator])
     services.add(Revoking, factory=revoking)
     services.add(Tracing, factory=tracing)
+    services.add(CommitCollector, factory=commits)
     services.add(SqlVault, factory=vault, also=[VaultService, LogReader], cleanup=SqlVault.close)
 
 
@@ -207,14 +216,23 @@ def _meaning(services: Services, settings: Settings) -> None:
         )
 
     def pipeline(
-        vault: VaultService,
+        vault: SqlVault,
         embedder: EmbeddingService,
         sequencer: Sequencing,
         queries: Queries,
         metrics: PipelineMetrics,
         resources: Resources,
     ) -> Pipeline:
-        made = Pipeline(vault, embedder, sequencer, queries, settings, metrics, admit=resources.memory.admit)
+        made = Pipeline(
+            vault,
+            embedder,
+            sequencer,
+            queries,
+            settings,
+            metrics,
+            admit=resources.memory.admit,
+            admit_write=vault.commits.admit,
+        )
         resources.watch_queue("intake", lambda: made.waiting)
         return made
 

@@ -27,6 +27,7 @@ from kimera_stream.engines.sequencer import Sequencer
 from kimera_stream.engines.verifier import CrossEncoderVerifier
 from kimera_stream.engines.watches import WatchRegistry
 from kimera_stream.infrastructure.container import Container, MissingServiceError
+from kimera_stream.infrastructure.database import CommitWatch
 from kimera_stream.infrastructure.resources import Resources
 from kimera_stream.infrastructure.settings import Settings, SettingsError
 from kimera_stream.infrastructure.tasks import Backoff, Budget, Service, ServiceSpec, Unrecoverable
@@ -46,6 +47,8 @@ class Assemble(Protocol):
 
 
 RETENTION_INTERVAL = 60.0
+COMMIT_LOOK = 0.5
+"""Seconds between two looks at how long a commit has lasted."""
 RECALL_AGAIN = 5.0
 """Seconds after which a vault that could not be read is asked again for what was said before the start."""
 PATIENT = Backoff(base=0.25, factor=2.0, maximum=5.0, floor=0.1)
@@ -107,9 +110,22 @@ def vault_service(container: Container) -> Run:
         except VaultSchemaError as error:
             raise Unrecoverable(str(error)) from error
         service.ready()
-        await anyio.sleep_forever()
+        await tell_of_commits(service, container.get(SqlVault).commits)
 
     return vault
+
+
+async def tell_of_commits(service: Service, commits: CommitWatch) -> None:
+    """Say of a service, and in the log, when a commit lasts too long and when it is over; until cancelled."""
+    while True:
+        trouble = commits.trouble
+        if trouble != service.detail:
+            service.progress(trouble)
+            if trouble:
+                log.warning("database commit is slow", reason=trouble)
+            else:
+                log.info("database commits again", refused=commits.refused)
+        await anyio.sleep(COMMIT_LOOK)
 
 
 def encoder_service(container: Container) -> Run:

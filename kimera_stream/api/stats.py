@@ -107,7 +107,7 @@ class StatsService:
             "memory_limit": self._resources.memory.limit,
             "memory_pressure": self._resources.memory.state,
             "caches": self._resources.memory.caches,
-            "alerts": [trouble for trouble in (self._resources.memory.trouble,) if trouble],
+            "alerts": self._resources.alerts,
             "process": {name: getattr(self._resources.sample, name) for name in ("descriptors", "threads", "tasks")},
             "loop_lag": _ms(self._resources.loop_lag),
         }

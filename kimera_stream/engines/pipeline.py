@@ -65,7 +65,9 @@ class Pipeline:
     ``run`` is the supervised service; the methods may be called from any task of its event loop.
 
     Args:
-        admit: Called before anything is accepted; raises OverloadedError above the memory limit.
+        admit: Called before a statement is accepted; raises OverloadedError above the memory limit.
+        admit_write: Called before anything is accepted that did not come from another node; raises UnavailableError while nothing
+            can be written.
         clock: Unix seconds.
     """
 
@@ -79,6 +81,7 @@ class Pipeline:
         metrics: PipelineMetrics,
         *,
         admit: Callable[[], None] = lambda: None,
+        admit_write: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._vault = vault
@@ -87,6 +90,7 @@ class Pipeline:
         self._queries = queries
         self._metrics = metrics
         self._admit = admit
+        self._admit_write = admit_write
         self._clock = clock
         self._intake = Intake(settings.performance.queue_items, settings.performance.queue_bytes)
         self._limits = BodyLimits.from_settings(settings.api, embedder.dimension)
@@ -133,6 +137,8 @@ class Pipeline:
             # Another node's request takes its place in its lane at once. The log knows which of those of one key was the first.
             if under_way is not None and request is None:
                 return _again(await under_way.ticket.outcome())
+        if request is None:
+            self._admit_write()
         self._admit()
         session = body.session_id or session_id or ""
         ticket: Ticket[PublishResult] = Ticket(
@@ -156,6 +162,8 @@ class Pipeline:
     ) -> int:
         """Delete a geoid; returns the offset of its ``geoid.deleted``."""
         check_id(geoid_id, "geoid_id")
+        if request is None:
+            self._admit_write()
         ticket: Ticket[int] = self._ticket(principal, session_id)
         self._accept(DeleteWork(ticket, geoid_id, principal, request))
         return await ticket.outcome()
@@ -175,6 +183,8 @@ class Pipeline:
             raise BadRequestError("decision: expected collapse, surge or buffer", field="decision")
         if reason is not None:
             check_reason(reason)
+        if request is None:
+            self._admit_write()
         ticket: Ticket[tuple[Scar, int]] = self._ticket(principal, session_id)
         self._accept(ResolveWork(ticket, contradiction_id, decision, reason, principal, request))
         return await ticket.outcome()
@@ -183,8 +193,9 @@ class Pipeline:
         """Have the verifier read stored statements that were decided without it, after everything else that waits.
 
         Raises:
-            UnavailableError: it cannot read at present, or the server is stopping.
+            UnavailableError: it cannot read at present, nothing can be written, or the server is stopping.
         """
+        self._admit_write()
         ticket: Ticket[int] = Ticket(REREADER, priority=0, cost=BODY_OVERHEAD, admitted_at=time.monotonic())
         self._accept(RereadWork(ticket, list(geoid_ids)))
         return await ticket.outcome()

@@ -70,6 +70,7 @@ class Resources:
             purpose: anyio.CapacityLimiter(min(limit, settings.threads)) for purpose, limit in LIMITS.items()
         }
         self._queues: dict[str, Callable[[], int]] = {}
+        self._troubles: list[Callable[[], str]] = [lambda: self.memory.trouble]
         self._samples: deque[Sample] = deque(maxlen=LEAK_WINDOW)
         self.sample = Sample(0, 0, 0, 0, 0)
         """The newest; zeros before the first."""
@@ -121,6 +122,17 @@ class Resources:
     @property
     def queues(self) -> dict[str, int]:
         return {name: depth() for name, depth in self._queues.items()}
+
+    # -- what is wrong -----------------------------------------------------------------------------------------------
+
+    def watch_trouble(self, trouble: Callable[[], str]) -> None:
+        """Report what it says in ``alerts`` while it says something: words for a person."""
+        self._troubles.append(trouble)
+
+    @property
+    def alerts(self) -> list[str]:
+        """What is wrong at present."""
+        return [told for trouble in self._troubles if (told := trouble())]
 
     # -- the watching service ----------------------------------------------------------------------------------------
 

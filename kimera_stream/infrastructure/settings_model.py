@@ -35,6 +35,11 @@ class DatabaseSettings(Group):
     busy_timeout: Seconds = Field(
         5.0, description="Seconds to wait for a locked database before refusing with `unavailable`."
     )
+    commit_within: Seconds = Field(
+        3.0,
+        description="Seconds that a commit may take (a slow fsync, say). While one takes longer, new writes are refused with "
+        "`unavailable`; what was accepted waits for it, and reads and streams go on.",
+    )
     synchronous: Literal["FULL", "EXTRA"] = Field(
         "FULL", description="SQLite synchronous level; both keep every acked write through a power loss."
     )

@@ -69,7 +69,12 @@ class Scene:
         self.broker = broker
         self.edge = edge
         self.pipeline = Pipeline()
-        self.desk = Desk(engine, self.pipeline, most=most, forget_after=60.0)  # type: ignore[arg-type]
+        self.unwritable: OperationalError | None = None
+        self.desk = Desk(engine, self.pipeline, most=most, forget_after=60.0, admit_write=self._admit_write)  # type: ignore[arg-type]
+
+    def _admit_write(self) -> None:
+        if self.unwritable is not None:
+            raise self.unwritable
 
     async def add(
         self, text: str, request: str | None = None, age: float = 0.0, after: str | None = None, turn: int = 0
@@ -163,6 +168,21 @@ async def test_what_was_refused_is_not_done_by_another_copy_of_it() -> None:
         await made.add("a", turn=1)
         assert await made.answers(follower, 1) == refused
         assert [text for text, _ in made.pipeline.asked] == ["a"]
+        await made.all_done()
+
+
+async def test_while_nothing_can_be_written_what_is_new_is_refused_and_what_may_be_done_waits() -> None:
+    async with scene() as made, made.edge.follow(replies("edge")) as follower:
+        made.unwritable = UnavailableError("a commit hangs", retry_after=1.0)
+        await made.add("new")
+        (refused,) = await made.answers(follower, 1)
+        assert isinstance(refused, wire.Refused)
+        assert (refused.code, refused.error().retry_after) == ("unavailable", 1.0)
+        await made.add("old", turn=1)
+        await made.pipeline.until(1)
+        made.pipeline.go.set()
+        (answer,) = await made.answers(follower, 1)
+        assert (type(answer), answer.request) == (wire.Committed, "r-old")
         await made.all_done()
 
 

@@ -336,6 +336,41 @@ async def test_a_full_intake_refuses_and_takes_again_later() -> None:
         assert (await pipeline.publish(GeoidBody(text="Now."), principal=BEN)).offset == 3
 
 
+async def test_while_nothing_can_be_written_new_work_is_refused_and_what_was_accepted_waits() -> None:
+    world = World()
+    world.encoder.gate = anyio.Event()
+    async with world.running() as pipeline, anyio.create_task_group() as group:
+        answers: list[PublishResult] = []
+
+        async def say() -> None:
+            answers.append(await pipeline.publish(GeoidBody(text="Said before."), principal=ANNA, key="k"))
+
+        group.start_soon(say)
+        await anyio.wait_all_tasks_blocked()
+        world.unwritable = UnavailableError("a commit hangs", retry_after=1.0)
+        group.start_soon(say)  # again, with its key: it waits for the first
+        for asked in (
+            pipeline.publish(GeoidBody(text="New."), principal=ANNA),
+            pipeline.delete("x", principal=ANNA),
+            pipeline.resolve("c", "surge", None, principal=ANNA),
+            pipeline.reread(["x"]),
+        ):
+            with anyio.fail_after(5):
+                assert await outcome(asked) is world.unwritable
+        await anyio.wait_all_tasks_blocked()
+        assert (pipeline.waiting, answers) == (1, [])
+        elsewhere = RequestId("r", 0, 1)  # it was accepted on another node, and may have been done
+        group.start_soon(
+            partial(pipeline.publish, GeoidBody(text="From another node."), principal=BEN, request=elsewhere)
+        )
+        await anyio.wait_all_tasks_blocked()
+        assert pipeline.waiting == 2
+        world.encoder.gate.set()
+        world.encoder.gate = None
+    assert sorted(each.duplicate for each in answers) == [False, True]
+    assert world.vault.head == 2
+
+
 async def test_an_encoder_that_fails_costs_only_what_needs_it() -> None:
     world = World()
     world.encoder.fault = UnavailableError("encoder: out of order")

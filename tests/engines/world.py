@@ -461,6 +461,8 @@ class World:
             filter_depth=8,
             clock=lambda: self.now,
         )
+        self.unwritable: OperationalError | None = None
+        """What new writes are refused with."""
         self.pipeline = Pipeline(
             self.vault,  # type: ignore[arg-type]
             self.encoder,
@@ -468,8 +470,13 @@ class World:
             self.queries,
             self.settings,
             self.metrics,
+            admit_write=self._admit_write,
             clock=lambda: self.now,
         )
+
+    def _admit_write(self) -> None:
+        if self.unwritable is not None:
+            raise self.unwritable
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Pipeline]:

@@ -2,6 +2,7 @@
 
 import sqlite3
 import threading
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 
@@ -10,15 +11,26 @@ import asyncpg
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 from sqlalchemy import Column, Integer, LargeBinary, MetaData, Table, Text, bindparam, literal, select, text
 from sqlalchemy.dialects.postgresql import asyncpg as postgres_dialect
 from sqlalchemy.dialects.sqlite import aiosqlite as sqlite_dialect
 
-from kimera_stream.infrastructure.database import Database, Insert, Query, QueryIn, async_url
+from kimera_stream.infrastructure.database import (
+    CommitCollector,
+    CommitWatch,
+    Database,
+    Insert,
+    Query,
+    QueryIn,
+    Transaction,
+    async_url,
+)
 from kimera_stream.infrastructure.database.failures import failure_of, unavailable
 from kimera_stream.infrastructure.database.statements import among
 from kimera_stream.infrastructure.settings import DatabaseSettings
 from kimera_stream.protocol.errors import BadRequestError, UnavailableError
+from tests.e2e.harness import until
 
 item = Table(
     "item",
@@ -262,6 +274,60 @@ class TestPool:
         assert done == ["written"]
         with pytest.raises(UnavailableError, match="closed"):
             await database.write(lambda tx: None)
+
+
+@pytest.mark.anyio
+class TestSlowCommits:
+    async def test_while_one_lasts_too_long_new_writes_are_refused_and_nothing_else(self, tmp_path):
+        made = Database(f"sqlite:///{tmp_path / 'db.sqlite3'}", database_settings(commit_within=0.05, busy_timeout=30))
+        registry = CollectorRegistry()
+        CommitCollector(registry).add("vault", made.commits)
+        started, release = threading.Event(), threading.Event()
+        done: list[str] = []
+
+        async def write(name: str, fn: Callable[[Transaction], object], *, accepted: bool) -> None:
+            await made.write(fn, accepted=accepted)
+            done.append(name)
+
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(partial(write, "slow", lambda tx: (started.set(), release.wait(30)), accepted=False))
+                await anyio.to_thread.run_sync(started.wait, 30)
+                await until(lambda: made.commits.trouble)
+                for refused in (1, 2):
+                    with pytest.raises(UnavailableError, match="KIMERA_DATABASE__COMMIT_WITHIN") as caught:
+                        await made.write(lambda tx: None)
+                    assert caught.value.retry_after
+                    numbers = {"writer": "vault"}
+                    assert registry.get_sample_value("kimera_slow_commit_refusals_total", numbers) == refused
+                assert registry.get_sample_value("kimera_commit_lasting_seconds", {"writer": "vault"}) > 0.05
+                group.start_soon(partial(write, "accepted", lambda tx: None, accepted=True))
+                await made.ping()
+                assert done == []
+                release.set()
+            assert done == ["slow", "accepted"]
+            assert made.commits.trouble == ""
+            assert registry.get_sample_value("kimera_commit_lasting_seconds", {"writer": "vault"}) == 0
+            await made.write(lambda tx: None)
+        finally:
+            release.set()
+            await made.close()
+
+    def test_each_write_has_a_time_of_its_own(self):
+        now = 100.0
+        commits = CommitWatch(3.0, clock=lambda: now)
+        commits.began()
+        now += 3.0
+        commits.admit()
+        now += 0.1
+        assert commits.lasting == pytest.approx(3.1)
+        with pytest.raises(UnavailableError):
+            commits.admit()
+        commits.ended()
+        assert commits.lasting == 0
+        commits.began()
+        commits.admit()
+        assert commits.refused == 1
 
 
 class TestFailures:

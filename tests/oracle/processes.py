@@ -168,6 +168,10 @@ class Server(Process):
     def url(self) -> str:
         return f"http://{self.host}:{self.port}"
 
+    @property
+    def ws_url(self) -> str:
+        return f"ws://{self.host}:{self.port}/v1/stream"
+
     async def start(self, patience: float = START_PATIENCE) -> None:
         """Start it and wait until it is ready.
 

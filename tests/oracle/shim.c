@@ -1,6 +1,6 @@
 /* What a disk and a clock may do to a process, switched on and off from outside: preloaded, reads a mapped file.
  *
- *   delay     milliseconds that fsync and fdatasync take longer; -1: they do nothing
+ *   delay     milliseconds that fsync and fdatasync take longer, looked at while they last; -1: they do nothing
  *   full      writes that would make a file below `folder` differ fail with ENOSPC, the first of them after half of it
  *   eio       fsync and fdatasync fail with EIO
  *   jump      milliseconds by which the time of day differs (the monotonic clock never does)
@@ -142,9 +142,10 @@ static int disturbed(void) {
     if (control == NULL)
         return 0;
     if (control->delay > 0) {
-        struct timespec wait = {control->delay / 1000, (control->delay % 1000) * 1000000L};
+        struct timespec step = {0, 5000000L};
         __sync_fetch_and_add(&control->delayed, 1);
-        nanosleep(&wait, NULL);
+        for (int32_t slept = 0; slept < control->delay; slept += 5)
+            nanosleep(&step, NULL);
     }
     if (control->eio > 0) {
         __sync_fetch_and_add(&control->refused, 1);

@@ -48,7 +48,8 @@ class Shim:
         return int(struct.unpack_from("<i", self._map, at)[0])
 
     def sync_takes(self, milliseconds: int) -> None:
-        """How much longer each fsync takes; -1: it does nothing, for a server of whom nobody expects to keep anything."""
+        """How much longer each fsync takes, those under way included; -1: it does nothing, for a server of whom nobody expects to
+        keep anything."""
         self._set(0, "<i", milliseconds)
 
     def disk_full(self, on: bool) -> None:

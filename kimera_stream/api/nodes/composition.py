@@ -15,7 +15,14 @@ from kimera_stream.api.auth import TokenAuthenticator
 from kimera_stream.api.nodes.edge import add_edge, edge_services
 from kimera_stream.api.nodes.engine import add_engine, engine_services
 from kimera_stream.api.runtime import Drain
-from kimera_stream.api.services import PATIENT, START_BUDGET, Parts, access_service, vault_service
+from kimera_stream.api.services import (
+    PATIENT,
+    START_BUDGET,
+    Parts,
+    access_service,
+    tell_of_commits,
+    vault_service,
+)
 from kimera_stream.core.coverage import ClusterStore, Node
 from kimera_stream.core.vault.cluster import SqlCluster
 from kimera_stream.core.vault.retention import Retention
@@ -25,6 +32,7 @@ from kimera_stream.infrastructure.bus.interface import Bus
 from kimera_stream.infrastructure.bus.metrics import BusCollector
 from kimera_stream.infrastructure.bus.redis import RedisBus
 from kimera_stream.infrastructure.container import Container, Services
+from kimera_stream.infrastructure.database import CommitCollector
 from kimera_stream.infrastructure.resources import Resources
 from kimera_stream.infrastructure.settings import Settings, database_url, node_name
 from kimera_stream.infrastructure.tasks import Service, ServiceSpec, Unrecoverable
@@ -51,8 +59,11 @@ def add_node(services: Services, settings: Settings) -> None:
         BusCollector(made, registry)
         return made
 
-    def store() -> SqlCluster:
-        return SqlCluster(database_url(settings), settings.database)
+    def store(collector: CommitCollector, resources: Resources) -> SqlCluster:
+        made = SqlCluster(database_url(settings), settings.database)
+        collector.add("cluster", made.commits)
+        resources.watch_trouble(lambda: made.commits.trouble)
+        return made
 
     services.add(Node, factory=node)
     services.add(RedisBus, factory=bus, also=[Bus])
@@ -86,7 +97,7 @@ def node_specs(parts: Parts) -> tuple[Parts, list[ServiceSpec], list[Drain]]:
         except BadRequestError as error:
             raise ClusterMismatchError(f"KIMERA_BUS__SLICES: {error.message}") from error
         service.ready()
-        await anyio.sleep_forever()
+        await tell_of_commits(service, container.get(SqlCluster).commits)
 
     specs = [
         ServiceSpec("resources", container.get(Resources).serve),

@@ -22,6 +22,7 @@ from kimera_stream.core.access import Authenticator
 from kimera_stream.core.coverage import ClusterStore, Node
 from kimera_stream.core.interfaces import FieldService, KnowledgeService
 from kimera_stream.core.validation import BodyLimits
+from kimera_stream.core.vault.cluster import SqlCluster
 from kimera_stream.core.vault.vault import SqlVault
 from kimera_stream.engines.cluster.errands import Errands
 from kimera_stream.engines.cluster.patience import Patience
@@ -107,6 +108,7 @@ def add_edge(services: Services, settings: Settings) -> None:
     def knowledge(
         bus: Bus,
         vault: SqlVault,
+        store: SqlCluster,
         hub: Hub,
         errands: Errands,
         scored: Scored,
@@ -114,6 +116,10 @@ def add_edge(services: Services, settings: Settings) -> None:
         resources: Resources,
         metrics: EdgeMetrics,
     ) -> RemoteKnowledge:
+        def admit() -> None:
+            store.commits.admit()  # by it the node says that it lives: where that hangs, so do the engines' commits
+            resources.memory.admit()
+
         return RemoteKnowledge(
             bus,
             Recent(hub, vault),
@@ -123,7 +129,7 @@ def add_edge(services: Services, settings: Settings) -> None:
             bus_settings,
             BodyLimits.from_settings(settings.api, settings.embedding.dimension),
             metrics,
-            admit=resources.memory.admit,
+            admit=admit,
         )
 
     def hearing(

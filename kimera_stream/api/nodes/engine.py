@@ -219,10 +219,16 @@ def add_engine(services: Services, settings: Settings) -> None:
             sure=THRESHOLDS["precise"],
         )
 
-    def desk(bus: Bus, pipeline: Pipeline) -> Desk:
+    def desk(bus: Bus, pipeline: Pipeline, vault: SqlVault) -> Desk:
         # Of what the intake holds at most: it refuses nothing that was taken from the bus.
         most = max(1, performance.queue_items // 2)
-        return Desk(bus, pipeline, most=most, forget_after=performance.idempotency_window / 2)
+        return Desk(
+            bus,
+            pipeline,
+            most=most,
+            forget_after=performance.idempotency_window / 2,
+            admit_write=vault.commits.admit,
+        )
 
     def answering(bus: Bus, queries: Queries, scorer: SliceScorer, watches: WatchRegistry) -> Answering:
         return Answering(bus, queries, owned=lambda: scorer.filled, reload=watches.load)

@@ -119,7 +119,7 @@ class NodeStats:
             "memory_limit": self._resources.memory.limit,
             "memory_pressure": self._resources.memory.state,
             "caches": self._resources.memory.caches,
-            "alerts": [trouble for trouble in (self._resources.memory.trouble,) if trouble],
+            "alerts": self._resources.alerts,
             "process": {name: getattr(self._resources.sample, name) for name in ("descriptors", "threads", "tasks")},
             "loop_lag": _ms(self._resources.loop_lag),
             "cluster": self._cluster(),

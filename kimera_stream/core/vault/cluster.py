@@ -12,7 +12,7 @@ from kimera_stream.core.coverage import Coverage, Node, SliceState
 from kimera_stream.core.vault import schema
 from kimera_stream.core.vault.clock import DatabaseClock
 from kimera_stream.core.vault.locked import advance, hold
-from kimera_stream.infrastructure.database import Database, Insert, Query, QueryIn, Transaction
+from kimera_stream.infrastructure.database import CommitWatch, Database, Insert, Query, QueryIn, Transaction
 from kimera_stream.infrastructure.database.statements import among
 from kimera_stream.infrastructure.settings import DatabaseSettings
 from kimera_stream.protocol.errors import BadRequestError
@@ -170,6 +170,11 @@ class SqlCluster:
 
     def __init__(self, url: str, settings: DatabaseSettings) -> None:
         self._database = Database(url, settings.model_copy(update={"pool_size": 2}), abandoned_after=_IDLE)
+
+    @property
+    def commits(self) -> CommitWatch:
+        """How long the write under way has lasted; ``admit`` refuses new ones while that is too long."""
+        return self._database.commits
 
     async def close(self) -> None:
         """Close the connections."""

@@ -36,7 +36,14 @@ from kimera_stream.core.vault.columns import columns_after, slices_after
 from kimera_stream.core.vault.entries import LogState, read_frames, read_page, read_state
 from kimera_stream.core.vault.locked import SqlLockedLog
 from kimera_stream.core.vault.migrate import migrate
-from kimera_stream.infrastructure.database import ABANDONED_AFTER, CommitInDoubtError, Database, Query, Transaction
+from kimera_stream.infrastructure.database import (
+    ABANDONED_AFTER,
+    CommitInDoubtError,
+    CommitWatch,
+    Database,
+    Query,
+    Transaction,
+)
 from kimera_stream.infrastructure.settings import DatabaseSettings
 from kimera_stream.protocol.errors import ConflictError, LimitExceededError, UnavailableError
 from kimera_stream.protocol.objects import Contradiction, ContradictionState, Geoid, Scar, Watch
@@ -104,8 +111,15 @@ class SqlVault:
         await self._database.close()
 
     async def ping(self) -> None:
-        """Raises UnavailableError if a trivial read does not come back."""
+        """Raises UnavailableError if a trivial read does not come back, or nothing can be written as a commit lasts too long."""
         await self._database.ping()
+        if trouble := self.commits.trouble:
+            raise UnavailableError(trouble)
+
+    @property
+    def commits(self) -> CommitWatch:
+        """How long the write under way has lasted; ``admit`` refuses new ones while that is too long."""
+        return self._database.commits
 
     async def refresh(self) -> int:
         """Read the ends of the log again, which other nodes may have moved; returns the head."""
@@ -208,7 +222,9 @@ class SqlVault:
         writing.check_batch(batch)
         with anyio.CancelScope(shield=True):
             try:
-                head = await self._database.write(partial(writing.write_batch, batch=batch, now=self._clock()))
+                head = await self._database.write(
+                    partial(writing.write_batch, batch=batch, now=self._clock()), accepted=True
+                )
             except CommitInDoubtError:
                 head = await self._settle(batch)
             except ConflictError:
@@ -228,7 +244,7 @@ class SqlVault:
 
         with anyio.CancelScope(shield=True):
             try:
-                head = await self._database.write(run)
+                head = await self._database.write(run, accepted=True)
             except CommitInDoubtError:
                 head = await self._settle(planned)
             self._head = max(self._head, head)
@@ -243,7 +259,7 @@ class SqlVault:
         with anyio.move_on_after(self._settings.busy_timeout):
             while True:
                 try:
-                    written = await self._database.write(partial(writing.is_written, batch=batch))
+                    written = await self._database.write(partial(writing.is_written, batch=batch), accepted=True)
                 except UnavailableError:
                     await anyio.sleep(0.1)
                     continue
@@ -461,7 +477,8 @@ class SqlVault:
                     node=node,
                     requests=list(items),
                     now=self._clock(),
-                )
+                ),
+                accepted=True,
             )
 
     async def take_up(self, *, due: int, held_until: int, limit: int) -> list[CheckpointRequest]:

@@ -42,6 +42,8 @@ class Desk:
         most: Pieces of work under way at once.
         forget_after: Seconds after which work is not begun any more: nobody waits for it, and the record that would tell that it
             was done before may be gone. The nodes' clocks may differ by as much.
+        admit_write: Called for work that nobody has begun before; raises UnavailableError while nothing can be written. Work that came
+            once more may have been done: it waits.
         clock: Unix seconds.
     """
 
@@ -52,12 +54,14 @@ class Desk:
         *,
         most: int,
         forget_after: float,
+        admit_write: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._bus = bus
         self._pipeline = pipeline
         self._most = most
         self._forget_after = forget_after
+        self._admit_write = admit_write
         self._clock = clock
         self._owned: dict[int, int] = {}
         """Partitions, and the generation of their ownership."""
@@ -162,6 +166,8 @@ class Desk:
     async def _carry_out(self, work: Work, asked: wire.Request, request: RequestId, worker: Worker) -> None:
         answer: wire.Answer | None
         try:
+            if not work.again and asked.turn == 0:
+                self._admit_write()
             answer = await self._ask_pipeline(asked, request)
         except LeaseLostError:
             answer = None  # the new owner does it

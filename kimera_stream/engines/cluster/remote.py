@@ -64,7 +64,8 @@ class RemoteKnowledge:
     """Implements ``core.interfaces.KnowledgeService``; may be called from any task of its event loop.
 
     Args:
-        admit: Called before anything is accepted; raises OverloadedError above the memory limit.
+        admit: Called before anything is accepted; raises OverloadedError above the memory limit, UnavailableError while nothing can be
+            written.
         clock: Unix seconds.
     """
 

@@ -10,6 +10,7 @@ transaction costs one hop between threads however many statements it has; on Pos
 Nothing else in the package opens a connection.
 """
 
+from kimera_stream.infrastructure.database.commits import CommitCollector, CommitWatch
 from kimera_stream.infrastructure.database.database import Database, Steps
 from kimera_stream.infrastructure.database.engines import ABANDONED_AFTER, async_url
 from kimera_stream.infrastructure.database.failures import CommitInDoubtError
@@ -18,7 +19,9 @@ from kimera_stream.infrastructure.database.transaction import Transaction
 
 __all__ = [
     "ABANDONED_AFTER",
+    "CommitCollector",
     "CommitInDoubtError",
+    "CommitWatch",
     "Database",
     "Insert",
     "Query",

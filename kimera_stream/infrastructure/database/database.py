@@ -9,6 +9,7 @@ import structlog
 from sqlalchemy import literal, select
 from sqlalchemy.engine import URL
 
+from kimera_stream.infrastructure.database.commits import CommitWatch
 from kimera_stream.infrastructure.database.engines import ABANDONED_AFTER, async_url, make_engine
 from kimera_stream.infrastructure.database.failures import Failure, failure_of, unavailable
 from kimera_stream.infrastructure.database.pool import Connections
@@ -49,7 +50,8 @@ class Database:
         self._settings = settings
         self._writing = make_engine(self._url, settings, write=True, abandoned_after=abandoned_after)
         self._reading = make_engine(self._url, settings, write=False)
-        self._writer = Connections(self._open_writer, size=1, wait=settings.busy_timeout)
+        self.commits = CommitWatch(settings.commit_within)
+        self._writer = Connections(self._open_writer, size=1, wait=settings.busy_timeout, watch=self.commits)
         self._readers = Connections(self._open_reader, size=settings.pool_size, wait=settings.busy_timeout)
 
     @property
@@ -76,15 +78,20 @@ class Database:
         """
         return await self._attempt(self._readers, fn, write=False)
 
-    async def write(self, fn: Callable[[Transaction], T]) -> T:
+    async def write(self, fn: Callable[[Transaction], T], *, accepted: bool = False) -> T:
         """Run ``fn`` in one transaction that is durable when this returns. One at a time; a cancelled caller waits for it.
 
         A connection that is lost before the commit was sent is replaced and ``fn`` is run once more.
 
+        Args:
+            accepted: Whoever asked for this was let in before: it waits for its turn behind a commit that lasts too long.
+
         Raises:
-            UnavailableError: disk full, locked, read-only or unreachable; nothing was written.
+            UnavailableError: disk full, locked, read-only, unreachable, or busy with a commit for too long; nothing was written.
             CommitInDoubtError: the connection was lost during the commit.
         """
+        if not accepted:
+            self.commits.admit()
         return await self._attempt(self._writer, fn, write=True)
 
     async def _attempt(self, connections: Connections, fn: Callable[[Transaction], T], *, write: bool) -> T:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import anyio
 import structlog
 
+from kimera_stream.infrastructure.database.commits import CommitWatch
 from kimera_stream.infrastructure.database.failures import RETRY_AFTER, failure_of
 from kimera_stream.infrastructure.database.sessions import Session, SqliteSession
 from kimera_stream.protocol.errors import UnavailableError
@@ -20,11 +21,20 @@ class Connections:
         open_session: Opens one.
         size: How many at most.
         wait: Seconds to wait for a free one before refusing.
+        watch: Told when the only one is taken and when it is free again.
     """
 
-    def __init__(self, open_session: Callable[[], Awaitable[Session]], *, size: int, wait: float) -> None:
+    def __init__(
+        self,
+        open_session: Callable[[], Awaitable[Session]],
+        *,
+        size: int,
+        wait: float,
+        watch: CommitWatch | None = None,
+    ) -> None:
         self._open = open_session
         self._wait = wait
+        self._watch = watch
         self._size = size
         self._slots = anyio.Semaphore(size)
         self._idle: list[Session] = []
@@ -40,6 +50,8 @@ class Connections:
             self._slots.acquire_nowait()
         except anyio.WouldBlock:
             await self._wait_for_slot()
+        if self._watch is not None:
+            self._watch.began()
         try:
             if self._closed:
                 raise UnavailableError("the database is closed")
@@ -61,6 +73,8 @@ class Connections:
                 else:
                     self._idle.append(session)
         finally:
+            if self._watch is not None:
+                self._watch.ended()
             self._slots.release()
 
     async def _wait_for_slot(self) -> None:
