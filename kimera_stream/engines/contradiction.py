@@ -140,6 +140,8 @@ class CascadeEngine:
         lap()
         judgement = self._scores.judgement(pair)
         lap()
+        bar = self._scores.bar(pair, self.threshold)
+        lap()
         took = [round((after - before) * 1000, 3) for before, after in pairwise(spent)]
         heard = Heard(
             worthy=worthy,
@@ -158,7 +160,7 @@ class CascadeEngine:
             textual=self._scores.textual(pair),
             out_of_scope=self._scores.out_of_scope(pair),
             score=judgement.score,
-            bar=self._scores.bar(pair, self.threshold),
+            bar=bar,
         )
         return replace(judgement, result=msgspec.structs.replace(judgement.result, stages=reports(heard, took)))
 
@@ -198,17 +200,23 @@ class CascadeEngine:
             else:
                 scanned = await among.scan(fresh, k=k, min_relatedness=least)
             loaded = await self._geoids.get_many([each.geoid_id for found in scanned for each in found])
-        pairs, owner = self._worthy(fresh, scanned, loaded, among, everywhere)
+        found = self._worthy(fresh, scanned, loaded, among, everywhere)
+        began = time.perf_counter()
+        if self._stages.prefilter:
+            found = [self._promising(newer, mine) for newer, mine in zip(fresh, found, strict=True)]
+        ranked = time.perf_counter() - began
+        pairs = list(chain.from_iterable(found))
+        owner = [number for number, mine in enumerate(found) for _ in mine]
         self._pairs.labels("scan").inc(len(pairs))
-        await self._judge(pairs, select=True, owner=owner, hurried=hurried)
+        await self._judge(pairs, select=True, owner=owner, hurried=hurried, ranked=ranked)
         results: list[list[tuple[StoredGeoid, Judgement]]] = [[] for _ in fresh]
         with self._seconds.labels("scope").time():
             threshold = self.threshold
             for pair, number in zip(pairs, owner, strict=True):
                 if self._scores.score(pair) >= self._scores.bar(pair, threshold):
                     results[number].append((pair.older, self._scores.judgement(pair)))
-        for found in results:
-            found.sort(key=lambda hit: -hit[1].score)
+        for hits in results:
+            hits.sort(key=lambda hit: -hit[1].score)
         unread = [False] * len(fresh)
         for pair, number in zip(pairs, owner, strict=True):
             unread[number] = unread[number] or pair.fallen_back
@@ -223,10 +231,9 @@ class CascadeEngine:
         loaded: Mapping[str, StoredGeoid],
         among: Among | None,
         everywhere: bool,
-    ) -> tuple[list[Pair], list[int]]:
-        """The pairs that are worth a look, and the number of the new statement of each."""
-        pairs: list[Pair] = []
-        owner: list[int] = []
+    ) -> list[list[Pair]]:
+        """The pairs of each new statement that are worth a look."""
+        worthy: list[list[Pair]] = []
         replaced: set[str] = set()
         cosines = _cosines(fresh)
         near = cosines >= self._settings.min_relatedness
@@ -254,11 +261,9 @@ class CascadeEngine:
                 apart = fresh[earlier].vector is None or newer.vector is None
                 known = None if apart else float(cosines[earlier, number])
                 self._consider(fresh[earlier], newer, known, bool(named[earlier]), found)
-            found = self._promising(newer, found) if self._stages.prefilter else found
-            pairs += found
-            owner += [number] * len(found)
+            worthy.append(found)
             replaced.add(newer.geoid.id)
-        return pairs, owner
+        return worthy
 
     def _consider(
         self, older: StoredGeoid, newer: StoredGeoid, known: float | None, named: bool, found: list[Pair]
@@ -293,14 +298,25 @@ class CascadeEngine:
         return pair.has_texts and self._scores.is_related(pair)
 
     async def _judge(
-        self, pairs: list[Pair], *, select: bool, owner: Sequence[int] = (), hurried: bool = False
+        self,
+        pairs: list[Pair],
+        *,
+        select: bool,
+        owner: Sequence[int] = (),
+        hurried: bool = False,
+        ranked: float = 0.0,
     ) -> None:
         """Rules and verifier on the pairs. ``select``: leave out what is not worth reading (``owner``: whose each is).
-        ``hurried``: leave the verifier out."""
+        ``hurried``: leave the verifier out. ``ranked``: seconds that the first half of the prefilter took."""
         readable = [pair for pair in pairs if pair.has_texts]
         await self._compare(readable)
-        if self._verifier is not None and self._stages.verify:
-            chosen = self._prefilter(pairs, owner) if select and self._stages.prefilter else readable
+        chosen, verifies = readable, self._verifier is not None and self._stages.verify
+        if select and self._stages.prefilter:
+            began = time.perf_counter()
+            if verifies:
+                chosen = self._prefilter(pairs, owner)
+            self._seconds.labels("prefilter").observe(ranked + time.perf_counter() - began)
+        if self._verifier is not None and verifies:
             if hurried:
                 for pair in chosen:
                     pair.fallen_back = True

@@ -41,37 +41,39 @@ class Heard:
 
 
 def reports(heard: Heard, took: Sequence[float]) -> list[StageReport]:
-    """The stages in their order; ``took``: milliseconds of the first five."""
-    scan, rules, prefilter, verify, scope = took
+    """The stages in their order; ``took``: milliseconds of each, told of those that ran."""
+    scan, rules, prefilter, verify, scope, threshold = took
     off = "switched off by scoring.stages"
     limited = heard.out_of_scope if heard.scope else None
     return [
         StageReport(
             stage="scan", ran=True, passed=heard.worthy, value=_rounded(heard.cosine), ms=scan, note=_scanned(heard)
         ),
-        StageReport(stage="rules", ran=heard.texts, value=_rounded(heard.rules), ms=rules),
+        StageReport(stage="rules", ran=heard.texts, value=_rounded(heard.rules), ms=rules if heard.texts else None),
         StageReport(
             stage="prefilter",
             ran=heard.prefilter,
             passed=heard.chosen if heard.prefilter else None,
-            ms=prefilter,
+            ms=prefilter if heard.prefilter else None,
             note="a pair that is asked about is read in any case" if heard.prefilter else off,
         ),
         StageReport(
             stage="verify",
             ran=heard.verified is not None,
             value=_rounded(heard.verified),
-            ms=verify,
+            ms=verify if heard.verified is not None else None,
             note=heard.silent or heard.model,
         ),
         StageReport(
             stage="scope",
             ran=heard.scope,
             value=_rounded(heard.textual),
-            ms=scope,
+            ms=scope if heard.scope else None,
             note=(limited[1] if limited else "") if heard.scope else off,
         ),
-        StageReport(stage="threshold", ran=True, passed=heard.score >= heard.bar, value=_rounded(heard.bar)),
+        StageReport(
+            stage="threshold", ran=True, passed=heard.score >= heard.bar, value=_rounded(heard.bar), ms=threshold
+        ),
     ]
 
 

@@ -251,10 +251,38 @@ async def test_stages_are_switched_by_setting() -> None:
     assert await asked_and_found(stages=["scope"], threshold=0.3) == (0, ["a", "b"])
 
 
+@pytest.mark.parametrize(
+    ("off", "batches"),
+    [
+        ("", {"scan": 1, "prefilter": 1, "rules": 1, "verify": 1, "scope": 1}),
+        ("prefilter", {"scan": 1, "prefilter": None, "rules": 1, "verify": 1, "scope": 1}),
+        ("verify", {"scan": 1, "prefilter": 1, "rules": 1, "verify": None, "scope": 1}),
+        ("scope", {"scan": 1, "prefilter": 1, "rules": 1, "verify": 1, "scope": 1}),
+    ],
+)
+async def test_the_metrics_tell_how_long_each_stage_took_for_a_batch(
+    off: str, batches: dict[str, int | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(Oracle(0.9), stages=Stages(**{name: False for name in off.split()}))
+    world.put(geoid("a", "The door is open."))
+    clock = iter(range(10_000))
+    monkeypatch.setattr(contradiction.time, "perf_counter", lambda: float(next(clock)))  # a second at each look
+    await world.hits(geoid("b", "The door is closed."), geoid("c", "The door is shut."))
+
+    def sample(what: str, stage: str) -> float | None:
+        return world.registry.get_sample_value(f"kimera_cascade_seconds_{what}", {"stage": stage})
+
+    assert {stage: sample("count", stage) for stage in batches} == batches
+    assert all((sample("sum", stage) or 0) > 0 for stage, count in batches.items() if count)
+    if off != "prefilter":
+        assert sample("sum", "prefilter") == 2, "both of its halves"
+
+
 def by_stage(judgement: Judgement) -> dict[str, StageReport]:
     stages = {report.stage: report for report in judgement.result.stages}
     assert list(stages) == ["scan", "rules", "prefilter", "verify", "scope", "threshold"]
-    assert all(report.ms is None or report.ms >= 0 for report in stages.values())
+    for report in stages.values():
+        assert (report.ms is not None and report.ms >= 0) if report.ran else report.ms is None, report.stage
     return stages
 
 
