@@ -100,6 +100,34 @@ async def test_a_stored_statement_that_cannot_also_hold_is_found_and_explained()
     assert judgement.result.why == ["opposites: 'open' vs 'closed'"]
 
 
+@pytest.mark.parametrize(
+    ("older", "newer", "reasons"),
+    [
+        (
+            "The audit of the plant is led by Anna.",
+            "The audit of the plant is led by Ben.",
+            ["name: 'Anna' vs 'Ben'"],
+        ),
+        ("Anna hired Ben.", "Ben hired Anna.", ["roles: 'Anna ... Ben' vs 'Ben ... Anna'"]),
+        (
+            "The corner bakery is open.",
+            "By noon the blinds of the bakery were drawn, and its staff had gone home.",
+            [
+                "differs: only in the older: 'corner', 'open'",
+                "differs: only in the newer: 'noon the blinds', 'drawn', 'staff had gone home'",
+                "meaning: read side by side, the two cannot both hold",
+            ],
+        ),
+    ],
+)
+async def test_the_reasons_name_who_and_what_stand_against_each_other(
+    older: str, newer: str, reasons: list[str]
+) -> None:
+    world = World(Oracle(0.97), min_relatedness=0.05)
+    [judgement] = await world.engine.judge_pairs([(geoid("a", older), geoid("b", newer))])
+    assert judgement.result.why == reasons
+
+
 async def test_pairs_inside_a_batch_are_found_once_older_first() -> None:
     assert await World().hits(geoid("a", "db-1 is up"), geoid("b", "db-1 is down")) == [[], ["a"]]
 
@@ -263,7 +291,7 @@ async def test_stages_are_switched_by_setting() -> None:
 async def test_the_metrics_tell_how_long_each_stage_took_for_a_batch(
     off: str, batches: dict[str, int | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = World(Oracle(0.9), stages=Stages(**{name: False for name in off.split()}))
+    world = World(Oracle(0.9), stages=Stages(**dict.fromkeys(off.split(), False)))
     world.put(geoid("a", "The door is open."))
     clock = iter(range(10_000))
     monkeypatch.setattr(contradiction.time, "perf_counter", lambda: float(next(clock)))  # a second at each look

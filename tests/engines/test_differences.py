@@ -19,7 +19,32 @@ from kimera_stream.engines.differences import differences
             ["'Anna' vs 'Ben'", "only in the newer: 'now'"],
         ),
         ("The gate is open to visitors.", "The gate is not open to visitors.", ["only in the newer: 'not'"]),
-        ("It rained.", "Quarterly numbers will be late this year.", []),
+        (
+            "The corner bakery is open.",
+            "By noon the shutters of the bakery were down, and its staff had gone home.",
+            [
+                "only in the older: 'corner', 'open'",
+                "only in the newer: 'noon the shutters', 'down', 'staff had gone home'",
+            ],
+        ),
+        (
+            "We never ship on Fridays.",
+            "Deployments went out late last Friday evening, as the release could not wait.",
+            [
+                "only in the older: 'never ship'",
+                "only in the newer: 'Deployments went out late last', 'evening', 'release could not wait'",
+            ],
+        ),
+        (
+            "It lasts two hours.",
+            "Expect queues, all in all, for 120 min at least!",
+            ["only in the older: 'lasts'", "only in the newer: 'Expect queues', 'all in all', 'least'"],
+        ),
+        (
+            "It rained.",
+            "Here is quite a lot of what we have.",
+            ["only in the older: 'rained'", "only in the newer: 'lot'"],
+        ),
     ],
 )
 def test_they_are_named_in_the_order_of_what_they_say(older: str, newer: str, parts: list[str]) -> None:
