@@ -24,7 +24,7 @@ class Nothing:
 
     threshold = 0.5
 
-    async def save_watch(self, watch: Watch, vector: Any) -> None:
+    async def save_watch(self, watch: Watch, vector: Any, **most: int) -> None:
         return
 
     async def judge_pairs(self, pairs: Any) -> list[Any]:

@@ -31,6 +31,8 @@ Vector = npt.NDArray[np.float32]
 """Shape (dim,), unit length, C-contiguous."""
 Matrix = npt.NDArray[np.float32]
 """Shape (n, dim), unit rows, C-contiguous."""
+MOST_WATCHES = 10_000
+MOST_WATCHES_PER_PRINCIPAL = 1_000
 
 # -- embedding -----------------------------------------------------------------------------------------------------
 
@@ -237,8 +239,19 @@ class VaultService(LogReader, Protocol):
     async def idempotent(self, principal: str, key: str, *, not_before: int) -> IdempotencyRecord | None:
         """The record of a keyed publish made at or after ``not_before`` (unix ms)."""
 
-    async def save_watch(self, watch: Watch, vector: Vector | None) -> Watch:
-        """Insert, or replace the principal's watch of that name, whose id it takes; returns it as it is kept."""
+    async def save_watch(
+        self,
+        watch: Watch,
+        vector: Vector | None,
+        *,
+        most: int = MOST_WATCHES,
+        most_per_principal: int = MOST_WATCHES_PER_PRINCIPAL,
+    ) -> Watch:
+        """Insert, or replace the principal's watch of that name, whose id it takes; returns it as it is kept.
+
+        Raises:
+            LimitExceededError: there are ``most`` others, or the principal has ``most_per_principal``; counted over all nodes.
+        """
 
     async def delete_watch(self, principal: str, name: str) -> bool: ...
 

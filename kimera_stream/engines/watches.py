@@ -9,14 +9,20 @@ import numpy as np
 
 from kimera_stream import kernels
 from kimera_stream.core.geoid import new_id
-from kimera_stream.core.interfaces import ContradictionEngine, Judgement, StoredGeoid, VaultService, Vector
+from kimera_stream.core.interfaces import (
+    MOST_WATCHES,
+    MOST_WATCHES_PER_PRINCIPAL,
+    ContradictionEngine,
+    Judgement,
+    StoredGeoid,
+    VaultService,
+    Vector,
+)
 from kimera_stream.kernels import Queries, Segment, Weights, bitmap
-from kimera_stream.protocol.errors import BadRequestError, LimitExceededError, NotFoundError
+from kimera_stream.protocol.errors import BadRequestError, NotFoundError
 from kimera_stream.protocol.filters import Filter, compile_filter
 from kimera_stream.protocol.objects import Contradiction, Geoid, Watch, WatchMatch
 
-MOST_WATCHES = 10_000
-MOST_WATCHES_PER_PRINCIPAL = 1_000
 RELATED = 0.6
 """Cosine at which a ``related`` watch fires if it names no ``min_score``."""
 JUDGED = 64
@@ -129,13 +135,11 @@ class WatchRegistry:
 
     async def _add(self, watch: Watch, vector: Vector | None) -> Watch:
         key = (watch.principal, watch.watch)
-        if key not in self._standing:
-            if len(self._standing) >= MOST_WATCHES:
-                raise LimitExceededError(f"watch: the server keeps at most {MOST_WATCHES} watches", field="watch")
-            if len(self.of(watch.principal)) >= MOST_WATCHES_PER_PRINCIPAL:
-                raise LimitExceededError(f"watch: at most {MOST_WATCHES_PER_PRINCIPAL} per principal", field="watch")
         standing = self._stand(watch, vector)
-        kept = await self._vault.save_watch(watch, vector)
+        # The vault counts: among several nodes what stands here may lag what there is.
+        kept = await self._vault.save_watch(
+            watch, vector, most=MOST_WATCHES, most_per_principal=MOST_WATCHES_PER_PRINCIPAL
+        )
         # One that was made before, here or by another engine, keeps its id.
         self._standing[key] = standing if kept.id == watch.id else self._stand(kept, vector)
         self._owners[kept.id] = kept.principal

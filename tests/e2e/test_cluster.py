@@ -253,7 +253,13 @@ def narrow(cluster: Cluster) -> Iterator[Edges]:
     """Two more edges, which allow two connections a principal."""
     names = ("east", "west")
     for name in names:
-        cluster.start(name, "edge", wait=False, KIMERA_API__MAX_CONNECTIONS_PER_PRINCIPAL="2")
+        cluster.start(
+            name,
+            "edge",
+            wait=False,
+            KIMERA_API__MAX_CONNECTIONS_PER_PRINCIPAL="2",
+            KIMERA_DATABASE__MAX_CURSORS="2",
+        )
     cluster.ready(*names)
     east, west = (cluster.nodes.pop(name) for name in names)
     try:
@@ -279,6 +285,41 @@ async def test_the_connections_of_a_principal_are_limited_over_all_edges(edges: 
             await until(lambda edge=entered: refused(edge))  # type: ignore[misc]
         async with peer(entered), peer(entered):
             assert await refused(entered)
+
+
+async def test_the_cursors_of_a_principal_are_limited_over_all_edges(narrow: Edges, cluster: Cluster) -> None:
+    await cluster.query("DELETE FROM cursor WHERE principal = 'anonymous'")
+    async with peer(narrow[0]) as one, peer(narrow[1]) as other:
+        await one.done("ack", channel="geoids", offset=0, name="first")
+        await other.done("ack", channel="geoids", offset=0, name="second")
+        for each in (one, other):
+            assert (await each.ask("ack", channel="geoids", offset=0, name="third"))["code"] == "limit_exceeded"
+            for name in ("first", "second"):  # those that there are still move
+                await each.done("ack", channel="geoids", offset=0, name=name)
+
+
+async def test_the_watches_of_a_principal_are_limited_over_all_edges(edges: Edges, cluster: Cluster) -> None:
+    north, south = edges
+    async with peer(north) as one, peer(south) as other:
+        await one.done("watch", watch="many-0", text="The lamp of berth 0 is lit", kinds=["related"])
+        await cluster.query(
+            "INSERT INTO watch SELECT (jsonb_populate_record(w, jsonb_build_object('id', 'many-' || n, 'name', 'many-' || n))).* "
+            "FROM watch w, generate_series(1, 998) n WHERE w.name = 'many-0'"
+        )
+        try:
+            await other.done("watch", watch="many-999", text="The lamp of berth 999 is lit", kinds=["related"])
+            for each in (one, other):
+                for number in range(2):  # whichever engine is asked
+                    reply = await each.ask("watch", watch=f"more-{number}", text="The lamp is lit", kinds=["related"])
+                    assert reply["code"] == "limit_exceeded"
+            await one.done("unwatch", watch="many-999")
+            await other.done("watch", watch="more", text="The lamp is lit", kinds=["related"])
+            assert (await one.ask("watch", watch="many-999", text="It is", kinds=["related"]))[
+                "code"
+            ] == "limit_exceeded"
+        finally:
+            await cluster.query("DELETE FROM watch WHERE name LIKE 'many-%' AND name <> 'many-0' OR name = 'more'")
+            await one.done("unwatch", watch="many-0")  # and with that every engine reads them anew
 
 
 async def test_the_connections_of_an_edge_that_died_do_not_count(narrow: Edges) -> None:

@@ -41,7 +41,7 @@ from kimera_stream.engines.symbolic import compare_states
 from kimera_stream.engines.verifier import Verifier
 from kimera_stream.engines.watches import WatchRegistry
 from kimera_stream.infrastructure.settings import Settings
-from kimera_stream.protocol.errors import ConflictError, OperationalError
+from kimera_stream.protocol.errors import ConflictError, LimitExceededError, OperationalError
 from kimera_stream.protocol.log import LogEntry
 from kimera_stream.protocol.objects import Contradiction, Geoid, Scar, Watch
 
@@ -246,10 +246,16 @@ class MemoryVault:
         )
         return Page(found[:limit], found[limit - 1].offset if len(found) > limit else None)
 
-    async def save_watch(self, watch: Watch, vector: Vector | None) -> Watch:
+    async def save_watch(
+        self, watch: Watch, vector: Vector | None, *, most: int = 100, most_per_principal: int = 100
+    ) -> Watch:
         former = self.kept_watches.get((watch.principal, watch.watch))
         if former is not None:
             watch = msgspec.structs.replace(watch, id=former[0].id)
+        else:
+            theirs = [principal for principal, _ in self.kept_watches if principal == watch.principal]
+            if len(self.kept_watches) >= most or len(theirs) >= most_per_principal:
+                raise LimitExceededError("watch: too many", field="watch")
         self.kept_watches[watch.principal, watch.watch] = (watch, vector)
         return watch
 

@@ -493,16 +493,6 @@ async def test_shared_values_are_seen_by_all_and_vanish_with_their_node(start: S
         await gathered(one, {})
 
 
-async def test_counters_count_over_all_nodes_and_expire(start: Start) -> None:
-    async with start("one") as one, start("two") as two:
-        assert await one.count("rate:p", 2, window=0.2) == 2
-        assert await two.count("rate:p", 3, window=0.2) == 5
-        assert await two.count("rate:q", 1, window=60) == 1
-        with anyio.fail_after(20):
-            while await one.count("rate:p", 0, window=0.2) != 0:  # noqa: ASYNC110 - Redis' doing
-                await anyio.sleep(0.05)
-
-
 async def test_the_numbers_are_metrics(start: Start) -> None:
     registry = CollectorRegistry()
     async with start("one") as one:

@@ -112,7 +112,6 @@ async def round_trip(url: str) -> None:
         while (await edge.gather("numbers", "all")).get("engine") != b"7":  # noqa: ASYNC110 - another node's
             await anyio.sleep(0.01)
         engine.share("numbers", "all", None)
-        assert await edge.count("rate", 2, window=60) == 2
 
 
 @pytest.mark.parametrize("way", ["rediss", "unix"])

@@ -37,31 +37,40 @@ _DELETE_WATCH = Query(
 )
 _SAVE_WATCH = Insert.whole(watch)
 _WATCHES = Query(select(*rows.WATCH_COLUMNS).order_by(watch.c.created_at, watch.c.id))
+_COUNT_WATCHES = Query(select(func.count()).select_from(watch))
+_COUNT_WATCHES_OF = Query(select(func.count()).select_from(watch).where(watch.c.principal == bindparam("principal")))
 
 
 _LOCK = Query(select(schema.log_state.c.head).where(schema.log_state.c.id == 1).with_for_update())
+# Whoever commits after a change has to know the watches as they are then; nodes that are alone have no row to touch.
 _CHANGED = Query(update(schema.cluster).values(watch_generation=schema.cluster.c.watch_generation + 1))
 
 
-def _watches_change(tx: Transaction) -> None:
-    """Whoever commits after this has to know the watches as they are then; nodes that are alone have no row to touch."""
+def save_watch(
+    tx: Transaction, saved: Watch, vector: Vector | None, *, most: int, most_per_principal: int
+) -> Watch | None:
+    """Insert, or replace the principal's watch of that name, whose id it takes; returns it as it is kept.
+
+    None, and everything is left as it is, where there are ``most`` others already, or the principal has ``most_per_principal``. The lock under
+    which watches change makes both hold for all nodes together.
+    """
     tx.value(_LOCK)
-    tx.run(_CHANGED)
-
-
-def save_watch(tx: Transaction, saved: Watch, vector: Vector | None) -> Watch:
-    """Insert, or replace the principal's watch of that name, whose id it takes; returns it as it is kept."""
-    _watches_change(tx)
     former = tx.value(_WATCH_ID, principal=saved.principal, name=saved.watch)
     if former is not None:
         saved = msgspec.structs.replace(saved, id=former)
+    elif (
+        tx.value(_COUNT_WATCHES) >= most or tx.value(_COUNT_WATCHES_OF, principal=saved.principal) >= most_per_principal
+    ):
+        return None
+    tx.run(_CHANGED)
     tx.run(_DELETE_WATCH, principal=saved.principal, name=saved.watch)
     tx.insert(_SAVE_WATCH, [rows.watch_row(saved, vector)])
     return saved
 
 
 def delete_watch(tx: Transaction, principal: str, name: str) -> bool:
-    _watches_change(tx)
+    tx.value(_LOCK)
+    tx.run(_CHANGED)
     return tx.run(_DELETE_WATCH, principal=principal, name=name) > 0
 
 
@@ -93,8 +102,12 @@ _COUNT_CURSORS = Query(select(func.count()).select_from(cursor).where(cursor.c.p
 def save_cursor(
     tx: Transaction, principal: str, name: str, channel: str, *, epoch: str, offset: int, now: int, most: int
 ) -> bool:
-    """Insert or move it; returns False, and leaves everything as it is, where the principal has ``most`` others already."""
+    """Insert or move it; returns False, and leaves everything as it is, where the principal has ``most`` others already.
+
+    A new one is counted and made under the log's lock: two nodes that make one each do not both take the last place.
+    """
     if tx.value(_HAS_CURSOR, principal=principal, name=name, channel=channel) is None:
+        tx.value(_LOCK)
         held: int = tx.value(_COUNT_CURSORS, principal=principal)
         if held >= most:
             return False

@@ -14,6 +14,8 @@ from kimera_stream.core.columns import GeoidColumns, SlicedColumns
 from kimera_stream.core.coverage import LockedLog
 from kimera_stream.core.groups import Within
 from kimera_stream.core.interfaces import (
+    MOST_WATCHES,
+    MOST_WATCHES_PER_PRINCIPAL,
     FramePage,
     IdempotencyRecord,
     LogPage,
@@ -429,9 +431,23 @@ class SqlVault:
         """Drop about ``limit`` keys made before ``before`` (unix ms); returns how many were dropped."""
         return await self._database.write(partial(records.purge_keys, before=before, limit=limit))
 
-    async def save_watch(self, watch: Watch, vector: Vector | None) -> Watch:
-        """Insert, or replace the principal's watch of that name, whose id it takes; returns it as it is kept."""
-        return await self._database.write(partial(records.save_watch, saved=watch, vector=vector))
+    async def save_watch(
+        self,
+        watch: Watch,
+        vector: Vector | None,
+        *,
+        most: int = MOST_WATCHES,
+        most_per_principal: int = MOST_WATCHES_PER_PRINCIPAL,
+    ) -> Watch:
+        """See ``VaultService.save_watch``."""
+        kept = await self._database.write(
+            partial(records.save_watch, saved=watch, vector=vector, most=most, most_per_principal=most_per_principal)
+        )
+        if kept is None:
+            raise LimitExceededError(
+                f"watch: at most {most_per_principal} per principal, and {most} in all", field="watch"
+            )
+        return kept
 
     async def delete_watch(self, principal: str, name: str) -> bool:
         return await self._database.write(partial(records.delete_watch, principal=principal, name=name))

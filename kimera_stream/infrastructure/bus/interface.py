@@ -7,7 +7,7 @@ Four kinds of traffic, each with its own promise:
   Messages may be lost (trimmed, flushed, Redis away); a follower is always *told* that some may be missing (``Lost``) and then
   reads the truth from the database.
 * **Questions** (``ask``, ``answer_with``): one answer from one named node within a deadline, or an error.
-* **Shared values** (``share``, ``gather``, ``count``): small facts of live nodes that vanish with them.
+* **Shared values** (``share``, ``gather``): small facts of live nodes that vanish with them.
 
 Payloads are bytes; their encoding is the caller's. Every coroutine ends within ``bus.timeout`` seconds (or the deadline it is given) whatever
 Redis does, except ``Worker.receive`` and ``Follower.receive``, which wait for something to come and survive a loss of Redis.
@@ -259,13 +259,5 @@ class Bus(Protocol):
         Raises:
             OverloadedError: this node's outbox is full.
             UnavailableError: no contact (fall back to what this node knows).
-        """
-        ...
-
-    async def count(self, name: str, by: int, *, window: float) -> int:
-        """Add to a counter that vanishes ``window`` seconds after it was begun; its new value, over all nodes.
-
-        Raises:
-            UnavailableError: no contact.
         """
         ...

@@ -32,7 +32,6 @@ class MemoryBroker:
         self.pieces: dict[int, dict[str, Piece]] = {}
         self.followers: set[MemoryFollower] = set()
         self.shared: dict[str, dict[tuple[str, str], bytes]] = {}
-        self.counters: dict[str, tuple[float, int]] = {}
         self.ids = itertools.count(1)
         self.changed = anyio.Event()
 
@@ -44,7 +43,6 @@ class MemoryBroker:
     def flush(self) -> None:
         """Forget everything, as Redis after FLUSHALL."""
         self.pieces.clear()
-        self.counters.clear()
         for follower in self.followers:
             follower.lose()
         self.announce()
@@ -265,12 +263,3 @@ class MemoryBus:
         self._check()
         found = {node: values.get((space, key)) for node, values in self._broker.shared.items()}
         return {node: value for node, value in found.items() if value is not None}
-
-    async def count(self, name: str, by: int, *, window: float) -> int:
-        self._check()
-        now = anyio.current_time()
-        ends, total = self._broker.counters.get(name, (now + window, 0))
-        if now >= ends:
-            ends, total = now + window, 0
-        self._broker.counters[name] = (ends, total + by)
-        return total + by

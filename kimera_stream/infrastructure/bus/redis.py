@@ -12,7 +12,7 @@ from kimera_stream.infrastructure.bus.following import RedisFollower
 from kimera_stream.infrastructure.bus.interface import Answerer, BusNumbers, Follower, Worker
 from kimera_stream.infrastructure.bus.link import Contact, Link
 from kimera_stream.infrastructure.bus.questions import Questions, inbox
-from kimera_stream.infrastructure.bus.scripts import ADD, COUNT, HOLE, PUBLISH, Keys, expiry_of
+from kimera_stream.infrastructure.bus.scripts import ADD, HOLE, PUBLISH, Keys, expiry_of
 from kimera_stream.infrastructure.bus.sharing import RedisShares
 from kimera_stream.infrastructure.bus.working import RedisWorker
 from kimera_stream.infrastructure.settings_model import BusSettings
@@ -265,7 +265,3 @@ class RedisBus:
 
     async def gather(self, space: str, key: str) -> dict[str, bytes]:
         return await self._shares.gather(space, key)
-
-    async def count(self, name: str, by: int, *, window: float) -> int:
-        milliseconds = max(1, int(window * 1000))
-        return int(await self._link.call(b"EVAL", COUNT, 1, self._keys.count(name), by, milliseconds))

@@ -11,7 +11,6 @@
 | ``born`` | when Redis was first used since it last lost its data |
 | ``probe`` | nothing: written to find out whether one can write |
 | ``nodes`` | sorted set: nodes that share something, by the time at which they are forgotten |
-| ``count:NAME`` | a counter that expires |
 """
 
 from typing import Final
@@ -49,9 +48,6 @@ class Keys:
 
     def shared(self, node: str) -> str:
         return f"{self._prefix}shared:{node}"
-
-    def count(self, name: str) -> str:
-        return f"{self._prefix}count:{name}"
 
 
 def expiry_of(topic: str) -> int:
@@ -172,10 +168,3 @@ end
 return found
 """
 """KEYS: nodes. ARGV: begin of the keys of shared values, field. node, value, ..."""
-
-COUNT: Final = """
-local n = redis.call('INCRBY', KEYS[1], ARGV[1])
-if redis.call('PTTL', KEYS[1]) < 0 then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
-return n
-"""
-"""KEYS: count. ARGV: by, window in ms."""

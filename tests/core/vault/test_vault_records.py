@@ -1,7 +1,11 @@
 """Watches, cursors, idempotency keys, sessions, usage, audit."""
 
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from typing import Any
 
+import anyio
 import numpy as np
 import pytest
 from sqlalchemy import null, update
@@ -150,6 +154,50 @@ async def test_cursors_of_a_principal_are_bounded_and_those_it_has_still_move(va
         assert await strict.cursor("ann", "c", "geoids") is None
     finally:
         await strict.close()
+
+
+async def _kept(saves: Sequence[Callable[[], Awaitable[Any]]]) -> int:
+    """How many of these were not refused, all done at once."""
+    kept = 0
+
+    async def save(one: Callable[[], Awaitable[Any]]) -> None:
+        nonlocal kept
+        with contextlib.suppress(LimitExceededError):
+            await one()
+            kept += 1
+
+    async with anyio.create_task_group() as group:
+        for one in saves:
+            group.start_soon(save, one)
+    return kept
+
+
+async def test_what_a_principal_may_keep_is_counted_over_all_nodes(vault, url, make_settings):
+    """Two nodes that give the last place away at the same moment give it to one."""
+    nodes = [SqlVault(url, make_settings(max_cursors=1)) for _ in range(2)]
+    for node in nodes:
+        await node.start()
+    try:
+        for turn in range(20):
+            who = f"ann-{turn}"
+            assert (
+                await _kept([partial(node.save_cursor, who, f"n{at}", "geoids", 1) for at, node in enumerate(nodes)])
+                == 1
+            )
+            watches = [_watch(id=f"w{turn}-{at}", watch=f"n{at}", principal=who) for at in range(2)]
+            saves = [
+                partial(node.save_watch, watch, None, most=100, most_per_principal=1)
+                for node, watch in zip(nodes, watches, strict=True)
+            ]
+            assert await _kept(saves) == 1
+        for of, most in ((nodes[0], 20), (nodes[1], 21)):
+            late = partial(of.save_watch, _watch(id="late", principal="late"), None, most=most, most_per_principal=1)
+            assert await _kept([late]) == most - 20
+        for node in nodes:  # one that is there is replaced, however many there are
+            await node.save_watch(_watch(principal="late"), None, most=1, most_per_principal=1)
+    finally:
+        for node in nodes:
+            await node.close()
 
 
 async def test_a_cursor_means_nothing_in_another_epoch(vault, url, samples, tmp_path, make_settings):
