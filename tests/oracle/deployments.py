@@ -78,7 +78,9 @@ class Deployment:
     """Everything that runs.
 
     Attributes:
-        between: Proxies between the parts, by what they lead to: ``redis``, ``postgres``.
+        between: Proxies between the parts, by what they lead to (``redis``, ``postgres``) and whose they are (a node's name): one node
+            can be cut off while the others are not.
+        standby: Is to take the place of ``postgres`` soon.
         at_once: Contradictions are committed together with the statement that causes them.
     """
 
@@ -86,9 +88,10 @@ class Deployment:
     folder: Path
     nodes: list[Node] = field(default_factory=list)
     postgres: Postgres | None = None
+    standby: Postgres | None = None
     redis: Redis | None = None
     postgres_shim: Shim | None = None
-    between: dict[str, Proxy] = field(default_factory=dict)
+    between: dict[tuple[str, str], Proxy] = field(default_factory=dict)
     at_once: bool = True
     library: Path | None = None
 
@@ -99,6 +102,12 @@ class Deployment:
     @property
     def proxies(self) -> list[Proxy]:
         return [*self.doors, *self.between.values()]
+
+    def leading_to(self, part: str, node: str | None = None) -> list[Proxy]:
+        """Proxies before ``redis`` or ``postgres``: of all nodes, or of one."""
+        return [
+            proxy for (leads_to, whose), proxy in self.between.items() if leads_to == part and node in (None, whose)
+        ]
 
     @property
     def database(self) -> Path:
@@ -139,9 +148,10 @@ class Deployment:
         for node in self.nodes:
             node.server.proceed()
             await node.server.kill()
-        if self.postgres is not None:
-            self.postgres.proceed()
-            await self.postgres.end(signal.SIGQUIT)
+        for postgres in (self.postgres, self.standby):
+            if postgres is not None:
+                postgres.proceed()
+                await postgres.end(signal.SIGQUIT)
         if self.redis is not None:
             self.redis.proceed()
             await self.redis.kill()
@@ -163,16 +173,11 @@ async def _make(kind: str, folder: Path, library: Path | None) -> Deployment:
         preload = {} if made.postgres_shim is None else made.postgres_shim.environment
         made.postgres = Postgres(home, folder / "postgres.txt", preload)
         await made.postgres.prepare()
-        made.between["postgres"] = await _opened("postgres", made.postgres.port)
-        port = int(made.between["postgres"].address.rpartition(":")[2])
-        shared["KIMERA_DATABASE__URL"] = made.postgres.url(port)
     roles = {"edge-1": "edge", "edge-2": "edge", "engine-1": "engine", "engine-2": "engine"}
     if kind == "cluster":
         made.at_once = False
         made.redis = Redis(folder, folder / "redis.txt")
         await made.redis.start()
-        made.between["redis"] = await _opened("redis", made.redis.port)
-        shared["KIMERA_BUS__URL"] = f"redis://{made.between['redis'].address}/0"
         # Two engines wait for one lock, through a proxy: on a busy machine longer than a second.
         shared["KIMERA_DATABASE__BUSY_TIMEOUT"] = "5"
     else:
@@ -180,6 +185,12 @@ async def _make(kind: str, folder: Path, library: Path | None) -> Deployment:
     for name, role in roles.items():
         data = folder / ("data" if kind != "cluster" else f"data-{name}")
         own = {"KIMERA_NODE": name, **({"KIMERA_ROLE": role} if kind == "cluster" else {})}
+        if made.postgres is not None:
+            proxy = made.between["postgres", name] = await _opened(f"postgres:{name}", made.postgres.port)
+            own["KIMERA_DATABASE__URL"] = made.postgres.url(int(proxy.address.rpartition(":")[2]))
+        if made.redis is not None:
+            proxy = made.between["redis", name] = await _opened(f"redis:{name}", made.redis.port)
+            own["KIMERA_BUS__URL"] = f"redis://{proxy.address}/0"
         shim = None if library is None else Shim(library, folder / f"{name}.shim", data)
         preload = {} if shim is None else shim.environment
         server = Server(data, settings_of({**shared, **own}), folder / f"{name}.txt", preload)

@@ -19,6 +19,8 @@ from tests.oracle.wire import PATIENCE, Gone, Web
 
 FULL_PROBE = 8.0
 """Seconds within which a server whose disk is full has to answer."""
+OTHERS_SERVE = 25.0
+"""Seconds within which a statement has to be acknowledged that what is broken elsewhere may hold up: a lease and what follows it, on a busy machine."""
 
 
 @dataclass
@@ -216,8 +218,17 @@ async def database_kill(world: World, step: Step, _rng: Random) -> None:
 
 
 async def database_pause(world: World, step: Step, _rng: Random) -> None:
-    """Nothing passes between server and database for a while, and then everything that waited does."""
-    links = list(world.deployment.between["postgres"].links.values())
+    """PostgreSQL, its first process and all others, does nothing for a while."""
+    postgres = world.deployment.postgres
+    assert postgres is not None
+    postgres.pause()
+    await anyio.sleep(step.length * 3)
+    postgres.proceed()
+
+
+async def database_stall(world: World, step: Step, _rng: Random) -> None:
+    """Nothing passes between servers and database for a while, and then everything that waited does."""
+    links = [link for proxy in world.deployment.leading_to("postgres") for link in proxy.links.values()]
     for link in links:
         link.stall()
     await anyio.sleep(step.length * 2)
@@ -226,8 +237,50 @@ async def database_pause(world: World, step: Step, _rng: Random) -> None:
 
 
 async def database_partition(world: World, step: Step, _rng: Random) -> None:
-    """What server and database say to each other is lost, and then their connections are."""
+    """What servers and database say to each other is lost, and then their connections are."""
     await _partition(world, "postgres", step)
+
+
+async def database_cut_off(world: World, step: Step, rng: Random) -> None:
+    """What one node and the database say to each other is lost, while the others have theirs."""
+    await _cut_off(world, "postgres", step, rng)
+
+
+async def database_failover(world: World, step: Step, _rng: Random) -> None:
+    """PostgreSQL dies for good, and its standby, for which it has waited with every commit, takes its place. Shortly before, the standby
+    says nothing: what is then acknowledged all the same would be lost."""
+    primary = world.deployment.postgres
+    assert primary is not None
+    standby = world.deployment.standby = await primary.stand_by()
+    await anyio.sleep(step.length)
+    standby.pause()
+    await anyio.sleep(step.length / 2)
+    proxies = world.deployment.leading_to("postgres")
+    for proxy in proxies:
+        proxy.upstream = None
+    await primary.kill_all()
+    standby.proceed()
+    await standby.promote()
+    world.deployment.postgres, world.deployment.standby = standby, None
+    for proxy in proxies:
+        proxy.cut(list(proxy.links.values()), reset=True)
+        proxy.upstream = ("127.0.0.1", standby.port)
+    await primary.vanish()
+
+
+async def node_disk_full(world: World, step: Step, rng: Random) -> None:
+    """No room in the data folder of a node that keeps nothing there but snapshots: everything goes on, and it can be stopped and started."""
+    node = rng.choice([each for each in world.deployment.nodes if each.role != "edge"])
+    assert node.shim is not None
+    node.shim.disk_full(True)
+    try:
+        await _acknowledged(world, world.deployment.reader, f"no room for {node.name}'s snapshots", rng)
+        await anyio.sleep(step.length)
+        code = await node.restart(gracefully=True)
+        if code != 0:
+            world.wrong.append(f"a graceful stop of {node.name} with a full disk ended with {code}")
+    finally:
+        node.shim.disk_full(False)
 
 
 async def redis_flush(world: World, step: Step, rng: Random) -> None:
@@ -260,11 +313,59 @@ async def redis_partition(world: World, step: Step, _rng: Random) -> None:
     await _partition(world, "redis", step)
 
 
-async def _partition(world: World, name: str, step: Step) -> None:
-    proxy = world.deployment.between[name]
-    proxy.partition(True)
+async def redis_cut_off(world: World, step: Step, rng: Random) -> None:
+    """What one node and Redis say to each other is lost, while the others have theirs."""
+    await _cut_off(world, "redis", step, rng)
+
+
+async def _partition(world: World, part: str, step: Step) -> None:
+    proxies = world.deployment.leading_to(part)
+    for proxy in proxies:
+        proxy.partition(True)
     await anyio.sleep(step.length * 2)
-    proxy.partition(False)
+    for proxy in proxies:
+        proxy.partition(False)
+
+
+async def _cut_off(world: World, part: str, step: Step, rng: Random) -> None:
+    """It lasts until somebody else has been served: nobody needs the one that is cut off."""
+    node = _node(world, rng)
+    other = next(each for each in world.deployment.nodes if each.door is not None and each is not node)
+    (proxy,) = world.deployment.leading_to(part, node.name)
+    proxy.partition(True)
+    try:
+        await anyio.sleep(step.length * 2)
+        await _acknowledged(world, other.server.url, f"{node.name} is cut off from {part}", rng)
+    finally:
+        proxy.partition(False)
+
+
+async def _acknowledged(world: World, url: str, what: str, rng: Random) -> None:
+    """Meanwhile a publish at that node has to be acknowledged, if not at the first try."""
+    mark = f"meanwhile-{rng.getrandbits(40)}"
+    body = {"symbolic_state": {mark: True}, "metadata": {"mark": mark}}
+    op = world.ledger.add(Op(mark, "publish", "", body=body, key=f"key-{mark}"))
+    last = "no answer"
+    with anyio.move_on_after(OTHERS_SERVE * world.slow):
+        async with Web(url, patience=OTHERS_SERVE * world.slow) as web:
+            while op.outcome != "acked":
+                op.sent.append((-1, len(op.sent)))
+                try:
+                    status, reply = await web.ask(
+                        "POST", "/v1/geoids", json=body, headers={"Idempotency-Key": f"key-{mark}"}
+                    )
+                except Gone as gone:
+                    last = str(gone)
+                else:
+                    if status in (200, 201):
+                        world.ledger.published(op, reply)
+                        return
+                    last = str(reply.get("code"))
+                    world.ledger.refused(op, last)
+                await anyio.sleep(0.1)
+    if op.outcome != "acked":
+        op.outcome = "unknown"
+        world.wrong.append(f"{what}: nothing is acknowledged at {url} within {OTHERS_SERVE * world.slow:.0f} s: {last}")
 
 
 def _node(world: World, rng: Random) -> Node:
@@ -317,7 +418,7 @@ FAULTS: dict[str, Fault] = {
     each.__name__: each
     for each in (
         cut, half_open, stall, retry_storm, kill, pause, stop, disk_full, sync_fails, slow_sync, clock, locked, torn_log,
-        database_sessions, database_restart, database_kill, database_pause, database_partition,
-        redis_flush, redis_restart, redis_pause, redis_partition,
+        database_sessions, database_restart, database_kill, database_pause, database_stall, database_partition, database_cut_off,
+        database_failover, node_disk_full, redis_flush, redis_restart, redis_pause, redis_partition, redis_cut_off,
     )
 }  # fmt: skip

@@ -16,9 +16,19 @@ ON_POSTGRES = {
     "database_restart": 2,
     "database_kill": 1,
     "database_pause": 1,
+    "database_stall": 1,
     "database_partition": 1,
+    "database_failover": 1,
 }
-ON_CLUSTER = {"redis_flush": 3, "redis_restart": 2, "redis_pause": 1, "redis_partition": 2}
+SHIMMED_ON_POSTGRES = {"node_disk_full": 1}
+ON_CLUSTER = {
+    "redis_flush": 3,
+    "redis_restart": 2,
+    "redis_pause": 1,
+    "redis_partition": 2,
+    "redis_cut_off": 2,
+    "database_cut_off": 2,
+}
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,8 @@ def weights_of(deployment: str, *, shimmed: bool, damage: bool) -> dict[str, int
             found |= DAMAGE
     else:
         found |= ON_POSTGRES
+        if shimmed:
+            found |= SHIMMED_ON_POSTGRES
     if deployment == "cluster":
         found |= ON_CLUSTER
     return found

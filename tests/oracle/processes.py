@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -53,6 +54,11 @@ class Process:
         self._process: subprocess.Popen[bytes] | None = None
         self._began = 0
         self.starts = 0
+
+    @property
+    def pid(self) -> int | None:
+        """Of the present life, or the last one."""
+        return None if self._process is None else self._process.pid
 
     @property
     def running(self) -> bool:
@@ -222,20 +228,24 @@ class Postgres(Process):
     """A PostgreSQL server of the run's own.
 
     Args:
-        folder: Made by ``prepare``, owned by a user that may run PostgreSQL.
+        folder: Its data are in there; owned by a user that may run PostgreSQL.
+        life: Counts the servers that took each other's place.
     """
 
-    def __init__(self, folder: Path, output: Path, preload: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, output: Path, preload: Mapping[str, str], *, life: int = 1) -> None:
         binaries = postgres_binaries()
         assert binaries is not None
         self.binaries = binaries
         self.folder = folder
+        self._data = folder / f"data-{life}"
+        self._life = life
+        self._preload = preload
         self.port = free_port()
         self._owner = "postgres" if os.getuid() == 0 else None
         options = {"port": self.port, "listen_addresses": "127.0.0.1", "unix_socket_directories": folder, "shared_buffers": "32MB"}  # fmt: skip
         arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         super().__init__(
-            [str(binaries / "postgres"), "-D", str(folder / "data"), *arguments],
+            [str(binaries / "postgres"), "-D", str(self._data), *arguments],
             {**base_environment(), **preload},
             output,
             user=self._owner,
@@ -254,18 +264,64 @@ class Postgres(Process):
         if self._owner is not None:
             owner = pwd.getpwnam(self._owner)
             os.chown(self.folder, owner.pw_uid, owner.pw_gid)
-        initdb = [str(self.binaries / "initdb"), "-D", str(self.folder / "data"), "-U", "postgres", "--auth=trust", "--no-sync", "-E", "UTF8", "--locale=C"]  # fmt: skip
-
-        def make() -> None:
-            subprocess.run(initdb, check=True, capture_output=True, user=self._owner, cwd="/")
-
-        await anyio.to_thread.run_sync(make)
+        initdb = [str(self.binaries / "initdb"), "-D", str(self._data), "-U", "postgres", "--auth=trust", "--no-sync", "-E", "UTF8", "--locale=C"]  # fmt: skip
+        await self._run(initdb)
         await self.start()
         connection = await asyncpg.connect(f"{self._plain}/postgres")
         try:
             await connection.execute("CREATE DATABASE oracle")
         finally:
             await connection.close()
+
+    async def _run(self, command: list[str]) -> None:
+        await anyio.to_thread.run_sync(
+            lambda: subprocess.run(command, check=True, capture_output=True, user=self._owner, cwd="/")
+        )
+
+    async def stand_by(self) -> "Postgres":
+        """A second server that follows this one, which acknowledges nothing from now on before the other has it, too."""
+        standby = Postgres(self.folder, self.output.with_name(f"postgres-{self._life + 1}.txt"), self._preload, life=self._life + 1)  # fmt: skip
+        await self._run([str(self.binaries / "pg_basebackup"), "-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres", "-D", str(standby._data), "-R", "-X", "stream", "-c", "fast", "--no-sync"])  # fmt: skip
+        standby.launch()
+        try:
+            await standby.wait_until(lambda said: "database system is ready to accept read-only connections" in said)
+            await self._wait_for_it()
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await standby.kill()
+            raise
+        return standby
+
+    async def _wait_for_it(self) -> None:
+        """From now on a commit is acknowledged once a standby has it."""
+        connection = await asyncpg.connect(f"{self._plain}/postgres")
+        try:
+            await connection.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+            await connection.execute("SELECT pg_reload_conf()")
+            followed = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'"
+            with anyio.fail_after(START_PATIENCE):
+                while not await connection.fetchval(followed):  # noqa: ASYNC110 - another process's state
+                    await anyio.sleep(0.02)
+        finally:
+            await connection.close()
+
+    async def promote(self) -> None:
+        """Let a standby be a server in its own right."""
+        connection = await asyncpg.connect(f"{self._plain}/postgres")
+        try:
+            assert await connection.fetchval("SELECT pg_promote(true, $1)", int(START_PATIENCE))
+        finally:
+            await connection.close()
+
+    async def kill_all(self) -> None:
+        """As the power cut of a whole machine would: a first process alone leaves its children to themselves for a moment."""
+        super().pause()
+        self._send_children(signal.SIGKILL)
+        await self.kill()
+
+    async def vanish(self) -> None:
+        """Remove what it has written, once it is over."""
+        await anyio.to_thread.run_sync(shutil.rmtree, self._data, True)
 
     async def start(self) -> None:
         """Start it and wait until it takes connections; again if the last life's children still hold on.
@@ -285,6 +341,22 @@ class Postgres(Process):
                     raise
                 return
         raise NotStarted(self.said[-4000:])
+
+    def pause(self) -> None:
+        """Stop the first process, which then makes no others, and all that it has made: each has a session of its own."""
+        super().pause()
+        self._send_children(signal.SIGSTOP)
+
+    def proceed(self) -> None:
+        self._send_children(signal.SIGCONT)
+        super().proceed()
+
+    def _send_children(self, number: signal.Signals) -> None:
+        if not self.running:
+            return
+        for child in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split():
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(int(child), number)
 
     async def look_after(self) -> None:
         """Wait until it takes writes again; start it again where it has ended itself.
