@@ -20,6 +20,7 @@ import uvicorn
 from kimera_stream.api.app import create_app
 from kimera_stream.api.composition import build_runtime
 from kimera_stream.api.egress import uvicorn_options
+from kimera_stream.api.folders import FolderError, check_folders
 from kimera_stream.api.http.protocol import KimeraHttpProtocol
 from kimera_stream.api.progress import StartProgress
 from kimera_stream.api.runtime import Runtime
@@ -35,6 +36,7 @@ log = structlog.get_logger(__name__)
 
 EXIT_OK = 0
 EXIT_FAILED = 1
+"""It could not start, or a service failed for good; one line on standard error says why and what to do."""
 EXIT_STUCK = 3
 """The stop did not end by its deadline; what was still running is on standard error."""
 
@@ -86,8 +88,9 @@ def serve(settings: Settings, *, services: Services | None = None, console: IO[s
     bound_native_caches()
     use_one_blas_thread()
     try:
+        check_folders(settings)
         sock = bind(settings.api.host, settings.api.port)
-    except BindError as error:
+    except (FolderError, BindError) as error:
         print(f"kimera-stream: {error}", file=sys.stderr)  # noqa: T201 - for the person who started it
         return EXIT_FAILED
     try:

@@ -2,6 +2,7 @@
  *
  *   delay     milliseconds that fsync and fdatasync take longer, looked at while they last; -1: they do nothing
  *   full      writes that would make a file below `folder` differ fail with ENOSPC, the first of them after half of it
+ *   readonly  whatever would change something below `folder` fails with EROFS, as after a file system was remounted under a process
  *   eio       fsync and fdatasync fail with EIO
  *   jump      milliseconds by which the time of day differs (the monotonic clock never does)
  */
@@ -10,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,6 +31,8 @@ struct control {
     volatile int64_t jump;
     volatile int32_t delayed; /* written by us: how many syncs have been held up */
     volatile int32_t halves;  /* written by us: writes torn in half */
+    volatile int32_t readonly;
+    int32_t spare;
     char folder[4096];
 };
 
@@ -62,10 +66,14 @@ __attribute__((constructor)) static void begin(void) {
         control = mapped;
 }
 
-/* Whether the disk is full for this file. */
+static int below(const char *path) {
+    return path != NULL && strncmp(path, control->folder, strlen(control->folder)) == 0;
+}
+
+/* Whether the disk is full, or read-only, for this file. */
 static int full(int file) {
     char name[64], path[PATH_MAX];
-    if (control == NULL || !control->full)
+    if (control == NULL || (!control->full && !control->readonly))
         return 0;
     snprintf(name, sizeof name, "/proc/self/fd/%d", file);
     int saved = errno;
@@ -74,14 +82,17 @@ static int full(int file) {
     if (length <= 0)
         return 0;
     path[length] = 0;
-    return strncmp(path, control->folder, strlen(control->folder)) == 0;
+    return below(path);
 }
 
 static ssize_t refuse(void) {
     __sync_fetch_and_add(&control->refused, 1);
-    errno = ENOSPC;
+    errno = control->readonly ? EROFS : ENOSPC;
     return -1;
 }
+
+/* Whether nothing may be changed at this path. */
+static int frozen(const char *path) { return control != NULL && control->readonly && below(path); }
 
 /* The first write after the disk filled up still finds room for half of it. */
 static size_t room(size_t count) {
@@ -119,7 +130,7 @@ ssize_t writev(int file, const struct iovec *parts, int count) {
 }
 
 int ftruncate64(int file, off64_t length) {
-    if (full(file) && lseek64(file, 0, SEEK_END) < length)
+    if (full(file) && (control->readonly || lseek64(file, 0, SEEK_END) < length))
         return (int)refuse();
     return REAL(ftruncate64)(file, length);
 }
@@ -129,7 +140,7 @@ int ftruncate(int file, off_t length) { return ftruncate64(file, length); }
 int posix_fallocate(int file, off_t at, off_t length) {
     if (full(file)) {
         refuse();
-        return ENOSPC;
+        return errno;
     }
     return REAL(posix_fallocate)(file, at, length);
 }
@@ -137,6 +148,35 @@ int posix_fallocate(int file, off_t at, off_t length) {
 int fallocate(int file, int mode, off_t at, off_t length) {
     return full(file) ? (int)refuse() : REAL(fallocate)(file, mode, at, length);
 }
+
+#define OPEN(name, before, ...)                                                                                         \
+    int name(before const char *path, int flags, ...) {                                                                \
+        mode_t mode = 0;                                                                                               \
+        if (flags & (O_CREAT | O_TMPFILE)) {                                                                           \
+            va_list rest;                                                                                              \
+            va_start(rest, flags);                                                                                     \
+            mode = va_arg(rest, mode_t);                                                                               \
+            va_end(rest);                                                                                              \
+        }                                                                                                              \
+        if (frozen(path) && ((flags & O_ACCMODE) != O_RDONLY || ((flags & O_CREAT) && access(path, F_OK) != 0)))       \
+            return (int)refuse();                                                                                      \
+        return REAL(name)(__VA_ARGS__ path, flags, mode);                                                              \
+    }
+#define OF folder,
+#define NOTHING
+OPEN(open, NOTHING, NOTHING)
+OPEN(open64, NOTHING, NOTHING)
+#define FOLDER int folder,
+OPEN(openat, FOLDER, OF)
+OPEN(openat64, FOLDER, OF)
+
+int unlink(const char *path) { return frozen(path) ? (int)refuse() : REAL(unlink)(path); }
+
+int rename(const char *from, const char *to) {
+    return frozen(from) || frozen(to) ? (int)refuse() : REAL(rename)(from, to);
+}
+
+int mkdir(const char *path, mode_t mode) { return frozen(path) ? (int)refuse() : REAL(mkdir)(path, mode); }
 
 static int disturbed(void) {
     if (control == NULL)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).with_name("shim.c")
 _SIZE = 8192
-_FOLDER = 32
+_FOLDER = 40
 """Where the folder's name begins in ``struct control``."""
 
 
@@ -56,6 +56,10 @@ class Shim:
         """No room for another byte; the first write may leave half of it."""
         self._set(4, "<i", int(on))
 
+    def read_only(self, on: bool) -> None:
+        """Nothing there can be changed any more, and nothing opened to be changed."""
+        self._set(32, "<i", int(on))
+
     def sync_fails(self, on: bool) -> None:
         """Each fsync fails with EIO."""
         self._set(8, "<i", int(on))
@@ -78,4 +82,5 @@ class Shim:
         """Disk and clock as they are, but for the clock, which stays where it jumped to."""
         self.sync_takes(0)
         self.disk_full(False)
+        self.read_only(False)
         self.sync_fails(False)
