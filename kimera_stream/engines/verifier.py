@@ -18,7 +18,7 @@ import numpy.typing as npt
 import structlog
 
 from kimera_stream.core.interfaces import Threads
-from kimera_stream.infrastructure.compute import DeviceChoice, PrecisionChoice
+from kimera_stream.infrastructure.compute import DeviceChoice, DeviceFailedError, PrecisionChoice
 from kimera_stream.infrastructure.failover import SECONDS, Failover, WayNumbers
 from kimera_stream.protocol.errors import UnavailableError
 
@@ -94,7 +94,9 @@ class CrossEncoderVerifier:
         self._memory_fraction = memory_fraction
         self._device_pause = device_pause
         self._runtime: VerifierRuntime | None = None
-        self._spare: VerifierRuntime | None = None
+        """The first that was loaded: it gives name and operating points."""
+        self._runtimes: dict[str, VerifierRuntime] = {}
+        """By device."""
         self._failover: Failover | None = None
         self._loading = anyio.Lock()
         self._running = anyio.Lock()
@@ -117,32 +119,41 @@ class CrossEncoderVerifier:
         return {} if self._runtime is None else dict(self._runtime.operating_points)
 
     async def start(self) -> None:
-        """Load the model, once.
+        """Load the model, once. Where the device fails at it, on the CPU; the device is tried again with the pairs that come.
 
         Raises:
             UnavailableError: weights or encoder are missing or do not fit.
         """
-        await self._load()
-
-    async def _load(self) -> "VerifierRuntime":
         async with self._loading:
-            if self._runtime is None:
-                self._runtime = await self._threads.run("score", self._build)
-                log.info(
-                    "verifier loaded",
-                    model=self._runtime.name,
-                    device=self._runtime.device,
-                    precision=self._runtime.precision,
-                )
-            return self._runtime
+            if self._runtime is not None:
+                return
+            try:
+                runtime = await self._make(self._device)
+            except DeviceFailedError as error:
+                log.warning("the verifier's device fails, the CPU reads", error=error.message)
+                self._stand_in_for("cuda")
+                runtime = await self._make("cpu")
+            else:
+                if runtime.device != "cpu":
+                    self._stand_in_for(runtime.device)
+            self._runtime = runtime
 
-    def _build(self, device: DeviceChoice | None = None) -> "VerifierRuntime":
+    async def _make(self, device: DeviceChoice) -> "VerifierRuntime":
+        runtime = await self._threads.run("score", partial(self._build, device))
+        self._runtimes[runtime.device] = runtime
+        log.info("verifier loaded", model=runtime.name, device=runtime.device, precision=runtime.precision)
+        return runtime
+
+    def _stand_in_for(self, device: str) -> None:
+        self._failover = Failover("verifier", [device, "cpu"], seconds=self._device_pause)
+
+    def _build(self, device: DeviceChoice) -> "VerifierRuntime":
         try:
             from kimera_stream.engines.verifier_runtime import VerifierRuntime
 
             return VerifierRuntime.load(
                 self._weights,
-                device or self._device,
+                device,
                 self._precision,
                 self._max_length,
                 self._batch_size,
@@ -162,20 +173,21 @@ class CrossEncoderVerifier:
         """
         if not pairs:
             return np.zeros(0, dtype=np.float32)
-        runtime = self._runtime or await self._load()
+        if self._runtime is None:
+            await self.start()
         request = _Request(pairs)
         self._waiting.append(request)
         try:
             async with self._running:
                 if request.result is None:
-                    await self._round(runtime, request)
+                    await self._round(request)
         finally:
             if request.result is None and request in self._waiting:  # cancelled while it waited
                 self._waiting.remove(request)
         assert request.result is not None
         return request.result
 
-    async def _round(self, runtime: "VerifierRuntime", leader: _Request) -> None:
+    async def _round(self, leader: _Request) -> None:
         """Judge the leader's pairs, and those of callers behind it as long as the round has room.
 
         Only the leader learns of a failure: the others stay in line and try on their own, so that no caller's pairs
@@ -190,7 +202,7 @@ class CrossEncoderVerifier:
             room -= len(request.pairs)
             together.append(request)
         everything = [pair for request in together for pair in request.pairs]
-        scores = await self._read(runtime, everything)
+        scores = await self._read(everything)
         self.judged += len(everything)
         at = 0
         for request in together:
@@ -204,20 +216,22 @@ class CrossEncoderVerifier:
         """Health and use of the device and of the CPU that stands in for it; empty where there is only the CPU."""
         return {} if self._failover is None else self._failover.numbers
 
-    async def _read(self, runtime: "VerifierRuntime", pairs: Sequence[tuple[str, str]]) -> npt.NDArray[np.float32]:
-        if runtime.device == "cpu":
-            return await self._threads.run("score", runtime.judge, pairs)
+    async def _read(self, pairs: Sequence[tuple[str, str]]) -> npt.NDArray[np.float32]:
         if self._failover is None:
-            self._failover = Failover("verifier", [runtime.device, "cpu"], seconds=self._device_pause)
+            return await self._read_on("cpu", pairs)
+        device, cpu = self._failover.numbers
         return await self._failover.run(
-            partial(self._threads.run, "score", runtime.judge, pairs), partial(self._read_on_cpu, pairs)
+            partial(self._read_on, device, pairs, self._failover), partial(self._read_on, cpu, pairs)
         )
 
-    async def _read_on_cpu(self, pairs: Sequence[tuple[str, str]]) -> npt.NDArray[np.float32]:
-        async with self._loading:
-            if self._spare is None:
-                self._spare = await self._threads.run("score", self._build, "cpu")
-        return await self._threads.run("score", self._spare.judge, pairs)
+    async def _read_on(
+        self, device: str, pairs: Sequence[tuple[str, str]], failover: Failover | None = None
+    ) -> npt.NDArray[np.float32]:
+        """By the network on ``device``, which is loaded if it is not there, and once more where the device failed for long."""
+        if failover is not None and failover.returning(device):
+            self._runtimes.pop(device, None)  # before the new one takes its memory
+        runtime = self._runtimes.get(device) or await self._make("cuda" if device == "cuda" else "cpu")
+        return await self._threads.run("score", runtime.judge, pairs)
 
 
 def weights_available() -> bool:

@@ -20,6 +20,7 @@ from kimera_stream.infrastructure.compute import (
     DeviceChoice,
     PrecisionChoice,
     limit_memory,
+    on_device,
     plan_compute,
     processor_has_bfloat16,
 )
@@ -102,18 +103,20 @@ class VerifierRuntime:
             OSError: a file is missing or unreadable.
             ValueError: the files do not fit the network.
             UnavailableError: the device or the precision asked for is not there.
+            DeviceFailedError: the device fails while the network is put on it, or has no memory for it.
         """
         path = shipped_weights() if weights is None else weights
         card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         plan = plan_compute(device, precision)
-        limit_memory(plan, memory_fraction)
         network: Network
         if plan.precision == "int16":
             network = IntegerNetwork.load(path, plan)
         else:
             from kimera_stream.engines.verifier_torch import TorchNetwork  # imports torch, which takes seconds
 
-            network = TorchNetwork.load(path, plan, batch_size)
+            with on_device("verifier", plan.device):
+                limit_memory(plan, memory_fraction)
+                network = TorchNetwork.load(path, plan, batch_size)
         return cls(network, card, precision=plan.precision, max_length=max_length, both_directions=both_directions)
 
     @property

@@ -6,6 +6,8 @@ and not at all where the models run in C (``kernels.transformer``).
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -80,6 +82,10 @@ class ComputePlan:
         return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
 
 
+class DeviceFailedError(UnavailableError):
+    """The device is at fault, not the model or the request: on another device the same may work."""
+
+
 @lru_cache(maxsize=1)
 def processor_flags() -> frozenset[str]:
     """Instruction-set flags of the first processor; empty where the system does not tell."""
@@ -120,6 +126,7 @@ def plan_compute(device: DeviceChoice, precision: PrecisionChoice) -> ComputePla
 
     Raises:
         UnavailableError: CUDA, or integers, are asked for and there are none.
+        DeviceFailedError: there is a CUDA device, and it cannot be asked what it can do.
     """
     has_cuda = False
     if device == "cuda" or (device == "auto" and cuda_possible()):
@@ -131,7 +138,8 @@ def plan_compute(device: DeviceChoice, precision: PrecisionChoice) -> ComputePla
             "embedding.device: cuda is asked for, but torch sees no CUDA device; set KIMERA_EMBEDDING__DEVICE=auto or cpu"
         )
     if has_cuda:
-        plan = ComputePlan("cuda", _on_cuda(precision), available_processors())
+        with on_device("compute", "cuda"):
+            plan = ComputePlan("cuda", _on_cuda(precision), available_processors())
     else:
         plan = ComputePlan("cpu", _on_cpu(precision), available_processors())
     log.debug("compute planned", device=plan.device, precision=plan.precision, threads=plan.threads)
@@ -146,12 +154,28 @@ def limit_memory(plan: ComputePlan, fraction: float) -> None:
         torch.cuda.set_per_process_memory_fraction(fraction)
 
 
-def device_failure(what: str, device: str, error: RuntimeError) -> UnavailableError:
-    """What a RuntimeError of torch on ``device`` is: on CUDA the device's failure; on the CPU a defect, raised again."""
+@contextmanager
+def on_device(what: str, device: str) -> Iterator[None]:
+    """A RuntimeError of torch in here is the device's failure; see ``device_failure``.
+
+    Raises:
+        DeviceFailedError: the device fails, or has no memory.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        raise device_failure(what, device, error) from error
+
+
+def device_failure(what: str, device: str, error: RuntimeError) -> DeviceFailedError:
+    """What a RuntimeError of torch on ``device`` is: on CUDA the device's failure; on the CPU a defect, raised again.
+
+    torch's OutOfMemoryError and AcceleratorError are RuntimeErrors; many failures of the driver have no class of their own.
+    """
     if device == "cpu":
         raise error
     lines = str(error).splitlines()
-    return UnavailableError(
+    return DeviceFailedError(
         f"{what}: the device failed ({lines[0] if lines else type(error).__name__})", retry_after=1.0
     )
 

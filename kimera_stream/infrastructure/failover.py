@@ -61,6 +61,10 @@ class Failover:
         """By name, the preferred first."""
         return {name: WayNumbers(self._states[name], self._used[name], self._failed[name]) for name in self._names}
 
+    def returning(self, name: str) -> bool:
+        """Whether the way that runs is tried again after it was left alone: what it held may be dead, and is best made anew."""
+        return self._states[name] == "half-opened"
+
     async def run(self, *ways: Callable[[], Awaitable[T]]) -> T:
         """The result of the first way that works; ``ways`` are in the order of the names.
 
@@ -72,6 +76,7 @@ class Failover:
             breaker = await self._breakers.get_breaker(name)
             try:
                 async with breaker:
+                    self._states[name] = breaker.context.state
                     result = await way()
             except OpenedState:
                 self._states[name] = breaker.context.state
@@ -90,7 +95,7 @@ class Failover:
 
     def _note(self, name: str, state: str) -> None:
         before, self._states[name] = self._states[name], state
-        if before != state and state == "opened":
+        if before == "closed" and state == "opened":
             log.warning("left alone after repeated failures", what=self._what, way=name, seconds=self._seconds)
         elif before != "closed" and state == "closed":
             log.info("works again", what=self._what, way=name)

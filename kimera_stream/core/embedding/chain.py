@@ -9,7 +9,7 @@ from functools import partial
 
 import structlog
 
-from kimera_stream.core.embedding.provider import CountsTokens, Provider, encode_counted
+from kimera_stream.core.embedding.provider import CountsTokens, Provider, Renews, encode_counted
 from kimera_stream.core.interfaces import Matrix
 from kimera_stream.infrastructure.failover import Failover, WayNumbers
 from kimera_stream.protocol.errors import UnavailableError
@@ -107,6 +107,9 @@ class ProviderChain:
         if name not in self._started:
             await provider.start()
             self._started.add(name)
+        elif self._failover.returning(name) and isinstance(provider, Renews):
+            self._compared.discard(name)
+            await provider.renew()
         if name in self._compared:
             return
         row = await provider.encode([PROBE])

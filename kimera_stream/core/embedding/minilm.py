@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from kimera_stream.core.interfaces import Matrix, Threads
-from kimera_stream.infrastructure.compute import ComputePlan, limit_memory, plan_compute
+from kimera_stream.infrastructure.compute import ComputePlan, limit_memory, on_device, plan_compute
 from kimera_stream.infrastructure.settings import EmbeddingSettings
 from kimera_stream.protocol.errors import UnavailableError
 
@@ -86,6 +86,7 @@ class MiniLmProvider:
 
         Raises:
             UnavailableError: weights are missing, or CUDA is asked for and absent.
+            DeviceFailedError: the device fails while the weights are put on it, or has no memory for them.
         """
         if self._encoder is None:
             self._encoder = await self._threads.run("encode", self._load)
@@ -98,8 +99,18 @@ class MiniLmProvider:
 
     def _load(self) -> "MiniLmEncoder | IntegerMiniLm":
         plan = plan_compute(self._settings.device, self._settings.precision)
-        limit_memory(plan, self._settings.gpu_memory_fraction)
-        return load_encoder(plan, self._settings.batch_size)
+        with on_device("embedding", plan.device):
+            limit_memory(plan, self._settings.gpu_memory_fraction)
+            return load_encoder(plan, self._settings.batch_size)
+
+    async def renew(self) -> None:
+        """Load the weights once more, after the device failed: what lies on it may be lost.
+
+        Raises:
+            UnavailableError: as ``start``.
+        """
+        self._encoder = None
+        await self.start()
 
     async def encode(self, texts: Sequence[str]) -> Matrix:
         """One unit row per text, in order."""

@@ -43,6 +43,18 @@ class CountsTokens(Protocol):
         """As ``Provider.encode``, and the tokens of each text that went into its row."""
 
 
+@runtime_checkable
+class Renews(Protocol):
+    """A provider that can make anew what it holds on a device."""
+
+    async def renew(self) -> None:
+        """Before the first try after it was left alone for failing.
+
+        Raises:
+            UnavailableError: as ``Provider.start``.
+        """
+
+
 BYTES_PER_TOKEN = 4
 """About what a token of English takes, where the provider does not say how many there were."""
 
