@@ -6,7 +6,6 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-import structlog
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -14,10 +13,8 @@ from torch import Tensor
 
 from kimera_stream.engines.verifier_model import CrossEncoder, collate, load_encoder, load_trained
 from kimera_stream.engines.verifier_pairs import EncodedPair
-from kimera_stream.infrastructure.compute import ComputePlan, device_failure
-from kimera_stream.protocol.errors import UnavailableError
-
-log = structlog.get_logger(__name__)
+from kimera_stream.infrastructure.batches import in_batches, lane_on
+from kimera_stream.infrastructure.compute import ComputePlan
 
 
 class TorchNetwork:
@@ -26,11 +23,14 @@ class TorchNetwork:
     Args:
         model: Weights loaded, on its device.
         batch_size: Pairs that the network reads at once at most.
+        device: Where the weights are.
     """
 
-    def __init__(self, model: CrossEncoder, batch_size: int) -> None:
+    def __init__(self, model: CrossEncoder, batch_size: int, device: str = "cpu") -> None:
+        self.device = device
         self._model = model.eval()
         self._batch_size = batch_size
+        self._lane = lane_on(device)
 
     @classmethod
     def load(cls, weights: Path, plan: ComputePlan, batch_size: int) -> Self:
@@ -51,36 +51,29 @@ class TorchNetwork:
             model.halve()
         if plan.device == "cpu":
             torch.set_num_threads(plan.threads)
-        return cls(model, batch_size)
-
-    @property
-    def device(self) -> str:
-        return next(self._model.parameters()).device.type
+        return cls(model, batch_size, plan.device)
 
     @torch.inference_mode()
     def logits(self, pairs: Sequence[EncodedPair]) -> npt.NDArray[np.float32]:
-        """Logits (len(pairs), 3). Out of memory, a batch is halved until it fits, and so are those after it.
+        """Logits (len(pairs), 3). See ``in_batches`` for what happens without memory.
 
         Raises:
             UnavailableError: the device has no memory even for a single pair.
+            DeviceFailedError: the device fails.
         """
         order = sorted(range(len(pairs)), key=lambda i: len(pairs[i].tokens))
         logits = np.zeros((len(pairs), 3), dtype=np.float32)
-        start, size = 0, self._batch_size
-        while start < len(order):
-            chosen = order[start : start + size]
-            try:
-                logits[chosen] = self.forward([pairs[i] for i in chosen]).cpu().numpy()
-            except torch.OutOfMemoryError as error:
-                if size == 1:
-                    raise UnavailableError("verifier: the device has no memory for a single pair") from error
-                size = max(1, size // 2)
-                torch.cuda.empty_cache()
-                log.warning("verifier out of memory, halving the batch", batch=size)
-                continue
-            except RuntimeError as error:
-                raise device_failure("verifier", self.device, error) from error
-            start += len(chosen)
+        batches = in_batches(
+            order,
+            self._batch_size,
+            lambda part: self.forward([pairs[i] for i in part]),
+            self._lane,
+            what="verifier",
+            one="pair",
+            device=self.device,
+        )
+        for part, rows in batches:
+            logits[part] = rows
         return logits
 
     def forward(self, pairs: Sequence[EncodedPair]) -> Tensor:

@@ -18,6 +18,9 @@ from kimera_stream.engines.verifier_torch import TorchNetwork
 from kimera_stream.infrastructure import compute
 from kimera_stream.kernels import transformer
 from kimera_stream.protocol.errors import UnavailableError
+from tests.pretended_cuda import PretendedCuda, errors_of_a_device, pretended_cuda
+
+__all__ = ["pretended_cuda"]
 
 T = TypeVar("T")
 
@@ -315,8 +318,8 @@ class FailingDevice:
 
     device = "cuda"
 
-    def __init__(self) -> None:
-        self.broken = True
+    def __init__(self, *, broken: bool = True) -> None:
+        self.broken = broken
         self.asked = 0
 
     def logits(self, pairs: Any) -> Any:
@@ -360,6 +363,81 @@ async def test_a_failing_device_is_replaced_by_the_cpu_and_comes_back(
         while not verifier.devices["cuda"].used:
             await verifier.judge(PAIRS[:1])
     assert verifier.devices["cuda"].state == "closed"
+
+
+@pytest.mark.anyio
+async def test_a_device_that_failed_for_long_is_loaded_anew_when_it_is_tried_again(
+    runtime: VerifierRuntime, failing: FailingDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead, made = failing, []
+    load = VerifierRuntime.load
+
+    def anew(_cls: Any, _weights: Any, device: str, *rest: Any) -> VerifierRuntime:
+        if device == "cpu":
+            return runtime
+        made.append(device)
+        if len(made) > 1:  # what is made now works; what was made first stays dead
+            monkeypatch.setattr(dead, "logits", lambda _: pytest.fail("the dead one was asked again"))
+            return VerifierRuntime(
+                FailingDevice(broken=False),
+                {"name": "n", "calibration": {"scale": 1, "shift": 0}, "operating_points": {}},
+                precision="bfloat16",
+            )
+        return load(None, "auto", "auto", 128, 8, False)
+
+    monkeypatch.setattr(VerifierRuntime, "load", classmethod(anew))
+    verifier = CrossEncoderVerifier(Workers(), device_pause=0.01)
+    await verifier.start()
+    assert list(verifier.devices) == ["cuda", "cpu"], "told before anything fails"
+    with anyio.fail_after(30):
+        while not verifier.devices["cuda"].used:
+            await verifier.judge(PAIRS[:1])
+    assert made == ["auto", "cuda"]
+    assert dead.asked == 3, "as often as opens the breaker"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("error", errors_of_a_device(), ids=lambda error: type(error).__name__)
+async def test_a_device_that_fails_at_loading_is_replaced_by_the_cpu_and_comes_back(
+    runtime: VerifierRuntime, pretended_cuda: PretendedCuda, error: RuntimeError
+) -> None:
+    pretended_cuda.broken = error
+    verifier = CrossEncoderVerifier(Workers(), precision="float32", memory_fraction=0.25, device_pause=0.01)
+    await verifier.start()
+    wanted = runtime.judge(PAIRS)
+    np.testing.assert_allclose(await verifier.judge(PAIRS), wanted, atol=2e-3)
+    assert (verifier.devices["cuda"].failed, verifier.devices["cpu"].used) == (1, 1)
+    assert verifier.operating_points == runtime.operating_points
+    pretended_cuda.broken = None
+    np.testing.assert_allclose(await verifier.judge(PAIRS), wanted, atol=2e-3)
+    assert verifier.devices["cuda"].used == 1
+    assert pretended_cuda.fractions == [0.25] * 3, "the share of memory that is set, whenever it is loaded"
+
+
+def test_the_next_batch_is_queued_before_the_one_that_runs_is_waited_for(
+    runtime: VerifierRuntime, pretended_cuda: PretendedCuda
+) -> None:
+    on_device = VerifierRuntime.load(None, "cuda", "float32", 128, 3, False)
+    assert on_device.device == "cuda"
+    np.testing.assert_allclose(on_device.judge(PAIRS), runtime.judge(PAIRS), atol=2e-3)
+    assert pretended_cuda.told == ["queued 1", "queued 2", "waited 1", "queued 3", "waited 2", "waited 3"]
+    assert pretended_cuda.pinned == 3, "each batch goes to the device from pinned memory"
+
+
+def test_batches_are_made_by_length_and_scores_come_in_the_order_of_the_pairs(
+    runtime: VerifierRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = np.concatenate([runtime.judge([pair]) for pair in PAIRS])
+    forward, seen = TorchNetwork.forward, []
+
+    def watched(self: TorchNetwork, encoded: Any) -> Any:
+        seen.extend(len(pair.tokens) for pair in encoded)
+        return forward(self, encoded)
+
+    monkeypatch.setattr(TorchNetwork, "forward", watched)
+    np.testing.assert_allclose(runtime.judge(PAIRS), alone, atol=2e-3)
+    assert seen == sorted(seen)
+    assert seen != [len(pair.tokens) for pair in PairTokenizer(128).pairs(PAIRS)]
 
 
 def test_a_defect_on_the_cpu_is_no_failing_device() -> None:

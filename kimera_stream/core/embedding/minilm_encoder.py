@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file
 
 from kimera_stream.core.interfaces import Matrix
-from kimera_stream.infrastructure.compute import ComputePlan, device_failure
-from kimera_stream.protocol.errors import UnavailableError
+from kimera_stream.infrastructure.batches import in_batches, lane_on
+from kimera_stream.infrastructure.compute import ComputePlan
 
 log = structlog.get_logger(__name__)
 
@@ -54,6 +54,7 @@ class MiniLmEncoder:
         ).to(self._device)
         self._norm = _norm(weights, "embeddings.LayerNorm", self._device, torch.float32)
         self._layers = [_Layer(weights, number, plan) for number in range(LAYERS)]
+        self._lane = lane_on(plan.device)
 
     def encode(self, texts: Sequence[str]) -> Matrix:
         """One unit row per text, in order; shape (n, 384), float32. Out of memory, a batch is halved until it fits.
@@ -71,28 +72,26 @@ class MiniLmEncoder:
         order = sorted(range(len(texts)), key=lambda i: len(tokens[i]))
         rows = np.empty((len(texts), DIMENSION), dtype=np.float32)
         with torch.inference_mode():
-            start, size = 0, self._batch_size
-            while start < len(order):
-                part = order[start : start + size]
-                try:
-                    rows[part] = self._forward([tokens[i] for i in part])
-                except torch.OutOfMemoryError as error:
-                    if size == 1:
-                        raise UnavailableError("embedding: the device has no memory for a single text") from error
-                    size //= 2
-                    torch.cuda.empty_cache()
-                    log.warning("encoder out of memory, halving the batch", batch=size)
-                    continue
-                except RuntimeError as error:
-                    raise device_failure("embedding", self.plan.device, error) from error
-                start += len(part)
+            batches = in_batches(
+                order,
+                self._batch_size,
+                lambda part: self._forward([tokens[i] for i in part]),
+                self._lane,
+                what="embedding",
+                one="text",
+                device=self.plan.device,
+            )
+            for part, found in batches:
+                rows[part] = found
         return rows, [len(each) for each in tokens]
 
-    def _forward(self, tokens: list[npt.NDArray[np.int64]]) -> Matrix:
-        """Texts in order of length -> unit rows."""
+    def _forward(self, tokens: list[npt.NDArray[np.int64]]) -> torch.Tensor:
+        """Texts in order of length -> unit rows, on the device."""
         lengths = [len(each) for each in tokens]
-        ids = torch.from_numpy(np.concatenate(tokens)).to(self._device)
-        places = torch.from_numpy(np.concatenate([np.arange(n) for n in lengths])).to(self._device)
+        block = torch.from_numpy(np.stack([np.concatenate(tokens), np.concatenate([np.arange(n) for n in lengths])]))
+        if self.plan.device == "cuda":
+            block = block.pin_memory()
+        ids, places = block.to(self._device, non_blocking=True).unbind(0)
         # (first row, texts, length) of each run of equally long texts
         runs: list[tuple[int, int, int]] = []
         first = 0
@@ -109,8 +108,7 @@ class MiniLmEncoder:
             state[start : start + count * length].view(count, length, DIMENSION).float().mean(dim=1)
             for start, count, length in runs
         ]
-        result: Matrix = torch.nn.functional.normalize(torch.cat(means), dim=1).cpu().numpy()
-        return result
+        return torch.nn.functional.normalize(torch.cat(means), dim=1)
 
 
 def _norm(
