@@ -23,8 +23,19 @@ def entries(count: int, *, size: int = 10, first_ts: int = 0) -> WriteBatch:
 
 
 @pytest.fixture(autouse=True)
-def _small_steps(monkeypatch):
+def steps(monkeypatch):
+    """What each transaction drops of the log, at most 7 entries: those that were asked to drop something."""
+    made = []
+    real = trimming.trim_step
+
+    def step(tx, upto, *, now):
+        count, trimmed = real(tx, upto, now=now)
+        made.append(count)
+        return count, trimmed
+
     monkeypatch.setattr(trimming, "STEP", 7)
+    monkeypatch.setattr(trimming, "trim_step", step)
+    return made
 
 
 async def test_nothing_is_dropped_unless_asked(vault, make_settings, clock):
@@ -33,10 +44,11 @@ async def test_nothing_is_dropped_unless_asked(vault, make_settings, clock):
     assert vault.trimmed == 0
 
 
-async def test_by_count(vault, make_settings, clock):
+async def test_by_count(vault, make_settings, clock, steps):
     await vault.commit(entries(30))
     made = Retention(vault, make_settings(retention_count=10), clock=clock)
     assert await made.run_once() == 20
+    assert steps == [7, 7, 6]
     assert [e.offset for e in (await vault.read("watch:w", after=0, limit=99)).entries] == list(range(21, 31))
     assert await made.run_once() == 0
 
@@ -50,10 +62,47 @@ async def test_by_age(vault, make_settings, clock, age, kept):
     assert len(left) in (kept, kept + 1)
 
 
-async def test_by_bytes(vault, make_settings, clock):
+async def test_by_bytes(vault, make_settings, clock, steps):
     await vault.commit(entries(300, size=100))
     assert await Retention(vault, make_settings(retention_bytes=5_000), clock=clock).run_once() == 250
     assert (await vault.retained()).payload_bytes == 5_000
+    assert steps == [7] * 35 + [5]
+
+
+async def test_what_is_to_be_freed_is_looked_for_no_further_than_one_step(vault):
+    await vault.commit(entries(30, size=100))
+    assert [await vault.offset_to_free(excess) for excess in (0, 1, 100, 101, 650, 700, 701, 3_000)] == [
+        *(0, 1, 1, 2),
+        *(7, 7, 7, 7),
+    ]
+    await vault.trim(20)
+    assert [await vault.offset_to_free(excess) for excess in (0, 250, 900)] == [20, 23, 27]
+    await vault.trim(30)
+    assert await vault.offset_to_free(1) == 30
+
+
+async def test_between_the_steps_others_write_and_what_they_write_is_kept(vault, make_settings, clock, monkeypatch):
+    await vault.commit(entries(30))
+    step, said = trimming.trim_step, []
+
+    def interrupted(tx, upto, *, now):
+        said.append(upto)
+        return step(tx, upto, now=now)
+
+    async def write_between(run):
+        done = await write(run)
+        if len(said) == 1:
+            said.append(0)
+            more = entries(31)
+            more.entries = more.entries[30:]
+            await vault.commit(more)
+        return done
+
+    write = vault._database.write
+    monkeypatch.setattr(trimming, "trim_step", interrupted)
+    monkeypatch.setattr(vault._database, "write", write_between)
+    assert await Retention(vault, make_settings(retention_count=10), clock=clock).run_once() == 20
+    assert [e.offset for e in (await vault.read(None, after=0, limit=99)).entries] == list(range(21, 32))
 
 
 async def test_the_strictest_counts_and_everything_may_go(vault, make_settings, clock):
@@ -82,11 +131,11 @@ async def fill_the_audit_trail(vault, count: int, *, first_ts: int = 0) -> None:
 
 
 @pytest.fixture
-def _small_steps(monkeypatch):
+def _few_rows_a_step(monkeypatch):
     monkeypatch.setattr(retention, "_PER_STEP", 7)
 
 
-@pytest.mark.usefixtures("_small_steps")
+@pytest.mark.usefixtures("_few_rows_a_step")
 @pytest.mark.parametrize(("keep", "left"), [(10, 10), (29, 29), (30, 30), (31, 30), (0, 30)])
 async def test_the_audit_trail_by_count(vault, make_settings, clock, keep, left):
     await fill_the_audit_trail(vault, 30)
@@ -98,7 +147,7 @@ async def test_the_audit_trail_by_count(vault, make_settings, clock, keep, left)
     assert (await vault.audit())[-1][0] == 99
 
 
-@pytest.mark.usefixtures("_small_steps")
+@pytest.mark.usefixtures("_few_rows_a_step")
 async def test_the_audit_trail_by_count_where_numbers_have_gaps(vault, make_settings, clock):
     await fill_the_audit_trail(vault, 30)
     query = Query(text("DELETE FROM audit_entry WHERE id % 2 = 0"))
@@ -109,7 +158,7 @@ async def test_the_audit_trail_by_count_where_numbers_have_gaps(vault, make_sett
     assert len(await vault.audit()) == 5
 
 
-@pytest.mark.usefixtures("_small_steps")
+@pytest.mark.usefixtures("_few_rows_a_step")
 @pytest.mark.parametrize(("age", "keep", "left"), [(0.010, 0, 11), (0.010, 5, 5), (0.010, 20, 11), (9.0, 0, 30)])
 async def test_the_audit_trail_by_age(vault, make_settings, clock, age, keep, left):
     await fill_the_audit_trail(vault, 30, first_ts=clock.now - 29)
