@@ -265,6 +265,9 @@ def test_database_commands(server: Server, tmp_path: Path) -> None:
     report = json.loads(db("check", "--database", f"sqlite+aiosqlite:///{copy}", "--json"))
     assert report["total_problems"] == 0
     assert report["counts"]["geoid"] > 0
+    with pytest.raises(KimeraError, match="stop every server"):
+        db("new-epoch", "--database", here)
+    assert f"it was {report['epoch']}" in db("new-epoch", "--database", f"sqlite+aiosqlite:///{copy}")
     assert "revision" in db("migrate", "--database", fresh)
 
 

@@ -64,7 +64,9 @@ async def test_who_comes_back_to_what_was_dropped_is_told_and_gets_none_of_it(
                 assert told == (epoch, SAID, True, False)
                 await client.done("unsubscribe", channel="geoids")
             await client.done("subscribe", channel="geoids", since={"epoch": epoch, "offset": gone - 1})
-            refused = await client.ask("history", channel="geoids", limit=100, since={"epoch": epoch, "offset": gone - 1})
+            refused = await client.ask(
+                "history", channel="geoids", limit=100, since={"epoch": epoch, "offset": gone - 1}
+            )
             assert (refused["op"], refused["code"]) == ("error", "bad_position")
         for since in range(gone):
             params = {"channel": "geoids", "since": f"{epoch}:{since}"}

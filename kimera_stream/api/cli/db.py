@@ -1,4 +1,4 @@
-"""``kimera-stream db``: migrate, check, usage, export, import, backup."""
+"""``kimera-stream db``: migrate, check, usage, export, import, backup, new-epoch."""
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 app = typer.Typer(
-    help="Look after the database. A server may be running meanwhile.", no_args_is_help=True, rich_markup_mode=None
+    help="Look after the database. A server may be running meanwhile, except for new-epoch.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 DatabaseUrl = Annotated[
     str | None, typer.Option("--database", help="Database URL; by default the one of the settings.")
@@ -134,12 +136,26 @@ def backup(
     database: DatabaseUrl = None,
     env_file: EnvFile = ".env",
 ) -> None:
-    """Copy a SQLite database while it is in use."""
+    """Copy a SQLite database while it is in use; the copy has a new epoch. For PostgreSQL: pg_dump, then `db new-epoch`."""
     from kimera_stream.core.vault import tools
 
     url, settings = open_database(database, env_file)
     run_job(lambda progress: tools.backup(url, file, progress, settings=settings))
     typer.echo(f"copied to {file}; serve it with KIMERA_DATABASE__URL=sqlite+aiosqlite:///{file.absolute()}")
+
+
+@app.command("new-epoch")
+def new_epoch(database: DatabaseUrl = None, env_file: EnvFile = ".env") -> None:
+    """Give a database that was restored from pg_dump, or copied as files, an epoch of its own. No server may have it open.
+
+    Its log and the one that it was copied from part ways from here. With a new epoch clients that come back are told that their
+    positions mean nothing here, and load anew; with the old one they would miss events without a word.
+    """
+    from kimera_stream.core.vault import tools
+
+    url, settings = open_database(database, env_file)
+    before, now = run_job(lambda _: tools.new_epoch(url, settings=settings))
+    typer.echo(f"the epoch of the log is now {now}; it was {before}")
 
 
 def open_database(given: str | None, env_file: str) -> "tuple[str, DatabaseSettings]":

@@ -1,4 +1,5 @@
-"""What an operator does to a vault: check, usage, dead letters, export, import, backup, migrate. Each may run beside a server.
+"""What an operator does to a vault: check, usage, dead letters, export, import, backup, new epoch, migrate. Each but a new epoch may
+run beside a server.
 
 Every error is a KimeraError whose message names the next step.
 """
@@ -14,6 +15,7 @@ import anyio
 from kimera_stream.core.kept import DeadLetter, UsageRecord
 from kimera_stream.core.vault import records, requests
 from kimera_stream.core.vault.checking import CheckReport, Progress, check_database
+from kimera_stream.core.vault.entries import read_state
 from kimera_stream.core.vault.errors import VaultFormatError, VaultSchemaError
 from kimera_stream.core.vault.migrate import HEAD, current_revision, migrate
 from kimera_stream.core.vault.transfer import export_rows, import_rows, restamp
@@ -32,9 +34,14 @@ __all__ = [
     "export",
     "import_",
     "migrate",
+    "new_epoch",
     "retry_dead_letters",
     "usage",
 ]
+
+
+_LOOKS = 20
+"""How often it is looked who has a database open, 0.05 s apart: PostgreSQL shows a connection a little longer than it is there."""
 
 
 def _quiet(_stage: str, _done: int, _total: int) -> None:
@@ -174,6 +181,35 @@ async def backup(
         finally:
             with anyio.CancelScope(shield=True):
                 await unfinished.unlink(missing_ok=True)
+
+
+async def new_epoch(url: str, *, settings: DatabaseSettings | None = None) -> tuple[str, str]:
+    """Give the log of a database another identity, as a copy needs that was made by other means than ``backup`` or ``import_``.
+
+    Positions and cursors of the log that was copied then mean nothing in this one: who comes with them is told so, and
+    does not take what this log says from now on for what the other one says.
+
+    Returns:
+        The epoch before and the one now.
+
+    Raises:
+        BadRequestError: there is no database, or a server (or another command) has it open.
+        VaultSchemaError: it is of another revision.
+    """
+    async with _opened(url, settings) as database:
+        for _ in range(_LOOKS):
+            if await database.alone():
+                break
+            await anyio.sleep(0.05)
+        else:
+            raise BadRequestError(
+                "new-epoch: another process has this database open, and would go on in the old epoch: "
+                "stop every server and command on it first",
+                field="database.url",
+            )
+        before = (await database.read(read_state)).epoch
+        await database.write(restamp)
+        return before, (await database.read(read_state)).epoch
 
 
 async def _refuse_existing(path: str | Path) -> None:

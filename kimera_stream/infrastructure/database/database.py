@@ -149,6 +149,22 @@ class Database:
                 raise
             raise self._refusal("write" if write else "read", failure, error) from error
 
+    async def alone(self) -> bool:
+        """Whether no other connection of ours is open to the database, in any process: neither a server nor a command.
+
+        Raises:
+            UnavailableError: it cannot be asked.
+        """
+        try:
+            async with self._writer.borrow() as session:
+                with anyio.CancelScope(shield=True):
+                    return await session.alone()
+        except Exception as error:
+            failure = failure_of(error)
+            if failure is None:
+                raise
+            raise self._refusal("write", failure, error) from error
+
     async def ping(self, *, deadline: float = 2.0) -> None:
         """Raises UnavailableError if a trivial read does not come back within ``deadline`` seconds."""
         try:
@@ -170,7 +186,9 @@ class Database:
         """
         if not self.is_sqlite:
             raise BadRequestError(
-                "backup: copies SQLite files only; use pg_dump, or `kimera-stream db export`", field="database.url"
+                "backup: copies SQLite files only; use pg_dump, and run `kimera-stream db new-epoch` on the database that it is restored "
+                "into before a server is; or `kimera-stream db export` and `db import`, which does both",
+                field="database.url",
             )
         try:
             async with self._readers.borrow() as session:

@@ -8,15 +8,27 @@ from typing import Any, Protocol, TypeVar
 
 import aiosqlite
 import anyio
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from kimera_stream.infrastructure.database.failures import RETRY_AFTER, CommitInDoubtError, failure_of
+from kimera_stream.infrastructure.database.statements import Query
 from kimera_stream.infrastructure.database.transaction import Transaction
 
 T = TypeVar("T")
+
+_OTHERS = Query(
+    text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+        "AND application_name = current_setting('application_name') AND pid <> pg_backend_pid()"
+    )
+)
+
+
+def _count_others(tx: Transaction) -> int:
+    return int(tx.value(_OTHERS))
 
 
 class SqliteConnection(aiosqlite.Connection):
@@ -49,6 +61,9 @@ class Session(Protocol):
 
     async def end(self, *, commit: bool) -> None:
         """End it."""
+
+    async def alone(self) -> bool:
+        """Whether no other connection of ours is open to the database, in any process. Not within a transaction."""
 
     def broken_by(self, error: BaseException) -> bool:
         """Whether the connection must not be used again after ``error``."""
@@ -113,6 +128,25 @@ class SqliteSession:
 
         await self._driver.call(copy)
 
+    async def alone(self) -> bool:
+        return await self._driver.call(self._leave_wal)
+
+    @staticmethod
+    def _leave_wal(connection: sqlite3.Connection) -> bool:
+        """Whoever has the file open holds a lock on it that lets nobody else leave the write-ahead log."""
+        (patience,) = connection.execute("PRAGMA busy_timeout").fetchone()
+        connection.execute("PRAGMA busy_timeout = 0")
+        try:
+            connection.execute("PRAGMA journal_mode = DELETE")
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                raise
+            return False
+        finally:
+            connection.execute(f"PRAGMA busy_timeout = {patience}")
+        return True
+
     def interrupt(self) -> None:
         """Break off what the connection's thread is doing."""
         self._driver.break_off()
@@ -156,6 +190,9 @@ class PostgresSession:
                 driver.rollback()
 
         await self._connection.run_sync(finish)
+
+    async def alone(self) -> bool:
+        return await self._connection.run_sync(self._transact, _count_others, False) == 0
 
     def _transact(self, connection: Connection, fn: Callable[[Transaction], T], write: bool) -> T:
         driver: Any = connection.connection.dbapi_connection

@@ -1,12 +1,14 @@
 """Check, export, import, backup."""
 
 import gzip
+import shutil
 import sqlite3
 from dataclasses import replace
 from functools import partial
 
 import msgspec
 import pytest
+from anyio import run_process
 from sqlalchemy import null, text, update
 
 from kimera_stream.core.interfaces import IdempotencyRecord, StoredGeoid, WriteBatch
@@ -17,6 +19,7 @@ from kimera_stream.core.vault.vault import SqlVault
 from kimera_stream.infrastructure.database import Query
 from kimera_stream.protocol.errors import BadRequestError
 from kimera_stream.protocol.objects import Watch
+from tests.postgres import own_database, url_of
 
 pytestmark = pytest.mark.anyio
 
@@ -296,8 +299,70 @@ async def test_a_backup_of_a_vault_in_use_is_whole_and_has_its_own_epoch(
 
 @pytest.mark.postgres
 async def test_a_backup_of_postgresql_is_refused_with_the_next_step(postgres_url, tmp_path):
-    with pytest.raises(BadRequestError, match="pg_dump"):
+    with pytest.raises(BadRequestError, match=r"pg_dump.*db new-epoch.*restored"):
         await tools.backup(postgres_url, tmp_path / "copy")
+
+
+async def test_a_new_epoch_keeps_everything_but_positions(filled, url, make_settings):
+    await filled.save_cursor("ann", "reader", "geoids", 5)
+    await filled.close()
+    before, now = await tools.new_epoch(url)
+    assert before != now
+    vault = SqlVault(url, make_settings())
+    await vault.start()
+    try:
+        assert (before, vault.epoch, vault.head) == (filled.epoch, now, 7)
+        assert await vault.cursor("ann", "reader", "geoids") is None
+        assert (await vault.geoid("a")).geoid.version == 2
+    finally:
+        await vault.close()
+    assert (await tools.check(url)).problems == []
+
+
+async def test_no_new_epoch_while_anybody_has_the_database_open(vault, url, samples, make_settings):
+    settings = make_settings(busy_timeout=0.1)
+    with pytest.raises(BadRequestError, match="stop every server"):
+        await tools.new_epoch(url, settings=settings)
+    await vault.commit(samples.publish(0, "a"))  # nor is the server harmed by the question
+    assert [e.offset for e in (await vault.read(None, after=0, limit=9)).entries] == [1]
+    assert (await vault.retained()).epoch == vault.epoch
+    await vault.close()
+    assert (await tools.new_epoch(url, settings=settings))[0] == vault.epoch
+
+
+async def test_a_new_epoch_needs_a_database(tmp_path):
+    with pytest.raises(BadRequestError, match="there is no database"):
+        await tools.new_epoch(f"sqlite:///{tmp_path / 'none.sqlite3'}")
+
+
+@pytest.mark.postgres
+@pytest.mark.skipif(shutil.which("pg_restore") is None, reason="PostgreSQL's own programs are not here")
+async def test_what_pg_dump_copied_is_another_log_after_a_new_epoch(
+    postgres_vault, postgres_url, samples, tmp_path, make_settings
+):
+    """In the order that `db backup` names. Without the second step a reader of the one log would go on in the other."""
+    await postgres_vault.commit(samples.publish(0, "a", "b"))
+    dump = tmp_path / "dump"
+    await run_process(
+        ["pg_dump", "--format=custom", f"--file={dump}", f"--dbname={postgres_url.replace('+asyncpg', '')}"]
+    )
+    await postgres_vault.commit(samples.publish(2, "original"))
+    with own_database() as name:
+        url = url_of(name)
+        await run_process(["pg_restore", "--no-owner", f"--dbname={url.replace('+asyncpg', '')}", str(dump)])
+        before, now = await tools.new_epoch(url)
+        assert before == postgres_vault.epoch, "a dump keeps the epoch: that is what the command is for"
+        assert now != before
+        restored = SqlVault(url, make_settings())
+        await restored.start()
+        try:
+            await restored.commit(samples.publish(2, "copy"))
+            assert (restored.epoch, restored.head) == (now, 3)
+            assert (await restored.geoid("b")).geoid == (await postgres_vault.geoid("b")).geoid
+        finally:
+            await restored.close()
+        assert (await tools.check(url)).problems == []
+    assert (await postgres_vault.retained()).epoch == before
 
 
 def test_the_template_is_wal(sqlite_template):
