@@ -14,7 +14,7 @@ class CheckpointRequest:
     Attributes:
         body: JSON of its ``GeoidBody``.
         accepted_at: Unix ms.
-        attempts: How often it has been taken up.
+        attempts: How often it has been taken up; in the dead letter of work that never was kept, how often it was tried.
         ref: The row that keeps it; None before it is kept.
     """
 

@@ -199,7 +199,7 @@ class KeptWork:
 
     async def _tell_of(self, work: PublishWork) -> None:
         error = work.ticket.error
-        kept = work.kept if work.kept is not None else replace(self._request(work), attempts=1)
+        kept = work.kept if work.kept is not None else replace(self._request(work), attempts=work.tries + 1)
         if error is None:
             result = work.ticket.result
             if kept.ref is not None and result is not None and result.duplicate:  # else its commit forgot the row

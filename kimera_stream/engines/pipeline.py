@@ -383,6 +383,7 @@ class Pipeline:
                     work.ticket.refuse(error)
             if todo:
                 tries += 1
+                _count_try(todo)
                 self._metrics.retried(stage)
                 await self._patience.pause(tries)
 
@@ -481,6 +482,7 @@ class Pipeline:
                     self._finish(work.ticket)
             if patient:
                 tries += 1
+                _count_try(patient)
                 self._metrics.retried("commit")
                 await self._patience.pause(tries)
 
@@ -504,6 +506,13 @@ class Pipeline:
             # Ticket and work name each other: let go of here, statement and vector need not wait for the collector of garbage.
             ticket.work = None
         return False
+
+
+def _count_try(works: Iterable[Work]) -> None:
+    """They failed by a cause that may pass, and are begun again."""
+    for work in works:
+        if isinstance(work, PublishWork):
+            work.tries += 1
 
 
 def _is_heavy(ticket: Ticket[Any]) -> bool:

@@ -38,6 +38,7 @@ class PublishWork:
         vector: Filled in when the text has been encoded.
         kept: The row of the vault that keeps it, where it was taken up from there.
         at_fault: The server met a defect over this statement alone.
+        tries: How often a stage failed over it by a cause that may pass, and was begun again.
         request: Where it came from another node.
     """
 
@@ -52,6 +53,7 @@ class PublishWork:
     tokens: int = 0
     kept: CheckpointRequest | None = None
     at_fault: bool = False
+    tries: int = 0
     request: RequestId | None = None
 
     @property

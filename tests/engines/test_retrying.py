@@ -1,5 +1,6 @@
 """Work that fails: tried again, singled out, kept, set aside."""
 
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 
 from kimera_stream.core.interfaces import Matrix, OutcomeUnknownError, PublishResult
 from kimera_stream.core.kept import CheckpointRequest, DeadLetter
-from kimera_stream.engines.retrying import IN_A_ROW, DefectError
+from kimera_stream.engines import retrying
+from kimera_stream.engines.retrying import IN_A_ROW, DefectError, Patience
 from kimera_stream.engines.work import PublishWork
 from kimera_stream.protocol.errors import InternalError, NotFoundError, UnavailableError
 from kimera_stream.protocol.objects import GeoidBody
@@ -139,6 +141,46 @@ async def test_a_stop_keeps_what_is_between_two_tries() -> None:
     assert [item.key for item in world.vault.checkpointed] == ["k"]
 
 
+async def test_the_pauses_grow_and_nobody_pauses_as_long_as_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr(retrying.anyio, "sleep", sleep)
+    for tries, most in ((1, 0.05), (2, 0.1), (4, 0.4), (9, 1.0)):
+        slept.clear()
+        for seed in range(200):
+            await Patience(1.0, rng=random.Random(seed)).pause(tries)
+        assert most * 0.9 < max(slept) <= most
+        assert min(slept) < most / 2
+        assert len(set(slept)) > 100
+
+
+async def test_each_failure_in_a_row_is_paused_after_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    paused: list[int] = []
+
+    async def pause(_patience: Patience, tries: int) -> None:
+        paused.append(tries)
+
+    monkeypatch.setattr(Patience, "pause", pause)
+    world = World(performance=PATIENT)
+    embed, failures = world.encoder.embed_counted, [AWAY] * 3
+
+    async def flaky(texts: Sequence[str]) -> tuple[Matrix, list[int]]:
+        if failures:
+            raise failures.pop()
+        return await embed(texts)
+
+    world.encoder.embed_counted = flaky  # type: ignore[method-assign]
+    world.vault.faults = [AWAY] * 4
+    async with world.running() as pipeline:
+        await pipeline.publish(GeoidBody(text="Needs the encoder."), principal=ANNA)
+        world.vault.faults = [AWAY]
+        await pipeline.publish(state(1), principal=ANNA)
+    assert paused == [1, 2, 3, 1, 2, 3, 4, 1]
+
+
 # -- singled out -------------------------------------------------------------------------------------------------------------
 
 
@@ -163,6 +205,25 @@ async def test_a_statement_that_breaks_the_planner_goes_alone() -> None:
     assert msgspec.json.decode(letter.request.body)["text"] == "poison"
     assert abs(letter.request.accepted_at - world.now * 1000) < 60_000
     assert world.metrics.numbers().faults == 3
+
+
+async def test_the_dead_letter_of_live_work_says_how_often_it_was_tried() -> None:
+    world = World(performance=PATIENT)
+    world.encoder.fault = AWAY
+    look, failures = world.engine.look, [AWAY, AWAY, ZeroDivisionError("a defect")]
+
+    async def broken(fresh: Any, **how: Any) -> Any:
+        if any(stored.geoid.text == "poison" for stored in fresh):
+            raise failures.pop(0)
+        return await look(fresh, **how)
+
+    world.engine.look = broken  # type: ignore[method-assign]
+    async with world.running() as pipeline:
+        await outcome(pipeline.publish(GeoidBody(text="poison"), principal=ANNA, key="k"))
+        await until(lambda: world.vault.letters)
+    assert failures == []
+    (letter,) = world.vault.letters
+    assert letter.request.attempts == 4, "once the encoder was away, twice the database, and then it met the defect"
 
 
 async def test_a_statement_that_breaks_the_encoder_goes_alone() -> None:
@@ -279,6 +340,26 @@ async def test_kept_work_is_put_off_and_in_the_end_set_aside() -> None:
     (letter,) = world.vault.letters
     assert (letter.request.key, letter.request.attempts, letter.code) == ("key-1", 3, "unavailable")
     assert letter.message == "encoder: out of order"
+
+
+async def test_kept_work_is_put_off_the_longer_the_more_often_it_failed_and_not_all_of_it_alike() -> None:
+    world = World(performance={"retry_poll": 0.01})
+
+    async def away(texts: Sequence[str]) -> tuple[Matrix, list[int]]:
+        raise AWAY
+
+    world.encoder.embed_counted = away  # type: ignore[method-assign]
+    bodies = [msgspec.json.encode(GeoidBody(text=f"text {n}")) for n in range(80)]
+    # Every second one failed twice before: this is its third attempt.
+    await world.vault.save_checkpoint([request(n, body=body, attempts=n % 2 * 2) for n, body in enumerate(bodies)])
+    async with world.running():
+        await until(lambda: all(0 < held - world.now * 1000 < 59_000 for _, held in world.vault.kept.values()))
+    for attempts, most in ((1, 2_000), (3, 8_000)):
+        delays = [held - world.now * 1000 for each, held in world.vault.kept.values() if each.attempts == attempts]
+        assert len(delays) == 40
+        assert 0.7 * most < max(delays) <= most
+        assert 1_000 <= min(delays) < 0.8 * most
+        assert len(set(delays)) > 20
 
 
 async def test_kept_work_that_cannot_be_done_is_set_aside_at_once() -> None:
