@@ -158,12 +158,13 @@ class Database:
         try:
             async with self._writer.borrow() as session:
                 with anyio.CancelScope(shield=True):
-                    return await session.alone()
+                    alone = await session.alone()
         except Exception as error:
             failure = failure_of(error)
             if failure is None:
                 raise
             raise self._refusal("write", failure, error) from error
+        return alone
 
     async def ping(self, *, deadline: float = 2.0) -> None:
         """Raises UnavailableError if a trivial read does not come back within ``deadline`` seconds."""
