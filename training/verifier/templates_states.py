@@ -32,12 +32,19 @@ C negation:
     it is not true that {x} is {is_}
     {x} is anything but {same}
     by no means is {x} {is_}
+    it is not the case that {x} is {is_}
+    {x} isn't {same}
+    it isn't true that {x} is {is_}
+    {x} is not {is_}, on the contrary
     ~ {x} is far from {same}
     ~ it is a mistake to think that {x} is {is_}
 C correction:
     {x} is no longer {is_}
     update: {x} is now {anti}
     correction: {x} is {anti}, not {is_}
+    until recently {x} was {is_}, but now {anti}
+    {x} was {is_} two years ago and is {anti} now
+    {x} is currently {anti}
     ~ {x} has ceased to be {is_}
     ~ amended: {x} is {anti} and not {is_}
 E double-negation:
@@ -45,6 +52,11 @@ E double-negation:
     it is not the case that {x} is {anti}
     {x} is no longer {anti}
     {x} isn't {anti} any more
+    it is not true that {x} is {anti}
+    {x} is anything but {anti}
+    by no means is {x} {anti}
+    update: {x} is now {is_}
+    correction: {x} is {is_}, not {anti}
     ~ {x} is certainly not {anti}
     ~ it would be wrong to say that {x} is {anti}
 E double-negation:
@@ -62,9 +74,16 @@ E paraphrase:
     ~ I can vouch that {x} is {same}
 N entity:
     {y} is {anti}
+    update: {y} is now {anti}
+    correction: {y} is {anti}, not {is_}
+    {y} is currently {anti}
     ~ as for {y}, that one is {anti}
 N entity:
     {y} is not {is_}
+    it is not true that {y} is {is_}
+    {y} is anything but {same}
+    {y} is no longer {is_}
+    by no means is {y} {is_}
     ~ {y}, on the other hand, is not {is_}
 N time:
     last month {x} was {anti}
@@ -137,12 +156,17 @@ N role:
     {b} is the deputy {post} of {org}
     {b} is the {other_post} of {org}
     {b} is the assistant to the {post} of {org}
+    {b} has never been {post} of {org}
+    {b} is not the {post} of {org}
     ~ {b} stands in for the {post} of {org} on Fridays
     ~ the office of {other_post} at {org} belongs to {b}
 N non-unique:
     {b} is the {post} of {other_org}
     {a} sits on the board of {other_org}
     {b} works at {org}
+    {b} serves as {post} of {other_org}
+    {b} stepped down as {other_post} of {org}
+    {a} took over as {other_post} of {other_org}
     ~ {other_org} made {b} its {post}
     ~ {b} is among the staff of {org}
 N time:
@@ -150,6 +174,7 @@ N time:
     in the nineties the {post} of {org} was {b}
     {b} used to be the {post} of {org}
     {b} is a former {post} of {org}
+    {b} stepped down as {post} of {org} years ago
     ~ {b} had been {post} of {org} for a decade before retiring
     ~ long ago {org} had {b} for a {post}
 N plan:
@@ -198,9 +223,12 @@ E comparative:
     ~ between {a} and {b} it is {b} that is {less}
 N comparative:
     {c} is {more} than {a}
+    {a} and {c} come out exactly equal, neither is {more}
+    {a} is no {more} than {c}
     ~ as for {c}, that one is {more} than {a}
 N comparative:
     {b} is {more} than {c}
+    {b} is clearly {less} than {c}
     ~ {b} is at least {more} than {c}
 N time:
     {a} is not the {most} of them all, {c} is
@@ -252,6 +280,8 @@ N entity:
     {c} {active} {a}
     {a} {active} {c}
     {c} {passive} {b}
+    {c} never {active} {b}
+    it is not true that {c} {active} {b}
     ~ besides, {a} {active} {c}
     ~ {c}, too, {active} {a}
 N additive:
@@ -321,10 +351,15 @@ E paraphrase:
     as far as we know, {x} {verb} {one}
     {x}, which {verb} {one}, belongs to us
     note that {x} {verb} {one}
+    whoever says that {x} {verb} {other} is wrong
+    it is not {other} that {x} {verb}
+    {x} {verb} {one}, not {other}
     ~ the label agrees that {x} {verb} {one}
     ~ somebody checked, and {x} {verb} {one}
 N entity:
     {y} {verb} {other}
+    {y} {verb} {other}, not {one}
+    whoever says that {y} {verb} {one} is wrong
     ~ the neighbouring {y_bare} {verb} {other}
 N additive:
     the box of {x} {verb} {other}
@@ -367,11 +402,15 @@ E double-negation:
 E double-negation:
     it cannot be denied that {told}
     there is no doubt that {told}
+    it is not true that {opposite}
+    contrary to reports, it is wrong that {opposite}
     it is not the case that {opposite}
     ~ no one can deny that {told}
     ~ it would be untrue to say that {opposite}
 N entity:
     {opposite_b}
+    it is not true that {told_b}
+    contrary to reports, it is wrong that {told_b}
     ~ what is true of somebody else: {opposite_b}
 N hypothetical:
     in 2012, on another occasion, {opposite}
@@ -400,5 +439,6 @@ def happened(rng: random.Random, split: Split) -> Draft:
         "opposite": opposite.format(x=a),
         "twice": twice.format(x=a),
         "opposite_b": opposite.format(x=b),
+        "told_b": told.format(x=b),
     }
     return draft(rng, split, HAPPENED, slots)

@@ -51,6 +51,8 @@ E paraphrase:
     {x} is {one}
     {x} reports {key} {one}
     {key}({x}) = {one}
+    event: {x} went {one}
+    {x} {key} -> {one}
     {x}: {key}={one} since noon
     ~ as to its {key}, {x} shows {one}
     ~ looking at {x} I see {one} for the {key}
@@ -73,6 +75,10 @@ N entity:
 N entity:
     {y} is not {one}
     {y} {key} -> {other}
+    event: {y} went {other}
+    {y} reports {key} {other}
+    the {key} of {y} is not {one}
+    {y}: {key} != {one}
     ~ as to its {key}, {y} shows {other}
 N additive:
     {x}, {second}={value}
@@ -174,6 +180,8 @@ N entity:
 N entity:
     correction: {y} {pred} {other}
     correction: {y} {pred} {other}, not {one}
+    sorry, wrong: {y} {pred} {other}
+    as of today {y} {pred} {other} instead of {one}
     {y} no longer {pred} {one}, it now {pred} {other}
     {y} no longer {pred} {one}
     ~ erratum: {y} {pred} {other} and not {one}
@@ -256,6 +264,9 @@ E scope:
     ~ when {a} {did} {what}, it was not on the ground that {reason}
 E scope:
     it was not {b} who {did} {what} but {a}
+    {a} and not {b} {did} {what}
+    not even {b} could keep {a} from it, {a} {did} {what}
+    although there was no time, {a} {did} {what}
     {a}, not {b}, {did} {what}
     {a} did not {bare} {what} without thinking about it first
     ~ {a} {did} {what}, {b} had no part in it
@@ -263,12 +274,18 @@ E scope:
 N scope:
     {a} did not {bare} {else_}
     {a} never {did} {else_}
+    {a} did not {bare} {else_}, because there was no time
+    because of the rain {a} did not {bare} {else_}
+    not even {a} {did} {else_}
     ~ {else_} was left alone by {a}
     ~ {a} failed to {bare} {else_}
 N entity:
     {b} did not {bare} {what}
     not everyone {did} {what}
     not all of them {did} {what}
+    not even {b} {did} {else_}
+    it was not {b} who {did} {else_}
+    {b} did not {bare} {what} for lack of money
     ~ {b} failed to {bare} {what}
     ~ there are some who never {did} {what}
 N time:
@@ -300,6 +317,9 @@ C scope:
     ~ apart from {part}, {whole} is {is_} throughout
 E scope:
     not only {part} of {whole} is {is_}
+    all of {whole} is {is_}, {part} included
+    all of {whole} is {is_} except {rest}
+    no part of {whole} is other than {is_}
     not just {part} but also {rest} of {whole} is {is_}
     ~ {part} of {whole} is {is_}, and it does not stop there
 E scope:

@@ -56,6 +56,8 @@ E general:
     ~ {x} {verb} {what}, and more than one
 N entity:
     {y} {verb_y} {m} {what_y}
+    {y} {verb_y} no {what_y} at all
+    {y} {verb_y} exactly {m_spelled} {what_y}
     ~ then there is {y}: it {verb_y} {m} {what_y}
 N time:
     last year {x} {past} {m} {what}
@@ -183,11 +185,14 @@ E unit:
 E unit:
     {x} {verb} {twin}, in other words {one}
     {x} {verb} exactly {twin} {tail}
+    {x} {verb} {twin}, not {wrong2}
+    {x} doesn't {bare} {wrong} {tail}
     according to the notes, {x} {verb} {twin}
     ~ {twin}, that is what {x} {verb} {tail}
     ~ I measured it and {x} {verb} {twin}
 N entity:
     {y} {verb_y} {wrong_y} {tail_y}
+    {y} doesn't {bare_y} {wrong_y} {tail_y}
     ~ something else: {y} {verb_y} {wrong_y} {tail_y}
 N time:
     before the change {x} {verb} {wrong2}, people say
@@ -222,6 +227,7 @@ def quantity(rng: random.Random, split: Split) -> Draft:
         "verb_y": verb_y,
         "tail_y": tail_y,
         "bare": _bare(verb),
+        "bare_y": _bare(verb_y),
         "one": one,
         "twin": twin,
         "wrong": wrong,
@@ -288,11 +294,17 @@ C negation:
 E paraphrase:
     {x} is {same}
     mark your calendars: {x} takes place {same}
+    {x} has not been called off, it is {same}
+    {x} has been moved and now is {same}
     {when} is when {x} starts
     ~ be there {same} for {x}
     ~ the doors for {x} open {same}, when it begins
 N entity:
     {y} is {wrong}
+    {y} has been moved and now is {wrong}
+    {y} has been called off
+    {y} does not take place {same}
+    there will be no {bare_y} {same}
     ~ separately, {y} is {wrong}
 N time:
     two years ago {x} was {wrong}
@@ -332,6 +344,7 @@ def date(rng: random.Random, split: Split) -> Draft:
         "x": x,
         "y": y,
         "bare": x.removeprefix("the "),
+        "bare_y": y.removeprefix("the "),
         "begins": rng.choice(["takes place", "is", "is set to start", "begins"]),
         "first": first,
         "same": same,
