@@ -10,6 +10,9 @@ import re
 
 OTHER_DAY = 0.2
 """Most that a pair can score whose statements name their day by the same word, said on different days."""
+ELSEWHERE = 0.2
+"""Most that a pair can score whose statements name other things, times or places and are the same otherwise
+(``evidence.elsewhere``)."""
 DAY_MS = 86_400_000
 
 _OPENS_BY_REPLACING = re.compile(

@@ -7,7 +7,7 @@ from kimera_stream.core.interfaces import Judgement
 from kimera_stream.engines.composite import components
 from kimera_stream.engines.differences import differences
 from kimera_stream.engines.pairs import Pair, Stages
-from kimera_stream.engines.scope import OTHER_DAY, supersedes
+from kimera_stream.engines.scope import ELSEWHERE, OTHER_DAY, supersedes
 from kimera_stream.engines.verifier import Verifier
 from kimera_stream.infrastructure.settings import ScoringSettings
 from kimera_stream.protocol.objects import ScoreResult
@@ -110,7 +110,8 @@ class Scores:
         return pair.textual
 
     def out_of_scope(self, pair: Pair) -> tuple[float, str] | None:
-        """Most that a pair can score by its texts, and why: unrelated by the vectors, one a question, of different days."""
+        """Most that a pair can score by its texts, and why: unrelated by the vectors, one a question, of different
+        days, or of other things, times or places by name."""
         if pair.evidence is None:
             return None
         if pair.cosine is not None and pair.cosine < self._settings.min_relatedness:
@@ -119,6 +120,8 @@ class Scores:
             return ASKS, "a question asserts nothing"
         if pair.day:
             return OTHER_DAY, f"'{pair.day}' was said on different days"
+        if pair.evidence.elsewhere:
+            return ELSEWHERE, pair.evidence.elsewhere
         return None
 
     def silent(self, pair: Pair) -> str:
@@ -168,6 +171,8 @@ class Scores:
         why += words
         if self._stages.scope and pair.has_texts and (day := pair.day):
             why.append(f"scope: '{day}' was said on different days")
+        if self._stages.scope and pair.evidence is not None and pair.evidence.elsewhere:
+            why.append(f"scope: {pair.evidence.elsewhere}")
         if textual >= self.threshold and supersedes(pair.newer.geoid.text or ""):
             why.append("supersession: the newer statement says that it replaces the older one")
         if pair.verified is not None and textual >= self.threshold and not words:

@@ -235,7 +235,8 @@ class ScoringSettings(Group):
     stages: list[Stage] = Field(
         default_factory=lambda: list[Stage](("prefilter", "verify", "scope")),
         description="Stages of the cascade that run besides the scan and the rules (JSON list). Without prefilter the verifier reads "
-        "every related pair; without verify the rules decide; without scope questions and other days count as said.",
+        "every related pair; without verify the rules decide; without scope questions, other days and what names other things, times "
+        "or places count as said.",
     )
     compare_within: Literal["all", "session", "agent", "principal"] = Field(
         "all",

@@ -497,6 +497,36 @@ async def test_yesterday_said_on_two_days_is_not_one_day(apart: int, scope: bool
     assert ("scope: 'yesterday' was said on different days" in judgement.result.why) == (found == [])
 
 
+@pytest.mark.parametrize(
+    ("older", "newer", "reason"),
+    [
+        (
+            "On 3 March the valve was open.",
+            "On 5 March the valve was closed.",
+            "'3 March' and '5 March' are different times",
+        ),
+        ("Valve W7-77 is open.", "Valve W7-78 is closed.", "w7-77 and w7-78 are different things"),
+        ("The office in Recife is open.", "The office in Natal is closed.", "one speaks of Recife, the other of Natal"),
+        ("The launch is on 3 March.", "The launch is on 5 March.", ""),
+        ("The office is in Recife.", "The office is in Natal.", ""),
+    ],
+)
+async def test_what_both_name_apart_is_no_contradiction_however_sure_the_verifier_is(
+    older: str, newer: str, reason: str
+) -> None:
+    world = World(Oracle(0.99))
+    world.put(geoid("a", older))
+    fresh = geoid("b", newer)
+    assert await world.hits(fresh) == [[] if reason else ["a"]]
+    judgement = await world.engine.explain(world.shelf.geoids["a"], fresh)
+    assert judgement.score == pytest.approx(0.2 if reason else 0.99, abs=1e-4)
+    assert by_stage(judgement)["scope"].note == reason
+    assert [why for why in judgement.result.why if why.startswith("scope")] == ([f"scope: {reason}"] if reason else [])
+    without = World(Oracle(0.99), stages=Stages(scope=False))
+    without.put(geoid("a", older))
+    assert await without.hits(fresh) == [["a"]]
+
+
 @pytest.mark.parametrize(("point", "reported"), [("precise", False), ("balanced", True), ("sensitive", True)])
 async def test_the_operating_point_decides_what_is_reported(point: str, reported: bool) -> None:
     world = World(Oracle(0.75), operating_point=point)

@@ -12,6 +12,7 @@ from kimera_stream.engines.evidence.quantities import quantities, words_of
 from kimera_stream.engines.evidence.reading import CUES, read
 
 BALANCED = 0.65
+TIMES, THINGS = "'{}' and '{}' are different times", "{} and {} are different things"
 
 
 def evidence(a: str, b: str, cosine: float = 0.8) -> Evidence:
@@ -58,6 +59,53 @@ def test_plain_clashes_are_found_and_named(a: str, b: str, reason: str) -> None:
 def test_near_misses_are_not_reported(a: str, b: str) -> None:
     for one, other in ((a, b), (b, a)):
         assert evidence(one, other).probability < BALANCED
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "named"),
+    [
+        ("On 3 March the valve was open.", "On 5 March the valve was closed.", ("3 March", "5 March", TIMES)),
+        ("At noon the valve was open.", "At 3pm the valve was closed.", ("noon", "3pm", TIMES)),
+        ("The valve wasn't open in 2019.", "The valve was open in 2021.", ("2019", "2021", TIMES)),
+        ("Valve W7-77 is open.", "Valve W7-78 is closed.", ("w7-77", "w7-78", THINGS)),
+        ("Flight 612 is on time.", "Flight 613 is not on time.", ("flight 612", "flight 613", THINGS)),
+        (
+            "The office in Recife is open.",
+            "The office in Natal is closed.",
+            ("Recife", "Natal", "one speaks of {}, the other of {}"),
+        ),
+    ],
+)
+def test_what_names_another_thing_time_or_place_and_is_the_same_otherwise(
+    a: str, b: str, named: tuple[str, str, str]
+) -> None:
+    one, other, told = named
+    assert evidence(a, b).elsewhere == told.format(one, other)
+    assert evidence(b, a).elsewhere == told.format(other, one)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("The launch is on 3 March.", "The launch is on 5 March."),
+        ("The launch is at noon.", "The launch is at 3pm."),
+        ("The office is in Recife.", "The office is in Natal."),
+        ("Omar drives line 14.", "Omar drives line 41."),
+        ("The valve is closed until 3 March.", "The valve is open on 1 March."),
+        ("The valve is open since 3 March.", "The valve is closed on 5 March."),
+        ("The valve opened on 3 March, not on 5 March.", "The valve was closed on 5 March."),
+        ("Every batch from L200 is recalled.", "L228 is not recalled."),
+        ("The library runs on 1.8.2 and is stable.", "The library runs on 1.9.0 and is not stable."),
+        ("Valve W7-77 is open.", "Valve W7-77 is closed."),
+        ("On 3 March the valve was open.", "On March 3rd the valve was closed."),
+        ("In 2019 the valve was open.", "On 5 March the valve was closed."),
+        ("On 3 March the red valve was open.", "On 5 March the pump in the hall was closed."),
+        ("On 3 March the valve was open.", "The valve was closed."),
+    ],
+)
+def test_what_may_well_speak_of_the_same(a: str, b: str) -> None:
+    assert not evidence(a, b).elsewhere
+    assert not evidence(b, a).elsewhere
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from importlib import resources
 import numpy as np
 import numpy.typing as npt
 
+from kimera_stream.engines.evidence.elsewhere import elsewhere
 from kimera_stream.engines.evidence.findings import FEATURES, Findings, compare
 from kimera_stream.engines.evidence.reading import read
 
@@ -28,12 +29,14 @@ class Evidence:
         why: Clashes in plain words.
         plain: A clear clash between otherwise equal statements.
         apart: Words on what sets the statements apart; empty if nothing does.
+        elsewhere: The things, times or places that an otherwise equal pair names apart, in plain words; empty if none.
     """
 
     probability: float
     why: tuple[str, ...]
     plain: bool
     apart: tuple[str, ...]
+    elsewhere: str = ""
 
 
 class Rules:
@@ -65,10 +68,13 @@ class Rules:
         raw = np.array([list(each.features.values()) for each in found], dtype=np.float32)
         hidden = np.maximum(0, ((raw - self._mean) / self._scale) @ self._hidden + self._hidden_bias)
         probabilities = 1 / (1 + np.exp(-(hidden @ self._out + self._out_bias)))
-        return [_evidence(each, float(value)) for each, value in zip(found, probabilities, strict=True)]
+        return [
+            _evidence(each, float(value), elsewhere(a, b, read(a), read(b), each))
+            for each, value, (a, b, _) in zip(found, probabilities, pairs, strict=True)
+        ]
 
 
-def _evidence(found: Findings, probability: float) -> Evidence:
+def _evidence(found: Findings, probability: float, apart: str) -> Evidence:
     values = found.features
     plain = _is_plain(found)
     if plain:
@@ -80,7 +86,7 @@ def _evidence(found: Findings, probability: float) -> Evidence:
         or (values["name_only_a"] and values["name_only_b"])
     ):
         probability = min(probability, UNEXPLAINED)
-    return Evidence(probability, tuple(explain(found)), plain, tuple(found.differences))
+    return Evidence(probability, tuple(explain(found)), plain, tuple(found.differences), apart)
 
 
 def _is_plain(found: Findings) -> bool:
