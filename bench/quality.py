@@ -33,12 +33,14 @@ from kimera_stream.infrastructure.compute import plan_compute
 from kimera_stream.infrastructure.settings import PerformanceSettings, ScoringSettings
 from kimera_stream.protocol.objects import GeoidBody
 from training.verifier.clusters import Cluster, read_clusters
-from training.verifier.examples import CONTRADICTION, LABELS
+from training.verifier.examples import CONTRADICTION, LABELS, split_of
 from training.verifier.recipe import OWN_CORPUS
 from training.verifier.stories import Story, read_stories
 
 T = TypeVar("T")
 MEASURED = ("mnli_dev_part", "cad_dev", "conjnli_dev", "sick_trial_eval_only")
+UNSEEN = ("snli_dev",)
+"""Sets of which a part trains: measured on the premises that the split of the verifier's training keeps for measuring."""
 FILLERS = (
     "snli_dev", "wikifactcheck_part", "mnli_train", "conjnli_train", "semantoneg_part", "cad_train", "breaking_nli_part",
 )  # fmt: skip
@@ -188,6 +190,15 @@ class Bench:
         self.index.put(stored)
 
 
+def public_pairs(data: Path, name: str, most: int) -> list[tuple[str, str, str, str]]:
+    """(premise, hypothesis, label, no kind) of a public set, at most so many; of one that trains those of unseen premises alone."""
+    chosen = [
+        row for row in rows(data / f"{name}.jsonl.gz") if name not in UNSEEN or split_of(row["premise"]) == "test"
+    ]
+    chosen.sort(key=lambda row: bucket(row["premise"] + row["hypothesis"]))
+    return [(row["premise"], row["hypothesis"], row["label"], "") for row in chosen[:most]]
+
+
 async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     verifier: CrossEncoderVerifier | None = None
     if arguments.verifier == "auto" and weights_available():
@@ -199,11 +210,8 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     labelled: dict[str, list[tuple[str, str, str, str]]] = {
         "corpus": [(c.anchor, i.text, NAMES[i.label], i.kind) for c in clusters for i in c.items]
     }
-    for name in MEASURED:
-        chosen = sorted(
-            rows(arguments.data / f"{name}.jsonl.gz"), key=lambda row: bucket(row["premise"] + row["hypothesis"])
-        )
-        labelled[name] = [(row["premise"], row["hypothesis"], row["label"], "") for row in chosen[: arguments.pairs]]
+    for name in (*UNSEEN, *MEASURED):
+        labelled[name] = public_pairs(arguments.data, name, arguments.pairs)
     fillers: list[str] = []
     for name in FILLERS:
         for row in rows(arguments.data / f"{name}.jsonl.gz"):
