@@ -1,5 +1,6 @@
 """The rules that CI checks fail when they are broken: layers, strict types, banned calls. Each on a copy with one defect."""
 
+import ast
 import shutil
 import subprocess
 import sys
@@ -74,3 +75,59 @@ def test_a_banned_call_is_an_error(source: str, rule: str, copy: Path) -> None:
     result = run(BIN / "ruff", "check", "--no-cache", broken, cwd=copy)
     assert result.returncode == 1, result.stdout + result.stderr
     assert rule in result.stdout
+
+
+DRIVERS = {"sqlite3", "_sqlite3", "aiosqlite", "asyncpg", "psycopg", "psycopg2"}
+ENGINES = {"create_engine", "create_async_engine", "engine_from_config", "async_engine_from_config", "create_pool"}
+
+
+def connections(source: str) -> list[str]:
+    """What a module names that opens a connection to a database: any driver, or how SQLAlchemy makes an engine."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if alias.name.split(".")[0] in DRIVERS]
+        elif isinstance(node, ast.ImportFrom):
+            driver = (node.module or "").split(".")[0] in DRIVERS
+            found += [f"{node.module}.{alias.name}" for alias in node.names if driver or alias.name in ENGINES]
+        elif isinstance(node, ast.Attribute) and node.attr in ENGINES:
+            found.append(node.attr)
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            name = str(node.args[0].value)
+            if called in ("import_module", "__import__") and name.split(".")[0] in DRIVERS:
+                found.append(name)
+    return found
+
+
+def test_only_the_database_package_opens_connections() -> None:
+    package = ROOT / "kimera_stream"
+    one = package / "infrastructure" / "database"
+    opening = {path: found for path in package.rglob("*.py") if (found := connections(path.read_text()))}
+    assert {str(path): found for path, found in opening.items() if one not in path.parents} == {}
+    assert {path.name for path in opening} >= {"engines.py", "sessions.py"}, "they are looked for in vain"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import sqlite3\n\nsqlite3.connect('x')",
+        "import sqlite3 as s\n\nopen = s.connect",
+        "from sqlite3 import connect",
+        "import asyncpg.pool",
+        "def go():\n    from asyncpg import connect as c",
+        "from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine as e",
+        "import sqlalchemy as sa\n\nsa.create_engine('sqlite://')",
+        "import sqlalchemy.ext.asyncio\n\nmake = sqlalchemy.ext.asyncio.create_async_engine",
+        "import importlib\n\nimportlib.import_module('aiosqlite')",
+    ],
+)
+def test_another_connection_is_noticed(source: str) -> None:
+    assert connections(source) != []
+
+
+def test_what_opens_nothing_is_let_be() -> None:
+    source = (
+        "from sqlalchemy import Connection, text\nfrom sqlalchemy.ext.asyncio import AsyncConnection\n\nhost.connect(1)"
+    )
+    assert connections(source) == []

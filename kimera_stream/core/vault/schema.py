@@ -1,8 +1,9 @@
 """The tables, the same on SQLite and PostgreSQL. The migrations make them; a test compares the two.
 
 ``log_entry`` holds the public events as they were encoded; everything else is relational. Offsets of entities point at
-their newest entry of the log. JSON appears where the user's own payload is free-form (metadata, a filter, the body of a
-request that was accepted and not yet processed) and for one scalar of a symbolic feature.
+their newest entry of the log. JSON appears where the user's own payload is free-form (metadata, a filter), for lists of
+sentences and one scalar of a symbolic feature, and where a message is kept whole: the reply of a keyed request, to be given
+again, and a request that was accepted and is not carried out (``docs/adr/0002-log-and-vault.md``; a test has the list).
 """
 
 from sqlalchemy import (
@@ -228,7 +229,7 @@ idempotency_key = Table(
     Column("result", LargeBinary, nullable=False),
     Column("checksum", BigInteger),
 )
-"""``checksum`` covers the rest of the row, and is verified on every read; null: written by an earlier version."""
+"""``result`` is the JSON of the first reply. ``checksum`` covers the rest of the row, and is verified on every read; null: written by an earlier version."""
 
 revocation = Table(
     "revocation",
