@@ -23,6 +23,10 @@ PATIENCE: Final = 0.025
 """Seconds that a told entry may be missing before it is read: two nodes tell of neighbouring commits in any order."""
 MOST_EARLY: Final = 8_192
 """Entries kept that came before their turn; beyond, all of them are read from the log."""
+MOST_EARLY_BYTES: Final = 16 << 20
+"""And their bytes."""
+_OVERHEAD: Final = 600
+"""Bytes counted for an entry besides its data."""
 
 
 class SharedLog(LogReader, Protocol):
@@ -53,6 +57,7 @@ class Following:
         self._sink = sink
         self._poll = poll
         self._early: dict[int, LogEntry] = {}
+        self._early_bytes = 0
         self._wake = anyio.Event()
         self.position = position
         """Everything up to here has been passed on."""
@@ -63,15 +68,22 @@ class Following:
         self.away = False
         """Whether the log could not be read when it was last asked."""
 
+    @property
+    def early_bytes(self) -> int:
+        """Bytes of what came before its turn, estimated."""
+        return self._early_bytes
+
     def heard(self, entries: Sequence[LogEntry]) -> None:
         """Entries as another node tells them: perhaps again, perhaps before their turn."""
         position = self.position
         for entry in entries:
-            if entry.offset > position:
+            if entry.offset > position and entry.offset not in self._early:
                 self._early[entry.offset] = entry
+                self._early_bytes += _size(entry)
         self._pass_on()
-        if len(self._early) > MOST_EARLY:
+        if len(self._early) > MOST_EARLY or self._early_bytes > MOST_EARLY_BYTES:
             self._early.clear()
+            self._early_bytes = 0
             self._wake.set()
         elif self._early:
             self._wake.set()
@@ -86,6 +98,7 @@ class Following:
         ready: list[LogEntry] = []
         while (entry := self._early.pop(turn, None)) is not None:
             ready.append(entry)
+            self._early_bytes -= _size(entry)
             turn += 1
         if ready:
             self.told += len(ready)
@@ -125,4 +138,9 @@ class Following:
             if fresh:
                 self._sink(fresh)
             self._early = {offset: entry for offset, entry in self._early.items() if offset > self.position}
+            self._early_bytes = sum(map(_size, self._early.values()))
             self._pass_on()
+
+
+def _size(entry: LogEntry) -> int:
+    return memoryview(entry.data).nbytes + _OVERHEAD

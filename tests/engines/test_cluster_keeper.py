@@ -13,6 +13,7 @@ from kimera_stream.core.slices import shares
 from kimera_stream.core.vault.cluster import SqlCluster
 from kimera_stream.core.vault.vault import SqlVault
 from kimera_stream.engines.cluster import keeper as keeping
+from kimera_stream.engines.cluster import leader as leading
 from kimera_stream.engines.cluster.keeper import CoverageKeeper
 from kimera_stream.engines.cluster.leader import Leader, Relay
 from kimera_stream.protocol.errors import UnavailableError
@@ -407,6 +408,42 @@ async def test_what_its_committer_did_not_announce_is_announced_once(vault):
     relay.heard([entry(5)])
     now[0] = 9.0
     assert await relay.step() == 0
+
+
+async def test_of_much_behind_a_missing_one_some_is_forgotten_and_announced_again(vault, monkeypatch):
+    monkeypatch.setattr(leading, "MOST_BEYOND", 3)
+    heard, now = Heard(), [0.0]
+    relay = Relay(vault, heard, leads=lambda: True, lease=5.0, grace=1.0, monotonic=lambda: now[0])
+    entries = await commit(vault, *range(1, 11))
+    relay.heard(entries[1:])
+    assert len(relay._beyond) == 3
+    await relay.step()
+    now[0] = 2.0
+    assert await relay.step() == 7
+    assert sorted(heard.by_offset) == [1, 5, 6, 7, 8, 9, 10]
+    assert relay._beyond == set()
+    relay.heard(await commit(vault, 11, 12))
+    assert relay._beyond == set()
+    await relay.step()
+    now[0] = 4.0
+    assert await relay.step() == 0
+
+
+async def test_of_many_heads_of_the_log_those_between_come_with_the_next(vault, monkeypatch):
+    monkeypatch.setattr(leading, "MOST_HEADS", 2)
+    heard, now = Heard(), [0.0]
+    relay = Relay(vault, heard, leads=lambda: True, lease=5.0, grace=10.0, monotonic=lambda: now[0])
+    for offset in range(1, 6):
+        await commit(vault, offset)
+        await relay.step()
+        assert len(relay._heads) <= 2
+        now[0] += 1.0
+    now[0] = 12.0
+    assert await relay.step() == 2
+    await relay.step()
+    now[0] = 30.0
+    assert await relay.step() == 3
+    assert sorted(heard.by_offset) == [1, 2, 3, 4, 5]
 
 
 async def test_a_follower_remembers_what_is_missing_until_it_leads(vault):

@@ -10,7 +10,8 @@ import anyio
 import pytest
 from structlog.testing import capture_logs
 
-from kimera_stream.infrastructure.bus import working
+from kimera_stream.infrastructure.bus import following, working
+from kimera_stream.infrastructure.bus.following import RedisFollower
 from kimera_stream.infrastructure.bus.interface import (
     LOG,
     NUDGE,
@@ -447,6 +448,32 @@ async def test_topics_are_trimmed_and_who_was_too_slow_is_told(redis: OwnRedis) 
             one.publish(LOG, b"x" * 1_000)
         await one.depth(0)
         assert int(await redis.command("XLEN", "kimera:topic:log")) <= 20
+
+
+async def test_large_messages_wait_in_redis_while_nobody_receives(
+    redis: OwnRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size, held, at_once = 50_000, 1_000_000, 200_000
+    monkeypatch.setattr(following, "HELD_BYTES", held)
+    monkeypatch.setattr(following, "READ_BYTES", at_once)
+    told = [Message(LOG, b"%04d" % number + b"x" * size) for number in range(100)]
+    async with serving(redis, "one") as one, one.follow(LOG) as follower:
+        assert isinstance(follower, RedisFollower)
+        one.publish(LOG, b"first")
+        await hear_until(follower, Message(LOG, b"first"))
+        reads: list[int] = []
+        pace = follower._pace
+        monkeypatch.setattr(follower, "_pace", lambda sizes: (reads.append(sum(sizes)), pace(sizes)))
+        for message in told[:-1]:
+            one.publish(LOG, message.payload)
+            await one.depth(0)
+        await until(lambda: follower.held_bytes >= held)
+        await one.depth(0)
+        assert follower.held_bytes <= held + max(reads)
+        one.publish(LOG, told[-1].payload)
+        assert await hear_until(follower, told[-1]) == told, "nothing is missing, and nothing was told as lost"
+        assert follower.held_bytes == 0
+        assert max(reads[1:]) <= at_once, "the first large one came without a warning"
 
 
 async def test_consumers_of_former_runs_are_forgotten(redis: OwnRedis, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from kimera_stream.core.relay import pack_entries, unpack_entries
 from kimera_stream.infrastructure.settings import StreamSettings
 from kimera_stream.protocol.errors import UnavailableError
 from kimera_stream.protocol.log import LogEntry
-from kimera_stream.streaming.following import MOST_EARLY, Following
+from kimera_stream.streaming.following import MOST_EARLY, MOST_EARLY_BYTES, Following
 from kimera_stream.streaming.hub import Hub
 from kimera_stream.streaming.recent import Recent
 
@@ -170,6 +170,25 @@ async def test_too_much_before_its_turn_is_forgotten_and_read() -> None:
         assert heard.offsets == []
         await heard.until(lambda: made.position == log.committed)
     assert heard.offsets == list(range(1, MOST_EARLY + 3))
+
+
+async def test_few_large_ones_before_their_turn_are_too_much_as_well() -> None:
+    log, heard = Log(), Heard()
+    large = MOST_EARLY_BYTES // 4
+    log.committed = 7
+    async with following(log, heard) as made:
+        made.heard([entry(offset, large) for offset in (2, 3, 4)])
+        made.heard([entry(2, large)])
+        kept = made.early_bytes
+        assert 3 * large < kept <= MOST_EARLY_BYTES
+        made.heard([entry(6, large), entry(7, large)])
+        assert made.early_bytes == 0
+        assert heard.offsets == []
+        await heard.until(lambda: made.position == 7)
+        made.heard([entry(9, large)])
+        made.heard([entry(8)])
+        assert made.early_bytes == 0, "what was passed on is not counted any more"
+    assert heard.offsets == list(range(1, 10))
 
 
 @settings(max_examples=50, deadline=None)

@@ -22,6 +22,10 @@ log = structlog.get_logger(__name__)
 DUTY = "leader"
 BEATS_PER_LEASE = 3
 PAGE = 500
+MOST_BEYOND = 65_536
+"""Offsets remembered as announced behind one that is not, some 6 MB; what is forgotten is read from the log and announced once more."""
+MOST_HEADS = 1_024
+"""Heads of the log remembered with their times; beyond, those between are looked at with the next one."""
 LEAVING = 2.0
 """Seconds that giving the duty back may take."""
 
@@ -132,7 +136,12 @@ class Relay:
 
     def heard(self, entries: Sequence[LogEntry]) -> None:
         """These entries were announced, by whomever."""
-        self._beyond.update(entry.offset for entry in entries if entry.offset > self._upto)
+        for entry in entries:
+            if entry.offset == self._upto + 1:
+                self._upto = entry.offset
+                self._beyond.discard(entry.offset)
+            elif entry.offset > self._upto and len(self._beyond) < MOST_BEYOND:
+                self._beyond.add(entry.offset)
         while self._upto + 1 in self._beyond:
             self._upto += 1
             self._beyond.discard(self._upto)
@@ -153,7 +162,7 @@ class Relay:
             UnavailableError: the log cannot be read.
         """
         now, head = self._monotonic(), await self._vault.refresh()
-        if not self._heads or head > self._heads[-1][0]:
+        if not self._heads or (head > self._heads[-1][0] and len(self._heads) < MOST_HEADS):
             self._heads.append((head, now))
         due, leads = self._upto, self._leads()
         before = now - self._grace - (0.0 if leads else 2 * self._lease)

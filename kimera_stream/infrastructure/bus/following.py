@@ -9,6 +9,7 @@ ever said.
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import anyio
@@ -25,9 +26,14 @@ BLOCK = 0.5
 LOOK_EVERY = 0.5
 """Seconds after which the places are compared, also where one topic keeps the reads busy and another is quiet."""
 READ_ITEMS = 256
-"""Messages of one topic taken by one read."""
+"""Messages of one topic taken by one read at most."""
+READ_BYTES = 4 << 20
+"""Bytes that one read of one topic is to bring: it asks for as many messages as they would hold if all were as large as the largest of
+the read before."""
 HELD_ITEMS = 512
 """Messages read and not yet received, above which nothing more is read."""
+HELD_BYTES = 16 << 20
+"""And their bytes."""
 
 
 class Place:
@@ -64,11 +70,19 @@ class RedisFollower:
         self._late = False
         self._look_at = 0.0
         self._held: deque[Message | Lost] = deque()
+        self._held_bytes = 0
+        self._items = READ_ITEMS
+        """Messages of one topic that the next read asks for."""
         self._came = anyio.Event()
         self._taken = anyio.Event()
         self.placed = anyio.Event()
         self.scope = anyio.CancelScope()
         self.finished = anyio.Event()
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes read and not yet received."""
+        return self._held_bytes
 
     async def receive(self) -> list[Message | Lost]:
         while not self._held:
@@ -76,6 +90,7 @@ class RedisFollower:
             await self._came.wait()
         heard = list(self._held)
         self._held.clear()
+        self._held_bytes = 0
         self._taken.set()
         return heard
 
@@ -100,22 +115,27 @@ class RedisFollower:
             await waits.pause()
 
     async def _read(self, connection: Connection) -> None:
-        while (
-            len(self._held) >= HELD_ITEMS
-        ):  # whoever receives is behind: what it misses meanwhile is trimmed, and told
+        # Whoever receives is behind: what it misses meanwhile is trimmed, and told.
+        while len(self._held) >= HELD_ITEMS or self._held_bytes >= HELD_BYTES:
             self._taken = anyio.Event()
             await self._taken.wait()
         ids = [place.id for place in self._places.values()]
         streams = [self._keys.topic(topic) for topic in self._places]
         answer = await self._ask(
-            connection, BLOCK, b"XREAD", b"COUNT", READ_ITEMS, b"BLOCK", int(BLOCK * 1000), b"STREAMS", *streams, *ids
+            connection, BLOCK, b"XREAD", b"COUNT", self._items, b"BLOCK", int(BLOCK * 1000), b"STREAMS", *streams, *ids
         )
         if answer:
             assert isinstance(answer, Mapping)
+            begun = len(self._held)
             for stream, entries in answer.items():
                 self._heard(self._topic_of[bytes(stream)], entries)
+            self._pace([len(each.payload) for each in islice(self._held, begun, None) if isinstance(each, Message)])
         if not answer or anyio.current_time() >= self._look_at:
             await self._place(connection)
+
+    def _pace(self, sizes: Sequence[int]) -> None:
+        """How many messages to ask for next, after a read that brought some of these sizes."""
+        self._items = max(1, min(READ_ITEMS, READ_BYTES // max([1, *sizes])))
 
     def _heard(self, topic: str, entries: Sequence[Any]) -> None:
         place = self._places[topic]
@@ -167,5 +187,6 @@ class RedisFollower:
     def _hold(self, news: Sequence[Message | Lost]) -> None:
         if news:
             self._held.extend(news)
+            self._held_bytes += sum(len(item.payload) for item in news if isinstance(item, Message))
             self._count(len(news), sum(isinstance(item, Lost) for item in news))
             self._came.set()
