@@ -13,11 +13,13 @@ import anyio
 import anyio.abc
 import anyio.to_thread
 
+from tests.oracle import passes
 from tests.oracle.processes import Postgres, Redis, Server, run_program
 from tests.oracle.proxy import Proxy
 from tests.oracle.shim import Shim, build_shim
 
 SETTINGS = {
+    **passes.SETTINGS,
     # Deterministic and quick: no weights, and every candidate is looked at, however many were published together.
     "KIMERA_EMBEDDING__PROVIDER": "hashing",
     "KIMERA_SCORING__VERIFIER": "off",

@@ -4,7 +4,7 @@ import signal
 import sqlite3
 from collections.abc import Awaitable, Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 
 import anyio
@@ -13,10 +13,13 @@ import anyio.to_thread
 from tests.oracle.deployments import Deployment, Node
 from tests.oracle.listeners import Listener
 from tests.oracle.model import Ledger, Op
+from tests.oracle.passes import Passes
 from tests.oracle.plan import Step
 from tests.oracle.publishers import Publisher
 from tests.oracle.wire import PATIENCE, Gone, Web
 
+TURNED_AWAY = 10.0
+"""Seconds within which every node has to have heard of a revocation; they look once a second."""
 FULL_PROBE = 8.0
 """Seconds within which a server whose disk is full has to answer."""
 OTHERS_SERVE = 25.0
@@ -28,6 +31,7 @@ class World:
     """What faults are done to.
 
     Attributes:
+        passes: What guests come in by.
         wrong: Promises that were seen to be broken while a fault lasted.
         slow: How many times longer answers may take.
     """
@@ -37,6 +41,7 @@ class World:
     listeners: list[Listener]
     ledger: Ledger
     wrong: list[str]
+    passes: Passes = field(default_factory=lambda: Passes(0))
     slow: float = 1.0
 
 
@@ -104,6 +109,32 @@ async def stop(world: World, _step: Step, rng: Random) -> None:
     code = await node.restart(gracefully=True)
     if code != 0:
         world.wrong.append(f"a graceful stop of {node.name} ended with {code}: {node.server.said[-500:]}")
+
+
+async def revoke(world: World, step: Step, rng: Random) -> None:
+    """The token by which guests came in at every door is revoked through one of them: each has to let them in no more."""
+    passes = world.passes
+    given = passes.current
+    node = rng.choice([each for each in world.deployment.nodes if each.door is not None])
+    with anyio.move_on_after(TURNED_AWAY * world.slow) as told:
+        await passes.revoke(node.server.url, rng)
+    if told.cancelled_caught:
+        world.wrong.append(f"{node.name} does not revoke a token")
+        return
+    inside = {each.heard.name for each in world.listeners if each.invited}
+    with anyio.move_on_after(TURNED_AWAY * world.slow):
+        async with anyio.create_task_group() as group:
+
+            async def wait(guest: Listener) -> None:
+                await guest.turned_away(given.token)
+                inside.discard(guest.heard.name)
+
+            for each in world.listeners:
+                if each.invited:
+                    group.start_soon(wait, each)
+    world.wrong += [f"{name} is let in by a token that {node.name} has revoked" for name in sorted(inside)]
+    passes.issue()
+    await anyio.sleep(step.length / 4)
 
 
 async def disk_full(world: World, step: Step, rng: Random) -> None:
@@ -417,7 +448,7 @@ Fault = Callable[[World, Step, Random], Awaitable[None]]
 FAULTS: dict[str, Fault] = {
     each.__name__: each
     for each in (
-        cut, half_open, stall, retry_storm, kill, pause, stop, disk_full, sync_fails, slow_sync, clock, locked, torn_log,
+        cut, half_open, stall, retry_storm, kill, pause, stop, revoke, disk_full, sync_fails, slow_sync, clock, locked, torn_log,
         database_sessions, database_restart, database_kill, database_pause, database_stall, database_partition, database_cut_off,
         database_failover, node_disk_full, redis_flush, redis_restart, redis_pause, redis_partition, redis_cut_off,
     )

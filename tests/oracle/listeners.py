@@ -8,8 +8,9 @@ import anyio
 import msgspec
 
 from tests.oracle.model import Heard, Segment
+from tests.oracle.passes import Passes
 from tests.oracle.publishers import LONGEST_PAUSE, PAUSE
-from tests.oracle.wire import PATIENCE, Gone, Web, Wire, connected
+from tests.oracle.wire import PATIENCE, REVOKED, UNAUTHORIZED, Gone, Web, Wire, connected
 
 Mode = Literal["since", "cursor", "wander", "sse"]
 """since: goes on after the last event. cursor: the same by a durable cursor. wander: leaves now and then and begins again
@@ -33,6 +34,7 @@ class Listener:
         since: Begin after this offset of the first log it meets; None: with what comes next.
         filter: As the contract has it; ``heard.wanted`` is our own understanding of it.
         pace: Seconds it takes over an event.
+        passes: What it comes in by; None: it shows no token.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Listener:
         since: int | None = None,
         filter: dict[str, Any] | None = None,
         pace: float = 0.0,
+        passes: Passes | None = None,
     ) -> None:
         self.heard = heard
         self._doors = doors
@@ -54,6 +57,9 @@ class Listener:
         self._since = since
         self._filter = filter
         self._pace = pace
+        self._passes = passes
+        self._shown: str | None = None
+        self._turned_away: set[str] = set()
         self._rng = Random(f"{seed}-{heard.name}")
         self._acked: set[int] = set()
         self._confirmed = 0
@@ -65,6 +71,11 @@ class Listener:
         self.connected = False
         self.codes: dict[int, int] = {}
         """How often each close code ended a subscription."""
+
+    @property
+    def invited(self) -> bool:
+        """Whether it comes in by a token."""
+        return self._passes is not None
 
     @property
     def position(self) -> tuple[str, int]:
@@ -102,7 +113,23 @@ class Listener:
             await anyio.sleep(pause * (0.5 + self._rng.random()))
             pause = min(2 * pause, LONGEST_PAUSE)
 
+    async def turned_away(self, token: str) -> None:
+        """Wait until it is in by that token no more, and cannot come in by it again."""
+        while token not in self._turned_away:
+            moved = self._moved
+            await moved.wait()
+
     def _left(self, gone: Gone) -> None:
+        asked = self._passes is not None and self._shown in self._passes.asked
+        if gone.code == UNAUTHORIZED and asked:
+            assert self._shown is not None
+            self._turned_away.add(self._shown)
+            self._wake()
+            return
+        if gone.code == REVOKED and not asked:
+            self.heard.broken.append(
+                f"{self.heard.name}: closed with {gone.code} {gone.reason}, though nobody asked for it"
+            )
         if self.connected:
             self.codes[gone.code] = self.codes.get(gone.code, 0) + 1
         if gone.code not in RESUME_CODES and gone.code not in PROTOCOL_CODES:
@@ -111,7 +138,8 @@ class Listener:
     # -- WebSocket ---------------------------------------------------------------------------------------------------------
 
     async def _visit(self, door: str) -> None:
-        async with connected(door, self._encoding) as wire:
+        self._shown = None if self._passes is None else self._passes.current.token
+        async with connected(door, self._encoding, self._shown) as wire:
             segment = await self._subscribe(wire)
             if segment is None:
                 return

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
-ALWAYS = {"cut": 3, "half_open": 2, "stall": 2, "retry_storm": 2, "kill": 4, "pause": 2, "stop": 1}
+ALWAYS = {"cut": 3, "half_open": 2, "stall": 2, "retry_storm": 2, "kill": 4, "pause": 2, "stop": 1, "revoke": 1}
 """Faults of every deployment, with their weights."""
 SHIMMED = {"disk_full": 2, "slow_sync": 2, "sync_fails": 1, "clock": 2}
 """Those that need the preloaded library."""

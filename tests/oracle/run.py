@@ -18,6 +18,7 @@ from tests.oracle.faults import FAULTS, World
 from tests.oracle.healing import SESSION, WATCHED, NotHealed, Prober
 from tests.oracle.listeners import Listener
 from tests.oracle.model import Entry, Heard, Ledger, Log
+from tests.oracle.passes import Pass, Passes
 from tests.oracle.plan import DAMAGE, Step, plan, weights_of
 from tests.oracle.processes import NotStarted
 from tests.oracle.publishers import Publisher, WebPublisher
@@ -93,6 +94,7 @@ class Run:
         self._progress = progress
         self.tally = Tally(config.seed, config.deployment)
         self._ledger = Ledger()
+        self._passes = Passes(config.seed)
         self._listeners: list[Listener] = []
         self._publishers: list[Publisher] = []
         self._logs: list[Log] = []
@@ -186,10 +188,16 @@ class Run:
             listener("scars", "scars"),
             listener("watch", watch, encoding="msgpack", since=0),
             listener("session", session, since=0),
+            *(
+                listener(f"guest-{number}", "scars", [door], passes=self._passes)
+                for number, door in enumerate(doors, 1)
+            ),
         ]
         slow = self._config.slow
         self._prober = Prober(deployment.reader, ledger, self._listeners, slow=slow)
-        self._world = World(deployment, self._publishers, self._listeners, ledger, self.tally.violations, slow)
+        self._world = World(
+            deployment, self._publishers, self._listeners, ledger, self.tally.violations, self._passes, slow
+        )
 
     # -- faults --------------------------------------------------------------------------------------------------------------
 
@@ -225,6 +233,13 @@ class Run:
         self._prober.url = self._world.deployment.reader
         await self._prober.probe()
         self.tally.slowest = max(self.tally.slowest, (time.monotonic() - began, what))
+        await self._show_passes(self._passes.revoked[-1:])
+
+    async def _show_passes(self, revoked: list[Pass]) -> None:
+        """What was revoked stays so, whatever became of the nodes since."""
+        urls = [node.server.url for node in self._world.deployment.nodes if node.door is not None]
+        self.tally.violations += await self._passes.look(urls, revoked)
+        self.tally.shown += len(urls) * len(revoked)
 
     # -- the end of a log --------------------------------------------------------------------------------------------------------
 
@@ -246,6 +261,7 @@ class Run:
         self._progress.doing = f"{doing}: hearing the log to its end"
         await self._hear_out(log)
         self._progress.doing = f"{doing}: asking every node"
+        await self._show_passes(self._passes.revoked)
         urls = [node.server.url for node in deployment.nodes if node.door is not None]
         listening = sum(listener.heard.channel == "geoids" for listener in self._listeners)
         rng = Random(f"{self._config.seed}-asking-{self._ledger.era}")
@@ -278,6 +294,7 @@ class Run:
         """Back up, publish on, stop, damage the file, look at what comes of it, restore the backup, go on with a new log."""
         (node,) = deployment.nodes
         copy = self._config.folder / f"backup-{step.number}.sqlite3"
+        kept = len(self._passes.revoked)
         await backup(deployment, copy)
         await anyio.sleep(step.length)
         truth = await self._close_era(deployment)
@@ -315,6 +332,7 @@ class Run:
         log = await read_log(node.server.url, self._extra, slow=self._config.slow)
         self.tally.violations += check_prefix(log, truth)
         self._ledger.restored(log.head)
+        del self._passes.revoked[kept:]
         for publisher in self._publishers:
             publisher.author.begin_again(set(log.listed))
             publisher.speak()

@@ -11,6 +11,7 @@ class Tally:
     Attributes:
         faults: Done, by kind.
         heard: Events checked, by subscriber.
+        shown: How often a revoked token was shown to a node.
         damage: What became of each damage, in words.
         violations: Promises broken, in words.
     """
@@ -28,6 +29,7 @@ class Tally:
     found: int = 0
     compared: int = 0
     matches: int = 0
+    shown: int = 0
     damage: list[str] = field(default_factory=list)
     slowest: tuple[float, str] = (0.0, "")
     seconds: float = 0.0
@@ -51,6 +53,7 @@ class Tally:
             f"resumes: {self.resumes:,}; closes by code: {counts(self.closes)}",
             f"contradictions: {self.found:,} found, {self.compared:,} states of pairs compared with serial runs; "
             f"matches of the watch compared: {self.matches:,}",
+            f"revoked tokens shown: {self.shown:,}",
             f"slowest recovery: {self.slowest[0]:.1f} s after {self.slowest[1] or 'nothing'}",
             *(f"damage: {each}" for each in self.damage),
         ]

@@ -16,6 +16,10 @@ PATIENCE = 5.0
 PING = 1.5
 """Seconds between pings, and for which a client waits for a pong: that is how half-open sockets are noticed."""
 
+UNAUTHORIZED = 4500
+REVOKED = 4003
+"""Close codes of the contract: a token does not count, or counts no longer."""
+
 
 class Gone(Exception):
     """The connection is over. ``code`` is that of its close frame, 1006 where none came."""
@@ -97,11 +101,11 @@ def _gone(error: Exception) -> Gone:
 
 
 @asynccontextmanager
-async def connected(url: str, encoding: str) -> AsyncIterator[Wire]:
-    """A connection that has said ``connect`` and was let in.
+async def connected(url: str, encoding: str, token: str | None = None) -> AsyncIterator[Wire]:
+    """A connection that has said ``connect`` and was let in, by a token if there is one.
 
     Raises:
-        Gone: it could not be made, or ended.
+        Gone: it could not be made, or ended; with ``UNAUTHORIZED`` where the token is refused.
     """
     try:
         socket = await connect(
@@ -119,7 +123,10 @@ async def connected(url: str, encoding: str) -> AsyncIterator[Wire]:
         raise Gone(1006, f"handshake: {type(error).__name__}") from error
     try:
         wire = Wire(socket, encoding)
-        wire.connected = await wire.answer(await wire.send("connect", client={"name": "oracle"}))
+        shown = {} if token is None else {"token": token}
+        wire.connected = await wire.answer(await wire.send("connect", client={"name": "oracle"}, **shown))
+        if wire.connected.get("code") == "unauthorized":
+            raise Gone(UNAUTHORIZED, "refused: unauthorized")
         if wire.connected["op"] != "connected":
             raise Gone(1006, f"refused: {wire.connected.get('code')}")
         yield wire
