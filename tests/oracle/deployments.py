@@ -38,6 +38,7 @@ SETTINGS = {
     # A clock that jumps by hours must not make a key forget its first result.
     "KIMERA_PERFORMANCE__IDEMPOTENCY_WINDOW": "86400",
     "KIMERA_DATABASE__BUSY_TIMEOUT": "1.5",
+    "KIMERA_DATABASE__COMMIT_WITHIN": "1",
     "KIMERA_PERFORMANCE__RETRY_WITHIN": "1",
 }
 

@@ -3,25 +3,27 @@
 import signal
 import sqlite3
 from collections.abc import Awaitable, Callable
-from contextlib import closing
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 
 import anyio
 import anyio.to_thread
+import asyncpg
 
 from tests.oracle.deployments import Deployment, Node
 from tests.oracle.listeners import Listener
-from tests.oracle.model import Ledger, Op
+from tests.oracle.model import Heard, Ledger, Op
 from tests.oracle.passes import Passes
 from tests.oracle.plan import Step
+from tests.oracle.processes import NotStarted
 from tests.oracle.publishers import Publisher
-from tests.oracle.wire import PATIENCE, Gone, Web
+from tests.oracle.wire import Gone, Web
+from tests.oracle.witness import Witness
 
 TURNED_AWAY = 10.0
 """Seconds within which every node has to have heard of a revocation; they look once a second."""
-FULL_PROBE = 8.0
-"""Seconds within which a server whose disk is full has to answer."""
 OTHERS_SERVE = 25.0
 """Seconds within which a statement has to be acknowledged that what is broken elsewhere may hold up: a lease and what follows it, on a busy machine."""
 
@@ -33,6 +35,8 @@ class World:
     Attributes:
         passes: What guests come in by.
         wrong: Promises that were seen to be broken while a fault lasted.
+        witnessed: What was heard while disks were full or slow, or the database locked.
+        refused: Writes that were refused meanwhile.
         slow: How many times longer answers may take.
     """
 
@@ -43,6 +47,8 @@ class World:
     wrong: list[str]
     passes: Passes = field(default_factory=lambda: Passes(0))
     slow: float = 1.0
+    witnessed: list[Heard] = field(default_factory=list)
+    refused: int = 0
 
 
 async def cut(world: World, step: Step, rng: Random) -> None:
@@ -139,29 +145,26 @@ async def revoke(world: World, step: Step, rng: Random) -> None:
 
 async def disk_full(world: World, step: Step, rng: Random) -> None:
     """No room for another byte: nothing may be acknowledged, everything may be read, and it is over when there is room."""
-    for shim in world.deployment.shims:
-        shim.disk_full(True)
-    try:
-        await _probe_readonly(world, "a full disk", rng)
-        await anyio.sleep(step.length)
-    finally:
+
+    async def full(on: bool) -> None:
         for shim in world.deployment.shims:
-            shim.disk_full(False)
+            shim.disk_full(on)
+
+    await _witnessed(world, "a full disk", rng, lambda: full(True), lambda: full(False), step.length, writable=False)
     if world.deployment.postgres is not None:
         await _database_again(world)
 
 
 async def sync_fails(world: World, step: Step, rng: Random) -> None:
     """fsync fails: nothing may be acknowledged."""
-    for shim in world.deployment.shims:
-        shim.sync_fails(True)
-    try:
-        if world.deployment.on_sqlite:
-            await _probe_readonly(world, "a failing fsync", rng)
-        await anyio.sleep(step.length)
-    finally:
+
+    async def fail(on: bool) -> None:
         for shim in world.deployment.shims:
-            shim.sync_fails(False)
+            shim.sync_fails(on)
+
+    await _witnessed(
+        world, "a failing fsync", rng, lambda: fail(True), lambda: fail(False), step.length, writable=False
+    )
     if world.deployment.postgres is not None:
         await _database_again(world)
     elif rng.random() < 0.5:  # what was written and not synced must not come back as something else
@@ -169,14 +172,19 @@ async def sync_fails(world: World, step: Step, rng: Random) -> None:
 
 
 async def slow_sync(world: World, step: Step, rng: Random) -> None:
-    """Each fsync takes long; half of the time the node is killed in the middle."""
-    for shim in world.deployment.shims:
-        shim.sync_takes(rng.choice([30, 100, 400]))
-    await anyio.sleep(step.length)
-    if rng.random() < 0.5:
-        await _node(world, rng).restart(gracefully=False)
-    for shim in world.deployment.shims:
-        shim.sync_takes(0)
+    """Each fsync takes long, now and then longer than a commit may; half of the time the node is killed in the middle."""
+    takes = rng.choice([30, 100, 400, 2_500])
+
+    async def slow(milliseconds: int) -> None:
+        for shim in world.deployment.shims:
+            shim.sync_takes(milliseconds)
+
+    async def killed() -> None:
+        if rng.random() < 0.5:
+            await _node(world, rng).restart(gracefully=False)
+        await slow(0)
+
+    await _witnessed(world, f"an fsync of {takes} ms", rng, lambda: slow(takes), killed, step.length, writable=True)
 
 
 async def clock(world: World, step: Step, rng: Random) -> None:
@@ -188,18 +196,29 @@ async def clock(world: World, step: Step, rng: Random) -> None:
         await _node(world, rng).restart(gracefully=False)
 
 
-async def locked(world: World, step: Step, _rng: Random) -> None:
-    """Somebody else holds the database's write lock for longer than the server waits."""
+async def locked(world: World, step: Step, rng: Random) -> None:
+    """Somebody else holds what a writer needs for longer than the server waits: SQLite's write lock, in PostgreSQL the log's row."""
+    postgres = world.deployment.postgres
+    async with AsyncExitStack() as held:
 
-    def hold() -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            world.deployment.database, isolation_level=None, check_same_thread=False, timeout=5
-        )
-        connection.execute("BEGIN IMMEDIATE")
-        return connection
+        async def take() -> None:
+            if postgres is None:
+                connection = await anyio.to_thread.run_sync(_write_lock, world.deployment.database)
+                held.callback(connection.close)
+            else:
+                session = await asyncpg.connect(postgres.url().replace("+asyncpg", ""))
+                held.push_async_callback(session.close)
+                await session.execute("BEGIN")
+                await session.execute("SELECT head FROM log_state FOR UPDATE")
 
-    with closing(await anyio.to_thread.run_sync(hold)):
-        await anyio.sleep(0.5 + step.length * 2)
+        length = 0.5 + step.length * 2
+        await _witnessed(world, "a locked database", rng, take, held.aclose, length, writable=False)
+
+
+def _write_lock(file: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(file, isolation_level=None, check_same_thread=False, timeout=5)
+    connection.execute("BEGIN IMMEDIATE")
+    return connection
 
 
 async def torn_log(world: World, _step: Step, rng: Random) -> None:
@@ -410,27 +429,30 @@ async def _database_again(world: World) -> None:
     await postgres.look_after()
 
 
-async def _probe_readonly(world: World, what: str, rng: Random) -> None:
-    """While nothing can be written: a publish has to be refused, and a read to be answered."""
-    mark = f"refusal-{rng.getrandbits(40)}"
-    statement = {"symbolic_state": {mark: True}, "metadata": {"mark": mark}}
-    world.ledger.add(Op(mark, "publish", "", body=statement, outcome="unknown"))
-    async with Web(world.deployment.reader, patience=PATIENCE * world.slow) as web:
-        try:
-            with anyio.fail_after(FULL_PROBE * world.slow):
-                status, body = await web.ask("POST", "/v1/geoids", json=statement)
-            if status in (200, 201):
-                world.wrong.append(f"{what}: a publish was acknowledged at {body.get('offset')}")
-            elif body.get("code") not in ("unavailable", "overloaded", "internal"):
-                world.wrong.append(f"{what}: a publish was answered with {status} {body}")
-            status, body = await web.ask("GET", "/v1/history", params={"channel": "geoids", "limit": 10})
-            if status != 200 and world.deployment.on_sqlite:
-                world.wrong.append(
-                    f"{what}: reading was answered with {status} {body.get('code')} {body.get('detail')}"
-                )
-        except (Gone, TimeoutError) as error:
-            if world.deployment.on_sqlite:
-                world.wrong.append(f"{what}: no answer ({error!r})")
+async def _witnessed(
+    world: World,
+    what: str,
+    rng: Random,
+    begin: Callable[[], Awaitable[None]],
+    end: Callable[[], Awaitable[None]],
+    length: float,
+    *,
+    writable: bool,
+) -> None:
+    witness = Witness(what, world.deployment, world.ledger, rng, writable, world.slow)
+    try:
+        await witness.run(begin, end, length)
+    except BaseExceptionGroup as errors:
+        found, rest = errors.split((NotStarted, Gone, TimeoutError))
+        while isinstance(found, BaseExceptionGroup):
+            found = found.exceptions[0]
+        if found is None or rest is not None:
+            raise
+        raise found from errors
+    finally:
+        world.wrong += witness.wrong
+        world.witnessed += witness.heard
+        world.refused += witness.refused
 
 
 def _end_of_frames(content: bytes) -> int:

@@ -92,6 +92,12 @@ class Listener:
             moved = self._moved
             await moved.wait()
 
+    async def in_touch(self) -> None:
+        """Wait until it is subscribed."""
+        while not self.connected:
+            moved = self._moved
+            await moved.wait()
+
     def rest(self, resting: bool) -> None:
         """Whether a wanderer stays where it is, for as long as everything is read and checked."""
         self._resting = resting

@@ -4,11 +4,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
-ALWAYS = {"cut": 3, "half_open": 2, "stall": 2, "retry_storm": 2, "kill": 4, "pause": 2, "stop": 1, "revoke": 1}
+ALWAYS = {
+    "cut": 3,
+    "half_open": 2,
+    "stall": 2,
+    "retry_storm": 2,
+    "kill": 4,
+    "pause": 2,
+    "stop": 1,
+    "revoke": 1,
+    "locked": 1,
+}
 """Faults of every deployment, with their weights."""
 SHIMMED = {"disk_full": 2, "slow_sync": 2, "sync_fails": 1, "clock": 2}
 """Those that need the preloaded library."""
-ON_SQLITE = {"locked": 1, "torn_log": 1}
+ON_SQLITE = {"torn_log": 1}
 DAMAGE = {"bit_flip": 1, "bit_flip_log": 1, "torn_page": 1}
 """Those that end in the restoring of a backup: each makes a new log."""
 ON_POSTGRES = {

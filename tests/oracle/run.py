@@ -267,11 +267,12 @@ class Run:
         rng = Random(f"{self._config.seed}-asking-{self._ledger.era}")
         self.tally.violations += await ask_around(urls, log, listening, rng, slow=self._config.slow)
         self._progress.doing = f"{doing}: checking"
-        heard = [listener.heard for listener in self._listeners]
+        heard = [*(listener.heard for listener in self._listeners), *self._world.witnessed]
         wrong = await anyio.to_thread.run_sync(
             lambda: check_all(self._ledger, log, heard, era=self._ledger.era, at_once=deployment.at_once)
         )
         self.tally.violations += wrong
+        self._world.witnessed.clear()
         self.tally.logs += 1
         self.tally.entries += log.head
         if not self._config.every_log:
@@ -389,6 +390,7 @@ class Run:
     def _count(self) -> None:
         tally = self.tally
         tally.outcomes = self._ledger.count()
+        tally.meanwhile = self._world.refused
         tally.repeats = sum(op.repeats for op in self._ledger.ops)
         for listener in self._listeners:
             tally.heard[listener.heard.name] = listener.heard.events

@@ -11,6 +11,7 @@ class Tally:
     Attributes:
         faults: Done, by kind.
         heard: Events checked, by subscriber.
+        meanwhile: Writes refused while a disk was full or slow, or the database locked.
         shown: How often a revoked token was shown to a node.
         damage: What became of each damage, in words.
         violations: Promises broken, in words.
@@ -30,6 +31,7 @@ class Tally:
     compared: int = 0
     matches: int = 0
     shown: int = 0
+    meanwhile: int = 0
     damage: list[str] = field(default_factory=list)
     slowest: tuple[float, str] = (0.0, "")
     seconds: float = 0.0
@@ -53,7 +55,7 @@ class Tally:
             f"resumes: {self.resumes:,}; closes by code: {counts(self.closes)}",
             f"contradictions: {self.found:,} found, {self.compared:,} states of pairs compared with serial runs; "
             f"matches of the watch compared: {self.matches:,}",
-            f"revoked tokens shown: {self.shown:,}",
+            f"revoked tokens shown: {self.shown:,}; writes refused while a disk or a lock kept them: {self.meanwhile:,}",
             f"slowest recovery: {self.slowest[0]:.1f} s after {self.slowest[1] or 'nothing'}",
             *(f"damage: {each}" for each in self.damage),
         ]
