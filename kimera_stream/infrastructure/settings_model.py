@@ -92,7 +92,7 @@ class BusSettings(Group):
     timeout: Seconds = Field(2.0, description="Seconds without an answer after which Redis counts as away.")
     work_items: Positive = Field(
         1_024,
-        description="Statements waiting in one slice's stream at most; beyond, they are refused with `overloaded`.",
+        description="Statements waiting in one slice's stream at most, and of one principal no more than are still free; beyond, they are refused with `overloaded`.",
     )
     work_batch: Positive = Field(128, description="Statements an engine takes from the bus at once at most.")
     claim_after: Seconds = Field(

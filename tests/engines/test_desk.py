@@ -1,5 +1,6 @@
 """Work from the bus reaches the pipeline in order and once at a time; what is not decided here is left to the next owner."""
 
+import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,6 +23,7 @@ from kimera_stream.infrastructure.tasks import Service, ServiceSpec
 from kimera_stream.protocol.errors import InternalError, NotFoundError, OperationalError, UnavailableError
 from kimera_stream.protocol.objects import Geoid, GeoidBody
 from tests.e2e.harness import until
+from tests.engines.world import World
 
 pytestmark = pytest.mark.anyio
 
@@ -65,24 +67,36 @@ def owned(generation: int) -> SliceState:
 class Scene:
     """An edge's bus and an engine's desk on one broker."""
 
-    def __init__(self, broker: MemoryBroker, edge: Bus, engine: Bus, most: int) -> None:
+    def __init__(self, broker: MemoryBroker, edge: Bus, engine: Bus, most: int, pipeline: Any = None) -> None:
         self.broker = broker
         self.edge = edge
         self.pipeline = Pipeline()
         self.unwritable: OperationalError | None = None
-        self.desk = Desk(engine, self.pipeline, most=most, forget_after=60.0, admit_write=self._admit_write)  # type: ignore[arg-type]
+        self.desk = Desk(engine, pipeline or self.pipeline, most=most, forget_after=60.0, admit_write=self._admit_write)
 
     def _admit_write(self) -> None:
         if self.unwritable is not None:
             raise self.unwritable
 
     async def add(
-        self, text: str, request: str | None = None, age: float = 0.0, after: str | None = None, turn: int = 0
+        self,
+        text: str,
+        request: str | None = None,
+        age: float = 0.0,
+        after: str | None = None,
+        turn: int = 0,
+        principal: str = "ann",
+        **fields: Any,
     ) -> None:
         asked = wire.PublishRequest(
-            at=int(1000 * (time.time() - age)), after=after, turn=turn, principal="ann", body=GeoidBody(text=text)
+            at=int(1000 * (time.time() - age)),
+            after=after,
+            turn=turn,
+            principal=principal,
+            body=GeoidBody(text=text),
+            **fields,
         )
-        await self.edge.add(PARTITION, request or f"r-{text}", wire.encode(asked))
+        await self.edge.add(PARTITION, request or f"r-{text}", wire.encode(asked), of=principal)
 
     async def answers(self, follower: Any, count: int) -> list[wire.Answer]:
         found: list[wire.Answer] = []
@@ -101,15 +115,15 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(most: int = 100) -> AsyncIterator[Scene]:
+async def scene(most: int = 100, pipeline: Any = None, settings: BusSettings = SETTINGS) -> AsyncIterator[Scene]:
     broker = MemoryBroker()
-    edge, engine = MemoryBus(broker, "edge", SETTINGS), MemoryBus(broker, "engine", SETTINGS)
+    edge, engine = MemoryBus(broker, "edge", settings), MemoryBus(broker, "engine", settings)
     async with anyio.create_task_group() as group:
         for bus in (edge, engine):
             service = Service(ServiceSpec("bus", bus.serve))
             group.start_soon(bus.serve, service)
             await service.became_ready.wait()
-        made = Scene(broker, edge, engine, most)
+        made = Scene(broker, edge, engine, most, pipeline)
         group.start_soon(made.desk.run)
         await made.desk.gain({PARTITION: owned(1)})
         yield made
@@ -252,10 +266,9 @@ async def test_nothing_overtakes_what_was_left_undone_or_begun_under_another_own
         made.pipeline.go.set()
         await until(lambda: not made.desk.waiting)
         await made.add("b", after="r-a")
-        (early,) = await made.answers(follower, 1)
+        early, answer = await made.answers(follower, 2)
         assert early == wire.Early(request="r-b", turn=0)
-        (answer,) = await made.answers(follower, 1)  # it came again
-        assert answer.request == "r-a"
+        assert answer.request == "r-a", "it came again"
         await made.desk.lose([PARTITION])
         await made.desk.gain({PARTITION: owned(3)})
         await made.add("b", after="r-a")
@@ -274,6 +287,57 @@ async def test_no_more_than_its_measure_is_under_way() -> None:
         assert made.desk.waiting == 1
         made.pipeline.go.set()
         assert len(await made.answers(follower, 2)) == 2
+
+
+async def until_waiting(made: Scene, count: int) -> None:
+    """Until so much is under way, and the pipeline has taken what it can of it."""
+
+    async def there() -> bool:
+        return made.desk.waiting >= count
+
+    await until(there)
+    await anyio.wait_all_tasks_blocked()
+
+
+async def said(world: World, made: Scene) -> list[str]:
+    """What is in the log once all that waits has been done."""
+    assert world.encoder.gate is not None
+    world.encoder.gate.set()
+    await made.all_done()
+    return [json.loads(bytes(entry.data))["text"] for entry in world.sink.entries if entry.type == "geoid.created"]
+
+
+async def test_among_what_was_taken_urgent_work_goes_first_and_principals_take_turns() -> None:
+    """As far as sessions keep their order: what comes later in one waits for what came before, however urgent."""
+    world = World()
+    world.encoder.gate = anyio.Event()
+    async with world.running(), scene(pipeline=world.pipeline) as made:
+        await made.add("in hand")
+        await until_waiting(made, 1)
+        for number in range(4):
+            await made.add(f"greedy {number}", principal="greedy", session_id=f"s{number % 2}")
+        await made.add("greedy, urgent", principal="greedy", session_id="s1", priority=9)
+        await made.add("idle", principal="cyd", priority=0)
+        await made.add("ben", principal="ben")
+        await made.add("urgent", principal="dan", priority=9)
+        await until_waiting(made, 9)
+        order = await said(world, made)
+    assert order[:2] == ["in hand", "urgent"]
+    assert order.index("ben") <= 3, "behind one of the greedy principal's, not behind all of them"
+    assert order.index("greedy, urgent") > order.index("greedy 3")
+    assert order.index("idle") == 7, "one pick in eight is for the least urgent"
+
+
+async def test_what_an_engine_has_not_taken_waits_in_the_order_in_which_it_came() -> None:
+    """However urgent: a partition is a queue. So no principal may fill it (``Bus.add``)."""
+    world = World()
+    world.encoder.gate = anyio.Event()
+    one_by_one = BusSettings(claim_after=60.0, work_batch=1)
+    async with world.running(), scene(most=1, pipeline=world.pipeline, settings=one_by_one) as made:
+        for text, priority in (("in hand", 5), ("first", 0), ("second", 9)):
+            await made.add(text, principal=text, priority=priority)
+        await until_waiting(made, 1)
+        assert await said(world, made) == ["in hand", "first", "second"]
 
 
 async def test_a_stop_finishes_what_was_taken_and_leaves_the_rest() -> None:

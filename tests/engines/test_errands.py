@@ -50,7 +50,8 @@ class LossyBus:
         self.waiting = 0
         self.changed = anyio.Event()
 
-    async def add(self, partition: int, request: str, payload: bytes) -> None:
+    async def add(self, partition: int, request: str, payload: bytes, *, of: str) -> None:
+        assert of == decode_request(payload).principal
         assert 0 <= partition < SETTINGS.slices
         await anyio.lowlevel.checkpoint()
         self.changed.set()
@@ -276,6 +277,48 @@ async def test_too_much_is_refused_here_and_there() -> None:
         with pytest.raises(UnavailableError, match="stopping"):
             await made.send(LANE, deletion("c"))
         made.heard([Removed(request=bus.added[0][0], offset=1)])
+
+
+async def test_one_principal_leaves_as_much_room_as_it_takes() -> None:
+    bus = LossyBus()
+    async with errands(bus, max_items=12) as made, anyio.create_task_group() as group:
+
+        async def send(principal: str, number: int) -> None:
+            request = DeleteRequest(at=0, principal=principal, geoid_id=f"{principal}-{number}")
+            await made.send((principal, f"session-{number}"), request)
+
+        async def fill(principal: str, room: int) -> None:
+            for number in range(room):
+                group.start_soon(send, principal, number)
+            await anyio.wait_all_tasks_blocked()
+            with pytest.raises(OverloadedError, match=f"{room} of them") as refused:
+                await send(principal, room)
+            assert refused.value.retry_after
+
+        await fill("greedy", 6)
+        await fill("ben", 3)
+        await fill("cyd", 2)
+        made.heard([Removed(request=request, offset=1) for request, _ in bus.added[:6]])  # the greedy one's
+        await anyio.wait_all_tasks_blocked()
+        group.start_soon(send, "ben", 3)
+        await anyio.wait_all_tasks_blocked()
+        assert made.numbers.waiting == 6
+        made.heard([Removed(request=request, offset=1) for request, _ in bus.added])
+    assert made.numbers.waiting == made.numbers.waiting_bytes == 0
+
+
+async def test_nor_does_one_principal_take_the_bytes_of_others() -> None:
+    bus = LossyBus()
+    size = len(encode(deletion("x" * 100)))
+    async with errands(bus, max_bytes=4 * size) as made, anyio.create_task_group() as group:
+        for lane in ((*LANE,), ("ann", "other")):
+            group.start_soon(made.send, lane, deletion("x" * 100))
+        await bus.until(lambda: len(bus.added) == 2)
+        with pytest.raises(OverloadedError):
+            await made.send(("ann", "third"), deletion("x" * 100))
+        group.start_soon(made.send, ("ben", ""), DeleteRequest(at=0, principal="ben", geoid_id="x" * 100))
+        await bus.until(lambda: len(bus.added) == 3)
+        made.heard([Removed(request=request, offset=1) for request, _ in bus.added])
 
 
 def coverage(*scored: int, head: int = 100) -> Coverage:

@@ -316,6 +316,53 @@ async def test_a_full_partition_refuses(start: Start) -> None:
         await edge.add(0, "r11", b"x")
 
 
+async def fill(bus: Bus, of: str, room: int) -> None:
+    """Add what fits of a principal's, which is ``room``."""
+    for number in range(room):
+        await bus.add(0, f"{of}-{number}", b"x", of=of)
+    with pytest.raises(OverloadedError) as refused:
+        await bus.add(0, f"{of}-{room}", b"x", of=of)
+    assert refused.value.retry_after
+
+
+async def test_no_principal_starves_the_others_of_a_partition(start: Start) -> None:
+    """Wherever it adds: each may hold as much as it leaves free."""
+    async with start("one", work_items=12) as one, start("two", work_items=12) as two, two.worker() as worker:
+        await fill(one, "greedy", 6)
+        await fill(two, "greedy", 0)
+        await fill(one, "ben", 3)
+        await fill(two, "ann", 2)
+        await fill(one, "cyd", 1)
+        worker.take(0)
+        works = await take(worker, 12)
+        assert [work.of for work in works] == [*["greedy"] * 6, *["ben"] * 3, "ann", "ann", "cyd"]
+        await worker.done(works[:6])  # their share is theirs again, and no more than that
+        await worker.done(works[:6])
+        await fill(one, "greedy", 3)
+        await worker.done(works[6:])
+        await worker.done(await take(worker, 3))
+        for bus in (one, two):
+            assert await bus.depth(0) == 0
+        await fill(two, "greedy", 6)
+
+
+async def test_what_one_principal_is_refused_is_not_refused_to_others(start: Start) -> None:
+    """Though all of it is on its way before the node knows of the refusal."""
+    kept: list[str] = []
+
+    async def add(of: str, number: int) -> None:
+        with contextlib.suppress(OverloadedError):
+            await edge.add(0, f"{of}-{number}", b"x", of=of)
+            kept.append(of)
+
+    async with start("edge", work_items=12) as edge, anyio.create_task_group() as group:
+        for number in range(8):
+            group.start_soon(add, "greedy", number)
+        for number in range(2):
+            group.start_soon(add, "ben", number)
+    assert kept == [*["greedy"] * 6, *["ben"] * 2]
+
+
 async def test_what_is_added_behind_something_that_found_no_room_is_refused_as_well(start: Start) -> None:
     refused: set[str] = set()
 

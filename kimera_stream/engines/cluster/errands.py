@@ -111,6 +111,8 @@ class Errands:
         self._moved_at: dict[int, float] = {}
         """By partition, when the last answer came."""
         self._bytes = 0
+        self._theirs: dict[str, tuple[int, int]] = {}
+        """By principal, the items and bytes of what is under way."""
         self._added_again = 0
         self._due = anyio.Event()
         self._closed = False
@@ -138,10 +140,10 @@ class Errands:
             before=self._last.get(lane),
         )
         payload = errand.payload
-        self._admit(len(payload))
+        self._admit(lane[0], len(payload))
         self._waiting[errand.request] = errand
         self._line_up(errand)
-        self._bytes += len(payload)
+        self._take_room(lane[0], 1, len(payload))
         try:
             if self._held.get(errand.partition):
                 self._hold(errand)  # behind what has not reached the bus: a lane keeps its order
@@ -154,20 +156,33 @@ class Errands:
             del self._waiting[errand.request]
             self._step_out(errand)
             self._unhold(errand)
-            self._bytes -= len(payload)
+            self._take_room(lane[0], -1, -len(payload))
         assert errand.answer is not None
         if isinstance(errand.answer, Refused):
             raise errand.answer.error()
         return errand.answer
 
-    def _admit(self, size: int) -> None:
+    def _admit(self, principal: str, size: int) -> None:
+        """A principal may hold as much as is free: whoever holds most leaves as much for others. The first of them fits where anything does."""
         if self._closed:
             raise UnavailableError("the server is stopping", retry_after=1.0)
-        if len(self._waiting) >= self._max_items or (self._waiting and self._bytes + size > self._max_bytes):
+        items, size_of_items = self._theirs.get(principal, (0, 0))
+        if len(self._waiting) + items >= self._max_items or (
+            self._waiting and self._bytes + size_of_items + size > self._max_bytes
+        ):
             raise OverloadedError(
-                f"{len(self._waiting)} statements ({self._bytes} bytes) are waiting already; try again later",
+                f"{len(self._waiting)} statements ({self._bytes} bytes) are waiting already, {items} of them ({size_of_items} "
+                "bytes) of this principal; try again later",
                 retry_after=1.0,
             )
+
+    def _take_room(self, principal: str, items: int, size: int) -> None:
+        held, size_of_held = self._theirs.get(principal, (0, 0))
+        self._bytes += size
+        if held + items:
+            self._theirs[principal] = held + items, size_of_held + size
+        else:
+            del self._theirs[principal]
 
     def _line_up(self, errand: Errand) -> None:
         """Behind what is under way in its lane."""
@@ -192,7 +207,7 @@ class Errands:
         """Give it to the bus; where there is no contact it stays due, and ``run`` tries again."""
         errand.added_at, turn = self._clock(), errand.turn
         try:
-            await self._bus.add(errand.partition, errand.request, payload)
+            await self._bus.add(errand.partition, errand.request, payload, of=errand.lane[0])
         except UnavailableError as error:
             if not self._held:
                 log.warning("work waits for the bus", reason=error.message)

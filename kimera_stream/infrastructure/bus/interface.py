@@ -31,6 +31,9 @@ NUDGE = "nudge"
 FIELD = "field"
 """Topic: values of the field, by the leader."""
 
+FULL = "as many statements wait in this slice already as may, in all or of one principal; try again shortly"
+"""Why work is refused."""
+
 
 def replies(node: str) -> str:
     """Topic with what ``node`` is waiting for; its stream expires when nobody writes to it for a while."""
@@ -48,6 +51,7 @@ class Work:
         request: What the sender calls it; the same for each time it is added. De-duplicate by this.
         reply_to: Node that waits for the result.
         payload: As added.
+        of: Principal whose share of the partition it takes; empty: nobody's.
         again: Handed out before (to this worker or a former owner), so it may already be done.
     """
 
@@ -56,6 +60,7 @@ class Work:
     request: str
     reply_to: str
     payload: bytes
+    of: str = ""
     again: bool = False
 
 
@@ -188,12 +193,16 @@ class Bus(Protocol):
 
     # work
 
-    async def add(self, partition: int, request: str, payload: bytes) -> None:
+    async def add(self, partition: int, request: str, payload: bytes, *, of: str = "") -> None:
         """Put work at the end of ``partition``; returns when Redis has it. Calls made in order arrive in order. ``reply_to`` is this node.
 
+        Args:
+            of: The principal whose it is, whatever node adds it. Of the ``bus.work_items`` of a partition one may hold as many as are still free: alone
+                half of them, two such a third each, and others always find as much room as the greediest takes.
+
         Raises:
-            OverloadedError: the partition holds ``bus.work_items`` already (``retry_after`` set), or this node's outbox is full. Nothing was added,
-                nor is anything that was given to the partition after it and before this was known.
+            OverloadedError: the partition holds ``bus.work_items`` already, or the principal its share (``retry_after`` set), or this node's outbox is
+                full. Nothing was added, nor is anything of theirs that was given to the partition after it and before this was known.
             UnavailableError: no contact, or no confirmation within ``bus.timeout``. It may have been added.
         """
         ...

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import anyio
 
-from kimera_stream.infrastructure.bus.interface import Answerer, BusNumbers, Follower, Lost, Message, Work, Worker
+from kimera_stream.infrastructure.bus.interface import FULL, Answerer, BusNumbers, Follower, Lost, Message, Work, Worker
 from kimera_stream.infrastructure.bus.questions import Questions, inbox
 from kimera_stream.infrastructure.settings_model import BusSettings
 from kimera_stream.infrastructure.tasks.service import Service
@@ -152,8 +152,8 @@ class MemoryWorker:
         return [piece for piece in pieces if piece is not None and piece.owner is self]
 
 
-def _fields(work: Work) -> tuple[int, str, str, str, bytes]:
-    return work.partition, work.id, work.request, work.reply_to, work.payload
+def _fields(work: Work) -> tuple[int, str, str, str, bytes, str]:
+    return work.partition, work.id, work.request, work.reply_to, work.payload, work.of
 
 
 class MemoryBus:
@@ -203,13 +203,14 @@ class MemoryBus:
         if not self.connected:
             raise UnavailableError("the bus has no contact", retry_after=1.0)
 
-    async def add(self, partition: int, request: str, payload: bytes) -> None:
+    async def add(self, partition: int, request: str, payload: bytes, *, of: str = "") -> None:
         self._check()
         pieces = self._broker.pieces.setdefault(partition, {})
-        if len(pieces) >= self._settings.work_items:
-            raise OverloadedError("too many statements wait in this slice; try again shortly", retry_after=1.0)
+        own = sum(piece.work.of == of for piece in pieces.values()) if of else 0
+        if len(pieces) + own >= self._settings.work_items:
+            raise OverloadedError(FULL, retry_after=1.0)
         piece_id = f"{next(self._broker.ids):012}"
-        pieces[piece_id] = Piece(Work(partition, piece_id, request, self._node, payload))
+        pieces[piece_id] = Piece(Work(partition, piece_id, request, self._node, payload, of))
         self._broker.announce()
 
     async def depth(self, partition: int) -> int:

@@ -4,12 +4,13 @@ import contextlib
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Protocol
+from zlib import crc32
 
 import anyio
 from anyio.abc import TaskGroup
 
 from kimera_stream.infrastructure.bus.following import RedisFollower
-from kimera_stream.infrastructure.bus.interface import Answerer, BusNumbers, Follower, Worker
+from kimera_stream.infrastructure.bus.interface import FULL, Answerer, BusNumbers, Follower, Worker
 from kimera_stream.infrastructure.bus.link import Contact, Link
 from kimera_stream.infrastructure.bus.questions import Questions, inbox
 from kimera_stream.infrastructure.bus.scripts import ADD, HOLE, PUBLISH, Keys, expiry_of
@@ -19,6 +20,8 @@ from kimera_stream.infrastructure.settings_model import BusSettings
 from kimera_stream.infrastructure.tasks.service import Service
 from kimera_stream.protocol.errors import OverloadedError, UnavailableError
 
+BUCKETS = 64
+"""Principals are told apart by so many where one of them finds no room: what bounds the memory of it."""
 FULL_RETRY_AFTER = 1.0
 """Seconds after which work refused by a full partition is worth another try."""
 HOLES_AFTER = 0.2
@@ -61,8 +64,8 @@ class RedisBus:
         self._holes: set[str] = set()
         self._hole_made = anyio.Event()
         self._working = False
-        self._volleys: dict[int, int] = {}
-        """By partition, how often it was found full."""
+        self._volleys: dict[tuple[int, int], int] = {}
+        """By partition and bucket of principals, how often it was found full."""
         self._dropped = self._refused = self._received = self._lost = 0
 
     @property
@@ -128,23 +131,22 @@ class RedisBus:
 
     # work
 
-    async def add(self, partition: int, request: str, payload: bytes) -> None:
-        volley = self._volleys.get(partition, 0)
+    async def add(self, partition: int, request: str, payload: bytes, *, of: str = "") -> None:
+        bucket = crc32(of.encode()) % BUCKETS
+        volley = self._volleys.get((partition, bucket), 0)
+        keys = self._keys
         try:
             added = await self._link.call(
-                *(b"EVAL", ADD, 2, self._keys.work(partition), self._keys.full(partition)),
-                *(self._settings.work_items, request, self._node, payload, volley),
+                *(b"EVAL", ADD, 3, keys.work(partition), keys.full(partition), keys.share(partition)),
+                *(self._settings.work_items, request, self._node, payload, volley, bucket, of),
             )
         except (OverloadedError, UnavailableError):
             self._refused += 1
             raise
         if added is None:
             self._refused += 1
-            self._volleys[partition] = max(volley + 1, self._volleys.get(partition, 0))
-            raise OverloadedError(
-                f"{self._settings.work_items} statements wait in this slice already; try again shortly",
-                retry_after=FULL_RETRY_AFTER,
-            )
+            self._volleys[partition, bucket] = max(volley + 1, self._volleys.get((partition, bucket), 0))
+            raise OverloadedError(FULL, retry_after=FULL_RETRY_AFTER)
 
     async def depth(self, partition: int) -> int:
         return int(await self._link.call(b"XLEN", self._keys.work(partition)))

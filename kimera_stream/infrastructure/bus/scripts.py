@@ -3,7 +3,8 @@
 | key | holds |
 | --- | --- |
 | ``work:P`` | stream: the work of partition P that is not done (done work is deleted, so its length is the depth) |
-| ``full:P`` | hash: by node, the volley of its work that P was too full for |
+| ``full:P`` | hash: by node and bucket of principals, the volley of its work that P was too full for |
+| ``share:P`` | hash: by principal, how much of ``work:P`` is theirs |
 | ``topic:T`` | stream: the last messages of topic T, each with its number ``n`` |
 | ``number:T`` | hash: ``n``, the number of the last message of T (it begins with the time in microseconds, so after a flush it never goes on
   where it was), and ``items`` and ``bytes`` since T was last trimmed |
@@ -40,6 +41,9 @@ class Keys:
     def full(self, partition: int) -> str:
         return f"{self._prefix}full:{partition}"
 
+    def share(self, partition: int) -> str:
+        return f"{self._prefix}share:{partition}"
+
     def topic(self, topic: str) -> str:
         return f"{self._prefix}topic:{topic}"
 
@@ -56,24 +60,42 @@ def expiry_of(topic: str) -> int:
 
 
 ADD: Final = """
-if redis.call('HGET', KEYS[2], ARGV[3]) == ARGV[5] then return false end
-if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[1]) then
-  redis.call('HSET', KEYS[2], ARGV[3], ARGV[5])
+local sender = ARGV[3] .. ':' .. ARGV[6]
+if redis.call('HGET', KEYS[2], sender) == ARGV[5] then return false end
+local held, most, own = redis.call('XLEN', KEYS[1]), tonumber(ARGV[1]), 0
+if ARGV[7] ~= '' then
+  if held == 0 then redis.call('DEL', KEYS[3]) end
+  own = tonumber(redis.call('HGET', KEYS[3], ARGV[7]) or 0)
+end
+if held + own >= most then
+  redis.call('HSET', KEYS[2], sender, ARGV[5])
   redis.call('PEXPIRE', KEYS[2], 60000)
   return false
 end
-return redis.call('XADD', KEYS[1], '*', 'r', ARGV[2], 't', ARGV[3], 'd', ARGV[4])
+if ARGV[7] ~= '' then redis.call('HINCRBY', KEYS[3], ARGV[7], 1) end
+return redis.call('XADD', KEYS[1], '*', 'r', ARGV[2], 't', ARGV[3], 'd', ARGV[4], 'o', ARGV[7])
 """
-"""KEYS: work, full. ARGV: most entries, request, reply_to, payload, volley. Nil when full.
+"""KEYS: work, full, share. ARGV: most entries, request, reply_to, payload, volley, bucket, principal or empty. Nil when full.
 
-A volley is what a node adds until it hears that the partition was full: once some of it was refused, all that follows is, so
-that nothing is there without what was added before it."""
+Full is, for a principal, what has no more room than they hold already: whoever holds most always leaves as much for others.
+
+A volley is what a node adds for a bucket of principals until it hears that the partition was full for it: once some of it was refused, all
+that follows is, so that nothing is there without what was added before it. A lane is of one principal; of other buckets nothing is refused."""
 
 DONE: Final = f"""
-redis.call('XACK', KEYS[1], '{GROUP}', unpack(ARGV))
-return redis.call('XDEL', KEYS[1], unpack(ARGV))
+local gone = 0
+for i = 1, #ARGV, 2 do
+  redis.call('XACK', KEYS[1], '{GROUP}', ARGV[i])
+  if redis.call('XDEL', KEYS[1], ARGV[i]) == 1 then
+    gone = gone + 1
+    if ARGV[i + 1] ~= '' and redis.call('HINCRBY', KEYS[2], ARGV[i + 1], -1) <= 0 then
+      redis.call('HDEL', KEYS[2], ARGV[i + 1])
+    end
+  end
+end
+return gone
 """
-"""KEYS: work. ARGV: ids. XACK of a group that is gone is no error."""
+"""KEYS: work, share. ARGV: id and principal or empty, of each. XACK of a group that is gone is no error."""
 
 TIDY: Final = f"""
 local gone = 0

@@ -4,6 +4,7 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import anyio
@@ -71,8 +72,8 @@ class RedisWorker:
         self._count = count
         self._holds: dict[int, Hold] = {}
         self._under_way: set[tuple[int, str]] = set()
-        self._owed: dict[int, list[str]] = {}
-        """Done while the link had no contact: not acknowledged yet."""
+        self._owed: dict[int, list[tuple[str, str]]] = {}
+        """Done while the link had no contact: not acknowledged yet. Ids, and whose they are."""
         self._ready: deque[Work] = deque()
         self._reading: frozenset[int] = frozenset()
         self._client_id: int | None = None
@@ -117,21 +118,27 @@ class RedisWorker:
         self._under_way.difference_update((piece.partition, piece.id) for piece in work)
 
     async def done(self, work: Sequence[Work]) -> None:
-        by_partition: dict[int, list[str]] = {}
+        by_partition: dict[int, list[tuple[str, str]]] = {}
         for piece in work:
-            by_partition.setdefault(piece.partition, []).append(piece.id)
+            by_partition.setdefault(piece.partition, []).append((piece.id, piece.of))
         try:
             for partition, ids in by_partition.items():
                 for begin in range(0, len(ids), DONE_IDS):
                     some = ids[begin : begin + DONE_IDS]
                     try:
-                        await self._link.call(b"EVAL", DONE, 1, self._keys.work(partition), *some)
+                        command, arguments = self._done(partition, some)
+                        await self._link.call(command, *arguments)
                     except (UnavailableError, OverloadedError):
                         self._owed.setdefault(partition, []).extend(some)
         finally:
             self.release(work)
             if self._owed:
                 self._wake()
+
+    def _done(self, partition: int, ids: Sequence[tuple[str, str]]) -> tuple[bytes, list[Argument]]:
+        """The operation that lets work go, and what it is given."""
+        keys = self._keys
+        return b"EVAL", [DONE, 2, keys.work(partition), keys.share(partition), *chain.from_iterable(ids)]
 
     async def run(self) -> None:
         """Read until cancelled, through losses of contact."""
@@ -172,9 +179,8 @@ class RedisWorker:
             partition, ids = self._owed.popitem()
             for begin in range(0, len(ids), DONE_IDS):
                 try:
-                    await self._ask(
-                        connection, b"EVAL", DONE, 1, self._keys.work(partition), *ids[begin : begin + DONE_IDS]
-                    )
+                    command, arguments = self._done(partition, ids[begin : begin + DONE_IDS])
+                    await self._ask(connection, command, *arguments)
                 except AWAY:
                     self._owed.setdefault(partition, []).extend(ids[begin:])
                     raise
@@ -239,7 +245,9 @@ class RedisWorker:
                 continue
             self._under_way.add(key)
             request, reply_to, payload = fields[1].decode(), fields[3].decode(), bytes(fields[5])
-            self._ready.append(Work(partition, key[1], request, reply_to, payload, again))
+            # An edge of an older version does not say whose it is.
+            of = fields[7].decode() if len(fields) > 7 else ""
+            self._ready.append(Work(partition, key[1], request, reply_to, payload, of, again))
         if self._ready:
             self._came.set()
 
