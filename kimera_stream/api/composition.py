@@ -149,6 +149,7 @@ def _indexed(services: Services, settings: Settings) -> None:
             performance=settings.performance,
             scoring=settings.scoring,
             directory=settings.paths.data_dir,
+            memory_fraction=settings.embedding.gpu_memory_fraction,
         )
 
     services.add(FlatIndex, factory=index, also=[IndexService])

@@ -115,7 +115,7 @@ class VerifierRuntime:
             from kimera_stream.engines.verifier_torch import TorchNetwork  # imports torch, which takes seconds
 
             with on_device("verifier", plan.device):
-                limit_memory(plan, memory_fraction)
+                limit_memory(plan.device, memory_fraction)
                 network = TorchNetwork.load(path, plan, batch_size)
         return cls(network, card, precision=plan.precision, max_length=max_length, both_directions=both_directions)
 

@@ -146,9 +146,9 @@ def plan_compute(device: DeviceChoice, precision: PrecisionChoice) -> ComputePla
     return plan
 
 
-def limit_memory(plan: ComputePlan, fraction: float) -> None:
+def limit_memory(device: str, fraction: float) -> None:
     """Take no more than this share of a CUDA device's memory. Beyond it torch is out of memory, as on a full device."""
-    if plan.device == "cuda" and fraction < 1.0:
+    if device == "cuda" and fraction < 1.0:
         import torch
 
         torch.cuda.set_per_process_memory_fraction(fraction)

@@ -75,6 +75,29 @@ async def test_concurrent_callers_share_a_pass_and_equal_texts_are_encoded_once(
     assert len(provider.batches) == 1
 
 
+async def test_a_batch_that_is_not_full_leaves_after_the_wait_and_not_before() -> None:
+    provider = Gate()
+    service = embedder(provider, batch_size=4, batch_wait=0.5)
+    async with running(service), anyio.create_task_group() as group:
+        group.start_soon(service.embed, ["a"])
+        group.start_soon(service.embed, ["b"])
+        await anyio.wait_all_tasks_blocked()
+        assert (provider.batches, service.queued) == ([], 2), "they wait for two more"
+        with anyio.fail_after(30):
+            await provider.entered.wait()
+    assert provider.batches == [["a", "b"]]
+
+
+async def test_a_full_batch_leaves_at_once() -> None:
+    provider = Gate()
+    service = embedder(provider, batch_size=2, batch_wait=1.0)
+    async with running(service), anyio.create_task_group() as group:
+        for text in ("a", "b"):
+            group.start_soon(service.embed, [text])
+        await anyio.wait_all_tasks_blocked()
+        assert provider.batches == [["a", "b"]], "nothing but a clock was left to wait for"
+
+
 async def test_a_text_that_is_being_encoded_is_waited_for() -> None:
     provider = Gate()
     provider.open = anyio.Event()

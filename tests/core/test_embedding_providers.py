@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 
-from kimera_stream.core.embedding import HashingProvider, MiniLmProvider, make_provider
+from kimera_stream.core.embedding import BatchingEmbedder, HashingProvider, MiniLmProvider, make_provider
 from kimera_stream.core.embedding.minilm import load_encoder, model_path
+from kimera_stream.core.embedding.provider import approximate_tokens
 from kimera_stream.core.embedding.remote import ATTEMPTS, BREAKER_THRESHOLD, RemoteProvider
 from kimera_stream.infrastructure.compute import ComputePlan, plan_compute, processor_has_bfloat16
 from kimera_stream.infrastructure.settings import EmbeddingSettings
@@ -229,6 +231,38 @@ async def test_remote_rows_are_put_in_order_and_scaled_and_requests_carry_key_an
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("usage", "counts"),
+    [
+        ({"prompt_tokens": 10, "total_tokens": 10}, [1, 9, 10]),
+        ({"prompt_tokens": 0}, [0, 0, 0]),
+        ({"prompt_tokens": None}, [1, 2, 1]),
+        ({"prompt_tokens": -3}, [1, 2, 1]),
+        ("none", [1, 2, 1]),
+        (None, [1, 2, 1]),
+    ],
+)
+async def test_the_tokens_are_those_that_the_service_counted(usage: Any, counts: list[int]) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json=embeddings(request).json() | {"usage": usage})
+
+    provider = remote(answer, batch_size=2)
+    service = BatchingEmbedder(provider, EmbeddingSettings(batch_wait=0.0), CollectorRegistry())
+    assert not service.counts_exactly, "a text's share of the sum goes by length"
+    assert (await provider.encode_counted(["a", "bbbbb", "cc"]))[1] == counts
+    assert service.providers["http"].used == 2
+
+
+def test_what_is_known_of_all_texts_together_is_shared_out_and_none_of_it_lost() -> None:
+    texts = ["a", "bb" * 7, "", "ü" * 5, "c" * 100]
+    for total in (0, 1, 2, 57, 1_000):
+        counts = approximate_tokens(texts, total)
+        assert sum(counts) == total
+        assert min(counts) == counts[2] == 0
+    assert approximate_tokens(["", ""], 5) == [0, 0]
+
+
+@pytest.mark.anyio
 async def test_a_remote_hiccup_is_retried() -> None:
     answers = iter([503, 429, 200])
     provider = remote(lambda request: embeddings(request) if (code := next(answers)) == 200 else httpx.Response(code))
@@ -266,6 +300,8 @@ async def test_a_remote_that_keeps_failing_is_left_alone_for_a_while() -> None:
     for _ in range(BREAKER_THRESHOLD):
         with pytest.raises(UnavailableError, match="could not be reached"):
             await provider.encode(["a"])
+    assert provider.numbers["http"].state == "opened"
+    assert provider.numbers["http"].failed == BREAKER_THRESHOLD
     with pytest.raises(UnavailableError, match="left alone") as caught:
         await provider.encode(["a"])
     assert caught.value.retry_after

@@ -18,6 +18,9 @@ from kimera_stream.core.index import FlatIndex, LogPoint, device
 from kimera_stream.core.interfaces import Candidate, StoredGeoid
 from kimera_stream.infrastructure.settings import PerformanceSettings, ScoringSettings
 from kimera_stream.protocol.objects import Geoid, Scalar
+from tests.pretended_cuda import PretendedCuda, pretended_cuda
+
+__all__ = ["pretended_cuda"]
 
 DIM = 24
 HAS_CUDA = torch.cuda.is_available()
@@ -231,6 +234,32 @@ async def test_memory_that_a_scan_lacks_is_done_without(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(device.DeviceScan, "_live", lacking)
     await assert_the_kernel_took_over(index, "OutOfMemoryError")
+
+
+async def test_only_the_share_of_memory_that_is_set_is_taken_though_nothing_else_uses_the_device(
+    pretended_cuda: PretendedCuda,
+) -> None:
+    index = FlatIndex(
+        DIM,
+        threads=WorkerThreads(),
+        performance=PerformanceSettings(scan_threads=1),
+        scoring=ScoringSettings(scan_device="cuda"),
+        memory_fraction=0.25,
+    )
+    await index.scan([statement(1, 5)], k=5, min_relatedness=0.0)
+    assert pretended_cuda.fractions == [0.25]
+
+
+async def test_a_device_that_fails_when_it_is_opened_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dead(_fraction: float) -> None:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", dead)
+    made = device.DeviceScan("cuda", DIM, memory_fraction=0.5)
+    assert not made.prepare()
+    assert made.trouble is not None
+    assert "no kernel image" in made.trouble
 
 
 async def test_a_defect_is_not_taken_for_a_device_in_trouble(monkeypatch: pytest.MonkeyPatch) -> None:

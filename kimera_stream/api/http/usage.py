@@ -65,7 +65,8 @@ OPERATIONS: Final = (
         path="/v1/usage",
         name="getUsage",
         summary="What each principal published per day",
-        description="Statements, bytes of text and tokens that the encoder read (0 for a statement with its own vector).",
+        description="Statements, bytes of text and tokens that the encoder read (0 for a statement with its own vector; "
+        "where a service encodes: each statement's share, by length, of the tokens that the service counted, or an approximation).",
         handler=usage,
         tag="operations",
         role="admin",

@@ -118,6 +118,7 @@ def add_engine(services: Services, settings: Settings) -> None:
             performance=performance,
             scoring=settings.scoring,
             directory=settings.paths.data_dir,
+            memory_fraction=settings.embedding.gpu_memory_fraction,
         )
 
     def keeper(store: ClusterStore, node: Node, ownership: Ownership, bus: Bus) -> CoverageKeeper:

@@ -13,8 +13,7 @@ import numpy as np
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from kimera_stream.core.embedding.chain import ProviderChain
-from kimera_stream.core.embedding.provider import CountsTokens, Provider, encode_counted
+from kimera_stream.core.embedding.provider import CountsTokens, Provider, TellsHealth, encode_counted
 from kimera_stream.core.interfaces import Matrix, Vector
 from kimera_stream.infrastructure.failover import WayNumbers
 from kimera_stream.infrastructure.settings import EmbeddingSettings
@@ -125,15 +124,13 @@ class BatchingEmbedder:
 
     @property
     def providers(self) -> dict[str, WayNumbers]:
-        """Health and use of providers that stand in for each other; empty where there is only one."""
-        return self._provider.numbers if isinstance(self._provider, ProviderChain) else {}
+        """Health and use of what may fail and be left alone: providers that stand in for each other, or a service; else empty."""
+        return self._provider.numbers if isinstance(self._provider, TellsHealth) else {}
 
     @property
     def counts_exactly(self) -> bool:
         """Whether tokens are the encoder's own; else they are approximated by length."""
-        if isinstance(self._provider, ProviderChain):
-            return self._provider.counts_exactly
-        return isinstance(self._provider, CountsTokens)
+        return isinstance(self._provider, CountsTokens) and self._provider.counts_exactly
 
     @property
     def cache(self) -> TextCache:

@@ -94,7 +94,9 @@ class ProviderChain:
     @property
     def counts_exactly(self) -> bool:
         """Whether every one of them says what it read."""
-        return all(isinstance(provider, CountsTokens) for provider in self._providers.values())
+        return all(
+            isinstance(provider, CountsTokens) and provider.counts_exactly for provider in self._providers.values()
+        )
 
     async def _by(self, name: str, texts: Sequence[str]) -> tuple[Matrix, list[int]]:
         await self._ready(name)

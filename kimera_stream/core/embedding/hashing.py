@@ -113,6 +113,10 @@ class HashingProvider:
     def dimension(self) -> int:
         return self._dimension
 
+    @property
+    def counts_exactly(self) -> bool:
+        return True
+
     async def start(self) -> None:
         """Nothing to load."""
 

@@ -77,6 +77,10 @@ class MiniLmProvider:
         return DIMENSION
 
     @property
+    def counts_exactly(self) -> bool:
+        return True
+
+    @property
     def plan(self) -> ComputePlan | None:
         """What it runs on, once started."""
         return None if self._encoder is None else self._encoder.plan
@@ -100,7 +104,7 @@ class MiniLmProvider:
     def _load(self) -> "MiniLmEncoder | IntegerMiniLm":
         plan = plan_compute(self._settings.device, self._settings.precision)
         with on_device("embedding", plan.device):
-            limit_memory(plan, self._settings.gpu_memory_fraction)
+            limit_memory(plan.device, self._settings.gpu_memory_fraction)
             return load_encoder(plan, self._settings.batch_size)
 
     async def renew(self) -> None:

@@ -1,9 +1,11 @@
 """What an encoder is, and the one that encodes nothing."""
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Protocol, runtime_checkable
 
 from kimera_stream.core.interfaces import Matrix
+from kimera_stream.infrastructure.failover import WayNumbers
 from kimera_stream.protocol.errors import BadRequestError
 
 
@@ -39,8 +41,21 @@ class Provider(Protocol):
 class CountsTokens(Protocol):
     """A provider that says what it read."""
 
+    @property
+    def counts_exactly(self) -> bool:
+        """Whether each text's count is the encoder's own; else it is approximated, at least in part."""
+
     async def encode_counted(self, texts: Sequence[str]) -> tuple[Matrix, list[int]]:
         """As ``Provider.encode``, and the tokens of each text that went into its row."""
+
+
+@runtime_checkable
+class TellsHealth(Protocol):
+    """A provider that may be left alone for failing, and says so."""
+
+    @property
+    def numbers(self) -> dict[str, WayNumbers]:
+        """Health and use of each way in which it encodes."""
 
 
 @runtime_checkable
@@ -63,7 +78,16 @@ async def encode_counted(provider: Provider, texts: Sequence[str]) -> tuple[Matr
     """Rows, and the tokens of each text: the provider's own count, or an approximation by length."""
     if isinstance(provider, CountsTokens):
         return await provider.encode_counted(texts)
-    return await provider.encode(texts), [-(-len(text.encode()) // BYTES_PER_TOKEN) for text in texts]
+    return await provider.encode(texts), approximate_tokens(texts)
+
+
+def approximate_tokens(texts: Sequence[str], total: int | None = None) -> list[int]:
+    """Tokens of each text by its length. Where their ``total`` is known, it is shared out by length and none of it is lost."""
+    sizes = [len(text.encode()) for text in texts]
+    if total is None or not sum(sizes):
+        return [-(-size // BYTES_PER_TOKEN) for size in sizes]
+    ends = [total * end // sum(sizes) for end in accumulate(sizes)]
+    return [end - before for before, end in pairwise([0, *ends])]
 
 
 class NoProvider:

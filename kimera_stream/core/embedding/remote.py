@@ -1,6 +1,7 @@
 """An encoder behind HTTP, in the form of OpenAI's ``POST /embeddings``."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import httpx
@@ -8,10 +9,10 @@ import msgspec
 import numpy as np
 import stamina
 import structlog
-from purgatory import AsyncCircuitBreakerFactory
-from purgatory.domain.model import OpenedState
 
+from kimera_stream.core.embedding.provider import approximate_tokens
 from kimera_stream.core.interfaces import Matrix
+from kimera_stream.infrastructure.failover import Failover, WayNumbers
 from kimera_stream.infrastructure.settings import EmbeddingSettings
 from kimera_stream.protocol.errors import UnavailableError
 
@@ -21,7 +22,6 @@ ATTEMPTS = 3
 BREAKER_THRESHOLD = 5
 BREAKER_SECONDS = 15.0
 _RETRIED_STATUS = frozenset({408, 429, 500, 502, 503, 504})
-_CIRCUIT = "embeddings"
 
 
 class _Item(msgspec.Struct):
@@ -31,6 +31,8 @@ class _Item(msgspec.Struct):
 
 class _Answer(msgspec.Struct):
     data: list[_Item]
+    usage: Any = None
+    """Services differ here; what cannot be read is as good as not told."""
 
 
 class _TemporaryStatusError(Exception):
@@ -63,10 +65,8 @@ class RemoteProvider:
             timeout=settings.timeout, transport=transport, headers={"Authorization": f"Bearer {key}"} if key else {}
         )
         self._url = settings.url.rstrip("/") + "/embeddings"
-        self._breakers = AsyncCircuitBreakerFactory(
-            default_threshold=BREAKER_THRESHOLD,
-            default_ttl=BREAKER_SECONDS,
-            exclude=[(BaseException, lambda error: not isinstance(error, Exception))],  # a cancelled call says nothing
+        self._failover = Failover(
+            "embedding: the embedding service", ["http"], threshold=BREAKER_THRESHOLD, seconds=BREAKER_SECONDS
         )
 
     @property
@@ -78,6 +78,16 @@ class RemoteProvider:
     @property
     def dimension(self) -> int:
         return self._settings.dimension
+
+    @property
+    def numbers(self) -> dict[str, WayNumbers]:
+        """Health and use of the service, by requests."""
+        return self._failover.numbers
+
+    @property
+    def counts_exactly(self) -> bool:
+        """A service counts what it read in one request: the sum is its own, each text's share of it goes by length."""
+        return False
 
     async def start(self) -> None:
         """Check the address. The service itself may come up later.
@@ -94,27 +104,26 @@ class RemoteProvider:
         Raises:
             UnavailableError: unreachable, refusing, answering nonsense, or the breaker is open.
         """
+        return (await self.encode_counted(texts))[0]
+
+    async def encode_counted(self, texts: Sequence[str]) -> tuple[Matrix, list[int]]:
+        """As ``encode``, and the tokens of each text: of the service's own count, where it tells, a share by length."""
         size = self._settings.batch_size
         rows = np.empty((len(texts), self.dimension), dtype=np.float32)
+        counts: list[int] = []
         for start in range(0, len(texts), size):
             part = list(texts[start : start + size])
-            rows[start : start + len(part)] = await self._guarded(part)
-        return rows
+            rows[start : start + len(part)], used = await self._failover.run(partial(self._asked, part))
+            counts += approximate_tokens(part, used)
+        return rows, counts
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
 
-    async def _guarded(self, texts: list[str]) -> Matrix:
-        breaker = await self._breakers.get_breaker(_CIRCUIT)
+    async def _asked(self, texts: list[str]) -> tuple[Matrix, int | None]:
         try:
-            async with breaker:
-                return self._decoded(await self._post(texts), len(texts))
-        except OpenedState as error:
-            raise UnavailableError(
-                "embedding: the embedding service keeps failing and is left alone for a while",
-                retry_after=BREAKER_SECONDS,
-            ) from error
+            return self._decoded(await self._post(texts), len(texts))
         except (httpx.HTTPError, _TemporaryStatusError) as error:
             raise UnavailableError(
                 f"embedding: the embedding service could not be reached ({type(error).__name__})", retry_after=5.0
@@ -141,7 +150,8 @@ class RemoteProvider:
             )
         return response.content
 
-    def _decoded(self, content: bytes, count: int) -> Matrix:
+    def _decoded(self, content: bytes, count: int) -> tuple[Matrix, int | None]:
+        """Rows, and the tokens of all texts together where the service tells."""
         try:
             answer = msgspec.json.decode(content, type=_Answer)
         except msgspec.DecodeError as error:
@@ -161,4 +171,9 @@ class RemoteProvider:
         norms = np.linalg.norm(rows, axis=1, keepdims=True)
         if not np.isfinite(norms).all() or (norms < 1e-12).any():
             raise UnavailableError("embedding: the embedding service answered with vectors that have no direction")
-        return np.ascontiguousarray(rows / norms, dtype=np.float32)
+        return np.ascontiguousarray(rows / norms, dtype=np.float32), _tokens_used(answer.usage)
+
+
+def _tokens_used(usage: Any) -> int | None:
+    used = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+    return used if isinstance(used, int) and used >= 0 else None

@@ -23,6 +23,7 @@ import structlog
 from kimera_stream.core.index.probe import Scope, scan_rows
 from kimera_stream.core.index.slots import BARE, Slots
 from kimera_stream.core.index.storage import CHUNK_BITS, CHUNK_ROWS, Chunk, texts_at
+from kimera_stream.infrastructure.compute import limit_memory, on_device
 from kimera_stream.kernels import NAMED_MASK, NEGATED_BIT, NUMBERS_MASK, SAME, Hits, Queries, Weights
 from kimera_stream.kernels.layout import F32, I64, U64
 from kimera_stream.kernels.reference import levels
@@ -58,14 +59,23 @@ class DeviceScan:
         kind: ``cuda``, or ``torch-cpu`` for the same code on the processor.
         dimension: Length of the vectors.
         most_bytes: Of device memory at most; 0: what there is.
+        memory_fraction: Of the device's memory that the process may take.
     """
 
-    def __init__(self, kind: Literal["cuda", "torch-cpu"], dimension: int, *, most_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        kind: Literal["cuda", "torch-cpu"],
+        dimension: int,
+        *,
+        most_bytes: int = 0,
+        memory_fraction: float = 1.0,
+    ) -> None:
         self.kind = kind
         self.trouble: str | None = None
         """Why it is not used; None while it is."""
         self._dimension = dimension
         self._most_bytes = most_bytes
+        self._memory_fraction = memory_fraction
         self._torch: Any = None
         self._device: Any = None
         self._lock = threading.Lock()
@@ -125,6 +135,9 @@ class DeviceScan:
         if self.kind == "cuda" and not torch.cuda.is_available():
             raise UnavailableError("torch sees no CUDA device")
         self._torch = torch
+        if self.kind == "cuda":
+            with on_device("scan", "cuda"):
+                limit_memory("cuda", self._memory_fraction)
         self._device = torch.device("cuda" if self.kind == "cuda" else "cpu")
 
     def _give_up(self, error: UnavailableError | RuntimeError) -> None:

@@ -69,6 +69,7 @@ class FlatIndex:
         on_evict: Called with the id of a geoid that the policy ``evict_oldest`` drops.
         variant: Instruction set of the kernel, for tests.
         kernel: Scans with this one and its threads, instead of one of its own.
+        memory_fraction: Of a CUDA device's memory that the process may take, where the device scans.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class FlatIndex:
         on_evict: Callable[[str], None] | None = None,
         variant: str | None = None,
         kernel: kernels.Kernel | None = None,
+        memory_fraction: float = 1.0,
     ) -> None:
         if dimension < 1:
             raise ValueError(f"dimension: expected at least 1, got {dimension}")
@@ -99,7 +101,9 @@ class FlatIndex:
         self._row_bytes = (Chunk.SMALL_BYTES, Chunk.SMALL_BYTES + row)
         self._device: DeviceScan | None = None
         if scoring.scan_device != "kernel":
-            self._device = DeviceScan(scoring.scan_device, dimension, most_bytes=scoring.device_bytes)
+            self._device = DeviceScan(
+                scoring.scan_device, dimension, most_bytes=scoring.device_bytes, memory_fraction=memory_fraction
+            )
         self._sieve_from = performance.sieve_from if self._device is None else 0
         self._min_related = scoring.min_relatedness
         self._within: Within = scoring.compare_within

@@ -39,6 +39,7 @@ class SlicedIndex:
         performance: PerformanceSettings,
         scoring: ScoringSettings,
         directory: Path | None = None,
+        memory_fraction: float = 1.0,
     ) -> None:
         self.dimension = dimension
         self.slices = slices
@@ -52,6 +53,7 @@ class SlicedIndex:
         self._scoring = scoring
         self.within: Within = scoring.compare_within
         self._directory = directory
+        self._memory_fraction = memory_fraction
         scan_threads = performance.scan_threads or len(os.sched_getaffinity(0))
         self._kernel = kernels.load(scoring.kernel, threads=scan_threads)
         self._parts: dict[int, FlatIndex] = {}
@@ -77,6 +79,7 @@ class SlicedIndex:
                 scoring=self._scoring,
                 directory=self._directory,
                 kernel=self._kernel,
+                memory_fraction=self._memory_fraction,
             )
 
     def close(self, numbers: Iterable[int]) -> None:
