@@ -501,26 +501,30 @@ class SqlVault:
         """Kept requests whose time has come, with an attempt counted; see ``VaultService.take_up``."""
         if await self._database.read(partial(requests.count_due, due=due)) == 0:
             return []
-        return await self._database.write(partial(requests.take_up, due=due, held_until=held_until, limit=limit))
+        return await self._database.write(
+            partial(requests.take_up, due=due, held_until=held_until, limit=limit), accepted=True
+        )
 
     async def release(self) -> None:
         """All kept requests may be taken up at once: whoever held them is gone."""
         if await self._database.read(requests.count_held):
-            await self._database.write(requests.release)
+            await self._database.write(requests.release, accepted=True)
 
     async def put_off(self, refs: Sequence[RequestRef], *, until: int, attempts: int = 0) -> None:
         """Kept requests are taken up no sooner than ``until`` (unix ms)."""
         if refs:
-            await self._database.write(partial(requests.put_off, refs=list(refs), until=until, attempts=attempts))
+            await self._database.write(
+                partial(requests.put_off, refs=list(refs), until=until, attempts=attempts), accepted=True
+            )
 
     async def settle(self, refs: Sequence[RequestRef]) -> None:
         """Forget kept requests that are done."""
         if refs:
-            await self._database.write(partial(requests.settle, refs=list(refs)))
+            await self._database.write(partial(requests.settle, refs=list(refs)), accepted=True)
 
     async def set_aside(self, letters: Sequence[DeadLetter], *, most: int) -> int:
         """Make dead letters; returns how many of the oldest were dropped."""
-        return await self._database.write(partial(requests.set_aside, letters=list(letters), most=most))
+        return await self._database.write(partial(requests.set_aside, letters=list(letters), most=most), accepted=True)
 
     async def count_dead_letters(self) -> int:
         return await self._database.read(requests.count_letters)

@@ -7,6 +7,7 @@ import pytest
 from kimera_stream.core.kept import CheckpointRequest, DeadLetter
 from kimera_stream.core.vault import tools
 from kimera_stream.core.vault.vault import SqlVault
+from kimera_stream.protocol.errors import UnavailableError
 
 pytestmark = pytest.mark.anyio
 
@@ -60,6 +61,25 @@ async def test_what_was_held_by_a_process_that_is_gone_is_released(vault):
     await vault.take_up(due=0, held_until=50, limit=9)
     await vault.release()
     assert await vault.take_up(due=0, held_until=50, limit=9) == tried(tried(ITEMS))
+
+
+async def test_what_was_accepted_is_looked_after_while_a_commit_lasts_too_long(vault, monkeypatch):
+    """It waits for its turn: refused, a stop would lose what it could have kept."""
+
+    def refuse():
+        raise UnavailableError("a commit hangs")
+
+    monkeypatch.setattr(vault.commits, "admit", refuse)
+    with pytest.raises(UnavailableError):
+        await vault.save_cursor("ann", "c", "geoids", 1)
+    await vault.save_checkpoint(ITEMS)
+    first, second = await vault.take_up(due=0, held_until=50, limit=9)
+    await vault.put_off([first.ref], until=40, attempts=-1)
+    await vault.release()
+    assert await vault.take_up(due=0, held_until=50, limit=9) == [first, replace(second, attempts=5)]
+    await vault.settle([first.ref])
+    await vault.set_aside([letter(second)], most=9)
+    assert (await refs_of(vault), await vault.count_dead_letters()) == ([], 1)
 
 
 async def test_no_more_are_taken_up_than_asked_for(vault):
