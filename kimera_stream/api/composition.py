@@ -5,6 +5,7 @@ anything; what stands on the log's position (``_upon_the_log``) is built by the 
 """
 
 import platform
+from functools import partial
 from importlib import resources
 from importlib.metadata import version
 
@@ -22,8 +23,11 @@ from kimera_stream.api.websocket import StreamEndpoint
 from kimera_stream.core.access import Authenticator
 from kimera_stream.core.conversation import ConversationMemory
 from kimera_stream.core.embedding import BatchingEmbedder, make_provider
+from kimera_stream.core.embedding.hashing import FEATURES
 from kimera_stream.core.geoid_cache import GeoidCache
 from kimera_stream.core.index import FlatIndex, SnapshotKeeper
+from kimera_stream.core.index.records import KEY_HASHES
+from kimera_stream.core.index.values import SHORT_VALUES
 from kimera_stream.core.interfaces import (
     ContradictionEngine,
     EmbeddingService,
@@ -38,6 +42,7 @@ from kimera_stream.core.vault.retention import Retention
 from kimera_stream.core.vault.vault import SqlVault
 from kimera_stream.engines.backlog import Backlog
 from kimera_stream.engines.contradiction import CascadeEngine
+from kimera_stream.engines.evidence.lexicon import STEMS
 from kimera_stream.engines.evidence.reading import read
 from kimera_stream.engines.field import FieldDynamics
 from kimera_stream.engines.late import LateReader, LateWord
@@ -132,6 +137,7 @@ def _encoding(services: Services, settings: Settings) -> None:
     def embedder(threads: Threads, registry: CollectorRegistry, resources: Resources) -> BatchingEmbedder:
         made = BatchingEmbedder(make_provider(settings.embedding, threads), settings.embedding, registry)
         resources.memory.watch_cache("texts", lambda: made.cache.bytes, made.cache.clear)
+        resources.memory.watch_cache("word_features", lambda: FEATURES.bytes, FEATURES.clear)
         return made
 
     def retention(vault: SqlVault) -> Retention:
@@ -188,6 +194,8 @@ def _meaning(services: Services, settings: Settings) -> None:
     ) -> CascadeEngine:
         read.cache.max_bytes = settings.scoring.reading_cache_bytes
         resources.memory.watch_cache("readings", lambda: read.cache.bytes, read.cache.clear)
+        for name, kept in (("stems", STEMS), ("key_hashes", KEY_HASHES), ("short_values", SHORT_VALUES)):
+            resources.memory.watch_cache(name, partial(getattr, kept, "bytes"), kept.clear)
         return CascadeEngine(index, cache, verifier, settings.scoring, threads, registry)
 
     def watches(vault: VaultService, engine: ContradictionEngine) -> WatchRegistry:

@@ -28,6 +28,8 @@ from kimera_stream.protocol.objects import Contradiction, FieldState
 MOST_CLUSTERS = 64
 """Bound of the clusters kept; a statement far from all of them then joins the nearest."""
 SHOWN_CLUSTERS = 16
+MOST_OPEN = 100_000
+"""Open contradictions that are known one by one, some 250 bytes each, the newest; older ones go on counting in the sums."""
 NEAR = 0.45
 """Cosine to a centroid at which a statement belongs to its cluster."""
 TAU = 30.0
@@ -52,6 +54,10 @@ class _Frozen(msgspec.Struct, array_like=True):
     clusters: list[tuple[int, str]]
     cluster_of: list[msgspec.Raw]
     open: list[msgspec.Raw]
+    beyond: int
+    pulses: float
+    tension: dict[int, int]
+    involved: list[msgspec.Raw]
 
 
 class _Thawed(msgspec.Struct, array_like=True):
@@ -59,6 +65,11 @@ class _Thawed(msgspec.Struct, array_like=True):
     clusters: list[tuple[int, str]]
     cluster_of: list[dict[str, int]]
     open: list[dict[str, tuple[str, str, float, int]]]
+    beyond: int = 0
+    pulses: float = 0.0
+    """This and the rest: of all that are open, where some are not known one by one."""
+    tension: dict[int, int] = {}
+    involved: list[dict[str, int]] = []
 
 
 def _thaw(frozen: bytes) -> _Thawed:
@@ -105,6 +116,8 @@ class FieldDynamics:
         self._cluster_of: dict[str, int] = {}
         self._open: dict[str, tuple[str, str, float, int]] = {}
         """By contradiction: the pair, the pulse's strength, the cluster in which it was found."""
+        self._beyond = 0
+        """Open contradictions that are in the sums and not in ``_open``."""
         self._tension: Counter[int] = Counter()
         self._involved: Counter[str] = Counter()
         self._pulses = 0.0
@@ -123,6 +136,7 @@ class FieldDynamics:
         self._clusters = []
         self._cluster_of = {}
         self._open = {}
+        self._beyond = 0
         self._tension = Counter()
         self._involved = Counter()
         self._pulses = 0.0
@@ -173,9 +187,20 @@ class FieldDynamics:
         sums = self._sums.copy()
         clusters = [(cluster.size, cluster.exemplar) for cluster in self._clusters]
         cluster_of, opened = self._cluster_of.copy(), self._open.copy()
+        beyond, pulses, tension = self._beyond, self._pulses, dict(self._tension)
+        involved = dict(self._involved) if beyond else {}
 
         def encode() -> bytes:
-            frozen = _Frozen(sums.tobytes(), clusters, list(_pieces(cluster_of)), list(_pieces(opened)))
+            frozen = _Frozen(
+                sums.tobytes(),
+                clusters,
+                list(_pieces(cluster_of)),
+                list(_pieces(opened)),
+                beyond,
+                pulses,
+                tension,
+                list(_pieces(involved)),
+            )
             return msgspec.msgpack.encode(frozen)
 
         return encode
@@ -199,6 +224,11 @@ class FieldDynamics:
             self._cluster_of.update(piece)
         for opened in found.open:
             self._open.update(opened)
+        if found.beyond:
+            self._beyond, self._pulses, self._tension = found.beyond, found.pulses, Counter(found.tension)
+            for involved in found.involved:
+                dict.update(self._involved, involved)
+            return
         for a, b, strength, place in self._open.values():
             self._tension[place] += 1
             self._pulses += strength
@@ -263,22 +293,34 @@ class FieldDynamics:
         cluster.size -= 1
 
     def _set_contradiction(self, contradiction: Contradiction) -> None:
+        told = (
+            contradiction.a,
+            contradiction.b,
+            contradiction.pulse_strength,
+            self._cluster_of.get(contradiction.a, NO_CLUSTER),
+        )
         before = self._open.pop(contradiction.id, None)
+        if before is None and self._beyond and contradiction.state != "open":
+            before = told  # one of those that are not known one by one: what its end says of it is what it said then
+            self._beyond -= 1
         if before is not None:
             a, b, strength, place = before
             self._pulses -= strength
-            self._tension[place] -= 1
+            self._tension[place] = max(0, self._tension[place] - 1)  # its cluster may be another one by now
             self._involved.subtract((a, b))
             for geoid_id in (a, b):
                 if self._involved[geoid_id] <= 0:
                     del self._involved[geoid_id]
         if contradiction.state == "open":
-            place = self._cluster_of.get(contradiction.a, NO_CLUSTER)
-            self._open[contradiction.id] = (contradiction.a, contradiction.b, contradiction.pulse_strength, place)
+            place = told[3]
+            self._open[contradiction.id] = told
+            if len(self._open) > MOST_OPEN:
+                del self._open[next(iter(self._open))]
+                self._beyond += 1
             self._tension[place] += 1
             self._pulses += contradiction.pulse_strength
             self._involved.update((contradiction.a, contradiction.b))
-        if not self._open:
+        if not self._open and not self._beyond:
             self._pulses = 0.0  # no rounding is carried on from a field at peace
 
     def _decay(self) -> None:
@@ -298,7 +340,7 @@ class FieldDynamics:
         largest = sorted(range(len(self._clusters)), key=lambda place: -self._clusters[place].size)[:SHOWN_CLUSTERS]
         return FieldState(
             geoids=count,
-            open_contradictions=len(self._open),
+            open_contradictions=len(self._open) + self._beyond,
             entropy=max(0.0, entropy),
             temperature=100.0 * max(0.0, self._pulses) / count if count else 0.0,
             activation=1.0 - math.exp(-self._energy),

@@ -3,8 +3,8 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import update_wrapper
-from typing import Generic, TypeVar
+from functools import _lru_cache_wrapper, update_wrapper
+from typing import Any, Generic, TypeVar
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -60,6 +60,33 @@ class ByteCache(Generic[K, V]):
         with self._lock:
             self._entries.clear()
             self._bytes = 0
+
+
+class KeptResults:
+    """The newest results of a function under ``functools.lru_cache``, where speed forbids to weigh each: bounded in number, and each
+    in bytes, as the function's callers see to.
+
+    Args:
+        function: So wrapped.
+        each: Bytes that a result takes with its arguments, at most.
+    """
+
+    def __init__(self, function: "_lru_cache_wrapper[Any]", *, each: int) -> None:
+        self._function = function
+        self.each = each
+
+    @property
+    def bytes(self) -> int:
+        """What they take, at most."""
+        return self._function.cache_info().currsize * self.each
+
+    @property
+    def max_bytes(self) -> int:
+        return (self._function.cache_info().maxsize or 0) * self.each
+
+    def clear(self) -> None:
+        """Keep nothing."""
+        self._function.cache_clear()
 
 
 class Remembering(Generic[K, V]):

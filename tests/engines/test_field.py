@@ -10,6 +10,7 @@ import pytest
 from kimera_stream.core.columns import GeoidColumns
 from kimera_stream.core.index.rows import columns_of
 from kimera_stream.core.interfaces import StoredGeoid, WriteBatch
+from kimera_stream.engines import field as module
 from kimera_stream.engines.field import CALM, MOST_CLUSTERS, TAU, FieldDynamics
 from kimera_stream.protocol.log import LogEntry
 from kimera_stream.protocol.objects import Components, Contradiction, FieldState, Geoid
@@ -134,6 +135,35 @@ def test_open_contradictions_heat_and_resolved_ones_cool(field: FieldDynamics) -
     field.observe(WriteBatch(entries=[entry(3)], contradictions=[contradiction("y", "a", "c", "dissolved")]))
     cool = field.state()
     assert (cool.temperature, cool.stability, cool.open_contradictions) == (0, 1, 0)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_more_open_contradictions_than_are_known_one_by_one_count_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, frozen: bool
+) -> None:
+    """What is kept of them is bounded, and nothing is told otherwise for it; over a snapshot, too."""
+    bounded, plain = (FieldDynamics(3, Sink(), interval=0.01, head=lambda: 7, clock=Clock()) for _ in range(2))
+    names = [f"g{number}" for number in range(12)]
+    pairs = [contradiction(f"c{number}", names[number], names[(number * 5 + 1) % 12]) for number in range(10)]
+    ended = [msgspec.structs.replace(pairs[number], state="resolved") for number in (0, 9, 3, 1, 8, 2, 4, 5, 7, 6)]
+    batches = [WriteBatch(entries=[entry(1)], contradictions=[each]) for each in (*pairs, pairs[9], *ended)]
+    for field in (bounded, plain):
+        field.restore(columns([stored(name, [1, number % 2 * 9, 0]) for number, name in enumerate(names)]))
+    for batch in batches:
+        plain.observe(batch)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "MOST_OPEN", 3)
+            bounded.observe(batch)
+        if frozen:
+            kept, bounded = bounded, FieldDynamics(3, Sink(), interval=0.01, head=lambda: 7, clock=Clock())
+            bounded.thaw(kept.freeze()())
+        assert len(bounded._open) <= 3
+        found, wanted = (
+            msgspec.structs.replace(each.state(), temperature=0.0, activation=0.0) for each in (bounded, plain)
+        )
+        assert found == wanted
+        assert bounded.state().temperature == pytest.approx(plain.state().temperature)
+    assert (bounded.state().open_contradictions, bounded.state().temperature, len(bounded._involved)) == (0, 0, 0)
 
 
 def test_activation_decays(field: FieldDynamics, clock: Clock) -> None:

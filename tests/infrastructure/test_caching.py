@@ -1,11 +1,17 @@
 """What is remembered is bounded in bytes, whatever it is made of."""
 
 import threading
+from collections.abc import Callable
+from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kimera_stream.infrastructure.caching import ByteCache, remembering
+from kimera_stream.core.embedding import hashing
+from kimera_stream.core.index import records, values
+from kimera_stream.engines.evidence import lexicon
+from kimera_stream.infrastructure.caching import ByteCache, KeptResults, remembering
 
 
 @settings(max_examples=200, deadline=None)
@@ -59,3 +65,30 @@ def test_a_function_remembers_and_threads_may_share_it() -> None:
     for thread in threads:
         thread.join()
     assert shout.cache.bytes == 4 * len(shout.cache) <= 1_000
+
+
+WORDS = ["a", "xylophones", "w" * 24, "w" * 25, "w" * 32, "w" * 33, "w" * 64, "w" * 65, "w" * 5_000]
+
+
+@pytest.mark.parametrize(
+    ("kept", "ask", "told", "longest", "most"),
+    [
+        (hashing.FEATURES, lambda word: hashing._features(word, 64), WORDS, 3, 30_000_000),
+        (lexicon.STEMS, lexicon.stem, WORDS, 5, 18_000_000),
+        (records.KEY_HASHES, records._key_hash, WORDS, 7, 9_000_000),
+        (values.SHORT_VALUES, values._written_out, [1, 2.5, "short", 2**63, *WORDS[3:], 10**4_000], 4, 1_100_000),
+    ],
+)
+def test_what_is_kept_in_number_is_kept_of_short_things_only(
+    kept: KeptResults, ask: Callable[[Any], Any], told: list[Any], longest: int, most: int
+) -> None:
+    """So the number bounds the bytes, which are reported, and given back when memory is short."""
+    kept.clear()
+    assert kept.bytes == 0
+    answers = [ask(each) for each in told]
+    for each, answer in zip(told, answers, strict=True):
+        assert repr(ask(each)) == repr(answer)
+    assert kept.bytes == longest * kept.each
+    assert kept.max_bytes <= most
+    kept.clear()
+    assert kept.bytes == 0

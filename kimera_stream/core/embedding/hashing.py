@@ -8,11 +8,13 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from kimera_stream.core.interfaces import Matrix, Threads
+from kimera_stream.infrastructure.caching import KeptResults
 
 _KEPT_CHARS = 24
 """Length of a word whose features are remembered: at most 0.9 KB each, 29 MB in all."""
@@ -167,6 +169,10 @@ def _features(word: str, dimension: int) -> tuple[npt.NDArray[np.intp], npt.NDAr
 @lru_cache(maxsize=32_768)
 def _kept_features(word: str, dimension: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
     return _made_features(word, dimension)
+
+
+FEATURES: Final = KeptResults(_kept_features, each=900)
+"""What is remembered of words."""
 
 
 def _made_features(word: str, dimension: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:

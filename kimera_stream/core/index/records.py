@@ -3,17 +3,31 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
+from typing import Final
 
 from kimera_stream.core.index.values import ValueCodes, hash64
+from kimera_stream.infrastructure.caching import KeptResults
 from kimera_stream.kernels import Record, build_record
 from kimera_stream.protocol.objects import RESERVED_SYMBOLS, Scalar
 
 _FROM, _TO = -(1 << 63), (1 << 63) - 1
 
 
-@lru_cache(maxsize=16_384)
+_KEPT_CHARS = 64
+"""Length of a key whose hash is remembered."""
+
+
 def _key_hash(key: str) -> int:
+    return _kept_hash(key) if len(key) <= _KEPT_CHARS else hash64(key)
+
+
+@lru_cache(maxsize=16_384)
+def _kept_hash(key: str) -> int:
     return hash64(key)
+
+
+KEY_HASHES: Final = KeptResults(_kept_hash, each=500)
+"""What is remembered of keys."""
 
 
 def _limit(value: Scalar, default: int, rounded: Callable[[float], int]) -> int:

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import islice
+from typing import Final
 
+from kimera_stream.infrastructure.caching import KeptResults
 from kimera_stream.protocol.objects import Scalar
 
 _TAG = 0xFFF << 52
@@ -42,10 +44,11 @@ def _written_out(value: Scalar) -> int | None:
     """The code of a value that fits into one."""
     if type(value) is str and len(value) > INLINE_BYTES:
         return None
-    return _short(value)
+    if type(value) is int and value.bit_length() > _KEPT_BITS:
+        return _short(value)
+    return _kept_short(value)
 
 
-@lru_cache(maxsize=4_096, typed=True)
 def _short(value: Scalar) -> int | None:
     """Kept for the values that come again and again: numbers and strings of a few characters, so of a few bytes each."""
     if value is None or isinstance(value, bool):
@@ -62,6 +65,13 @@ def _short(value: Scalar) -> int | None:
     if number != value:
         return None
     return int(struct.unpack("<Q", struct.pack("<d", number))[0]) if number else _ZERO
+
+
+_KEPT_BITS = 64
+"""Size of a whole number whose code is remembered."""
+_kept_short = lru_cache(maxsize=4_096, typed=True)(_short)
+SHORT_VALUES: Final = KeptResults(_kept_short, each=250)
+"""What is remembered of values."""
 
 
 @dataclass(frozen=True, slots=True)

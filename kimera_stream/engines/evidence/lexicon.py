@@ -2,6 +2,9 @@
 
 from functools import lru_cache
 from importlib import resources
+from typing import Final
+
+from kimera_stream.infrastructure.caching import KeptResults
 
 _KEPT_CHARS = 32
 """Length of a word whose stem is remembered: with longer ones (runs of letters, not words) the memory would have no bound."""
@@ -289,6 +292,10 @@ def stem(word: str) -> str:
 @lru_cache(maxsize=65_536)
 def _kept_stem(word: str) -> str:
     return _stem(word)
+
+
+STEMS: Final = KeptResults(_kept_stem, each=270)
+"""What is remembered of words."""
 
 
 def _stem(word: str) -> str:
