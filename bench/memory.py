@@ -3,10 +3,13 @@
 ``python -m bench.memory --minutes 30 --json`` prints a line a minute and one JSON object as its last line. Caches are set small, so
 that they are full, and go on being full, soon after the start. The slope of resident memory after the warm-up is a line fitted to
 means of half a minute; its standard error takes into account that neighbours are alike (Newey and West, four lags).
+Growth of at most two standard errors is within the noise. Exit status: 0 resident memory grew within the noise (or shrank), 1 it grew
+by more, 3 the run was too short to say.
 """
 
 import argparse
 import json
+import math
 import os
 import shutil
 import signal
@@ -31,6 +34,10 @@ SAMPLE_EVERY = 5.0
 MEAN_OF = 6
 """Samples of one mean: half a minute."""
 LAGS = 4
+NOISE = 2.0
+"""Standard errors of the slope up to which growth is within the noise."""
+FLAT, GROWS, TOO_SHORT = 0, 1, 3
+"""Exit statuses; 2 is that of wrong arguments."""
 SETTLE = 12.0
 """Seconds after the load: what closed without a handshake is noticed, and the server has looked at itself again."""
 BOUNDED_TABLES = (
@@ -133,6 +140,21 @@ def slope(samples: list[Sample], read: Any) -> tuple[float, float]:
     return found, float(np.sqrt(max(total, 0.0) * len(x) / (len(x) - 2)) / (x * x).sum())
 
 
+def within_noise(found: tuple[float, float]) -> bool | None:
+    """Whether a slope with its standard error is no growth that can be told from noise; None: there is none."""
+    return None if math.isnan(found[0]) else found[0] <= NOISE * found[1]
+
+
+def status(result: dict[str, Any]) -> int:
+    """What the process exits with."""
+    return {True: FLAT, False: GROWS, None: TOO_SHORT}[result["rss_slope_within_noise"]]
+
+
+def _figure(value: float) -> float | None:
+    """kB with two places; None where there is no number."""
+    return None if math.isnan(value) else round(value / 1e3, 2)
+
+
 async def watch(pid: int, load: Load, data_dir: Path, seconds: float) -> tuple[list[Sample], list[dict[str, int]]]:
     """Samples, and table sizes once a minute, while the load runs."""
     samples: list[Sample] = []
@@ -178,10 +200,12 @@ async def under_load(running: Running, data_dir: Path, options: argparse.Namespa
         "publishes_per_second": round(load.done["published"] / samples[-1].seconds, 1),
         "done": dict(load.done.most_common()),
         "warm_up_minutes": options.warm_up,
-        "rss_slope_kb_per_minute": round(rss[0] / 1e3, 2),
-        "rss_slope_error": round(rss[1] / 1e3, 2),
-        "own_slope_kb_per_minute": round(own[0] / 1e3, 2),
-        "own_slope_error": round(own[1] / 1e3, 2),
+        "rss_slope_kb_per_minute": _figure(rss[0]),
+        "rss_slope_error": _figure(rss[1]),
+        "rss_slope_within_noise": within_noise(rss),
+        "own_slope_kb_per_minute": _figure(own[0]),
+        "own_slope_error": _figure(own[1]),
+        "own_slope_within_noise": within_noise(own),
         "before": asdict(before),
         "warm": {
             name: [min(getattr(each, name) for each in warm), max(getattr(each, name) for each in warm)]
@@ -228,6 +252,7 @@ def main() -> None:
         if options.folder is None:
             shutil.rmtree(folder)
     print(json.dumps(result) if options.json else json.dumps(result, indent=2))
+    sys.exit(status(result))
 
 
 if __name__ == "__main__":
