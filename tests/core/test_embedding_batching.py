@@ -77,7 +77,7 @@ async def test_concurrent_callers_share_a_pass_and_equal_texts_are_encoded_once(
 
 async def test_a_batch_that_is_not_full_leaves_after_the_wait_and_not_before() -> None:
     provider = Gate()
-    service = embedder(provider, batch_size=4, batch_wait=0.5)
+    service = embedder(provider, batch_size=4, batch_wait=1.0)
     async with running(service), anyio.create_task_group() as group:
         group.start_soon(service.embed, ["a"])
         group.start_soon(service.embed, ["b"])
@@ -92,10 +92,12 @@ async def test_a_full_batch_leaves_at_once() -> None:
     provider = Gate()
     service = embedder(provider, batch_size=2, batch_wait=1.0)
     async with running(service), anyio.create_task_group() as group:
-        for text in ("a", "b"):
-            group.start_soon(service.embed, [text])
+        group.start_soon(service.embed, ["a"])
         await anyio.wait_all_tasks_blocked()
-        assert provider.batches == [["a", "b"]], "nothing but a clock was left to wait for"
+        assert (provider.batches, service.queued) == ([], 1), "it waits for one more"
+        group.start_soon(service.embed, ["b"])
+        await anyio.wait_all_tasks_blocked()
+        assert provider.batches == [["a", "b"]], "with nothing but a clock left to wait for"
 
 
 async def test_a_text_that_is_being_encoded_is_waited_for() -> None:
