@@ -62,6 +62,17 @@ class Config:
     slow: float = 1.0
 
 
+def steps(config: Config, *, shimmed: bool) -> Iterator[Step]:
+    """The faults of a run, as far as their number is given."""
+    weights = weights_of(config.deployment, shimmed=shimmed, damage=config.damage)
+    if config.kinds is not None:
+        weights = {kind: weight for kind, weight in weights.items() if kind in config.kinds}
+    for step in plan(config.seed, weights, pause=config.pause, scale=config.scale):
+        if config.faults is not None and step.number > config.faults:
+            return
+        yield step
+
+
 @dataclass
 class Progress:
     """How far a run is; for a line that is told now and then."""
@@ -108,6 +119,11 @@ class Run:
         progress, config = self._progress, self._config
         progress.tally, progress.ledger = self.tally, self._ledger
         async with deployed(config.deployment, config.folder) as deployment:
+            if deployment.library is None:
+                known = {on: weights_of(config.deployment, shimmed=on, damage=config.damage) for on in (True, False)}
+                self.tally.left_out = sorted(
+                    (known[True].keys() - known[False].keys()) & (config.kinds or known[True].keys())
+                )
             await self._populate(deployment)
             progress.listeners = self._listeners
             async with anyio.create_task_group() as group:
@@ -205,7 +221,7 @@ class Run:
         config = self._config
         await self._heal("the start")
         until = time.monotonic() + config.seconds
-        for step in self._steps(deployment):
+        for step in steps(config, shimmed=bool(deployment.clocks)):
             if config.faults is None and time.monotonic() > until:
                 return
             await anyio.sleep(step.wait)
@@ -217,16 +233,6 @@ class Run:
                 await FAULTS[step.kind](self._world, step, rng)
             self.tally.faults[step.kind] += 1
             await self._heal(step.kind)
-
-    def _steps(self, deployment: Deployment) -> Iterator[Step]:
-        config = self._config
-        weights = weights_of(config.deployment, shimmed=bool(deployment.clocks), damage=config.damage)
-        if config.kinds is not None:
-            weights = {kind: weight for kind, weight in weights.items() if kind in config.kinds}
-        for step in plan(config.seed, weights, pause=config.pause, scale=config.scale):
-            if config.faults is not None and step.number > config.faults:
-                return
-            yield step
 
     async def _heal(self, what: str) -> None:
         began = time.monotonic()

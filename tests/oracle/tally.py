@@ -14,6 +14,7 @@ class Tally:
         meanwhile: Writes refused while a disk was full or slow, or the database locked.
         shown: How often a revoked token was shown to a node.
         damage: What became of each damage, in words.
+        left_out: Kinds of faults that could not be done, for want of a C compiler.
         violations: Promises broken, in words.
     """
 
@@ -35,6 +36,7 @@ class Tally:
     damage: list[str] = field(default_factory=list)
     slowest: tuple[float, str] = (0.0, "")
     seconds: float = 0.0
+    left_out: list[str] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
 
     @property
@@ -57,6 +59,7 @@ class Tally:
             f"matches of the watch compared: {self.matches:,}",
             f"revoked tokens shown: {self.shown:,}; writes refused while a disk or a lock kept them: {self.meanwhile:,}",
             f"slowest recovery: {self.slowest[0]:.1f} s after {self.slowest[1] or 'nothing'}",
+            *([f"left out, for want of a C compiler: {', '.join(self.left_out)}"] if self.left_out else []),
             *(f"damage: {each}" for each in self.damage),
         ]
         if self.violations:
