@@ -25,6 +25,7 @@ def main() -> int:
     parser.add_argument(
         "--every-log", action="store_true", help="compare each log with a serial run, and not only the last"
     )
+    parser.add_argument("--keep", type=int, default=None, help="entries of the log that are kept; by default all")
     parser.add_argument("--folder", type=Path, default=None, help="keep data and output there")
     given = parser.parse_args()
     seed = given.seed if given.seed is not None else SystemRandom().randrange(1_000_000)
@@ -42,6 +43,8 @@ def main() -> int:
         pause=given.pause,
         every_log=given.every_log,
         slow=given.slow,
+        keep=given.keep,
+        damage=given.keep is None,
         kinds=frozenset(given.only.split(",")) if given.only else None,
     )
     live = sys.stderr.isatty()

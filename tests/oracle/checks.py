@@ -271,7 +271,7 @@ def check_heard(heard: Heard, log: Log) -> list[str]:
     for number, segment in enumerate(heard.segments):
         if segment.epoch == log.epoch:
             where = f"{heard.name} on {heard.channel}, subscription {number}"
-            wrong += _check_start(segment, previous, heard, where)
+            wrong += _check_start(segment, previous, heard, where, log.keep)
             wrong += _check_segment(segment, heard, log, where)
         previous = segment
     of_this = [segment for segment in heard.segments if segment.epoch == log.epoch]
@@ -286,9 +286,14 @@ def check_heard(heard: Heard, log: Log) -> list[str]:
     return wrong
 
 
-def _check_start(segment: Segment, previous: Segment | None, heard: Heard, where: str) -> Iterable[str]:
+def _check_start(
+    segment: Segment, previous: Segment | None, heard: Heard, where: str, keep: int | None
+) -> Iterable[str]:
     if segment.allowed is not None:
-        if segment.start not in segment.allowed:
+        if keep is not None and not segment.recovered:
+            if segment.start - min(segment.allowed) <= keep:
+                yield f"{where}: the last {keep} are kept, and yet the cursor was not recovered at {segment.start}"
+        elif segment.start not in segment.allowed:
             yield f"{where}: the cursor stood at one of {sorted(segment.allowed)[:5]}, it began after {segment.start}"
         return
     if segment.asked is None:
@@ -301,7 +306,10 @@ def _check_start(segment: Segment, previous: Segment | None, heard: Heard, where
             yield f"{where}: told to have recovered from a position in another log"
         return
     if not segment.recovered:
-        yield f"{where}: everything is kept, and yet the position {offset} was not recovered"
+        if keep is None:
+            yield f"{where}: everything is kept, and yet the position {offset} was not recovered"
+        elif segment.start - offset <= keep:
+            yield f"{where}: the last {keep} are kept, and yet {offset} was not recovered at {segment.start}"
     elif segment.start != offset:
         yield f"{where}: asked to go on after {offset}, began after {segment.start}"
     elif previous is not None and not heard.skips and previous.epoch == epoch and previous.last != offset:

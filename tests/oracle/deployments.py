@@ -164,9 +164,9 @@ def settings_of(extra: dict[str, str]) -> dict[str, str]:
     return {**SETTINGS, **extra}
 
 
-async def _make(kind: str, folder: Path, library: Path | None) -> Deployment:
+async def _make(kind: str, folder: Path, library: Path | None, keep: int | None) -> Deployment:
     made = Deployment(kind, folder, library=library)
-    shared: dict[str, str] = {}
+    shared = {} if keep is None else {"KIMERA_DATABASE__RETENTION_COUNT": str(keep)}
     if kind != "sqlite":
         # PostgreSQL refuses to run as root, and its user has to reach the folder.
         home = Path(tempfile.mkdtemp(prefix="oracle-postgres-"))
@@ -212,11 +212,11 @@ async def _opened(name: str, port: int) -> Proxy:
 
 
 @asynccontextmanager
-async def deployed(kind: str, folder: Path) -> AsyncIterator[Deployment]:
-    """A running deployment of the kind ``sqlite``, ``postgres`` or ``cluster``; it ends with the block, and what a run
-    leaves in ``folder`` stays."""
+async def deployed(kind: str, folder: Path, *, keep: int | None = None) -> AsyncIterator[Deployment]:
+    """A running deployment of the kind ``sqlite``, ``postgres`` or ``cluster``, which keeps so many entries of the log; it ends with
+    the block, and what a run leaves in ``folder`` stays."""
     library = await anyio.to_thread.run_sync(build_shim, folder)
-    made = await _make(kind, folder, library)
+    made = await _make(kind, folder, library, keep)
     try:
         async with anyio.create_task_group() as group:
             for proxy in made.proxies:

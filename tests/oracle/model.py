@@ -183,6 +183,7 @@ class Log:
         open: Open contradictions by id: digest, from the list of open contradictions.
         closed: The same of those that are resolved or dissolved.
         scars: Scars by id: digest, from their list.
+        keep: How many of the last entries are kept at least; None: all.
     """
 
     epoch: str
@@ -192,6 +193,7 @@ class Log:
     open: dict[str, int] = field(default_factory=dict)
     closed: dict[str, int] = field(default_factory=dict)
     scars: dict[str, int] = field(default_factory=dict)
+    keep: int | None = None
 
     @cached_property
     def entries(self) -> dict[int, Entry]:
@@ -273,6 +275,14 @@ class Heard:
     @property
     def events(self) -> int:
         return sum(len(segment.offsets) for segment in self.segments)
+
+    @property
+    def told_of_trimming(self) -> int:
+        """Subscriptions that were told that not everything since their position is kept."""
+        return sum(
+            not each.recovered and (bool(each.allowed) or (each.asked is not None and each.asked[0] == each.epoch))
+            for each in self.segments
+        )
 
     @property
     def resumes(self) -> int:

@@ -5,6 +5,7 @@ from typing import Any
 
 import anyio
 
+from tests.oracle.chronicle import Chronicle, check_kept
 from tests.oracle.model import MAIN_CHANNELS, Entry, Log, digest, entry_of
 from tests.oracle.wire import PATIENCE, Gone, Web
 
@@ -36,27 +37,44 @@ async def steady(web: Web, path: str, **params: Any) -> dict[str, Any]:
     raise Gone(1006, f"{path}: {last}")
 
 
-async def read_log(url: str, extra: tuple[str, ...] = (), *, slow: float = 1.0) -> Log:
+async def read_log(
+    url: str,
+    extra: tuple[str, ...] = (),
+    *,
+    slow: float = 1.0,
+    chronicle: Chronicle | None = None,
+    keep: int | None = None,
+) -> Log:
     """The log and its lists, once nothing is added to it any more; nobody may be publishing.
 
     Args:
         extra: Channels besides the main ones.
         slow: How many times longer an answer may take.
+        chronicle: Where what is not kept any more was written down; what is wrong with the rest is added there.
+        keep: How many of the last entries are kept at least.
     """
     async with Web(url, patience=PATIENCE * slow) as web:
         while True:
-            log = await _read(web, extra)
+            log = await _read(web, extra, whole=chronicle is None)
             health = await steady(web, "/health")
             if (health["epoch"], health["offset"]) == (log.epoch, log.head):
-                return log
+                break
+        if chronicle is not None:
+            assert keep is not None
+            await chronicle.reach(log.head)
+            for channel, told in chronicle.channels.items():
+                chronicle.broken += check_kept(channel, log.channels[channel], told, head=log.head, keep=keep)
+                log.channels[channel] = list(told)
+            log.keep = keep
+        return log
 
 
-async def _read(web: Web, extra: tuple[str, ...]) -> Log:
+async def _read(web: Web, extra: tuple[str, ...], *, whole: bool) -> Log:
     health = await steady(web, "/health")
     log = Log(health["epoch"], health["offset"])
     for channel in (*MAIN_CHANNELS, *extra):
         log.channels[channel] = await _history(web, channel)
-    for geoid_id in _much_discussed(log.channels["contradictions"]):
+    for geoid_id in _much_discussed(log.channels["contradictions"]) if whole else ():
         log.channels[f"geoid:{geoid_id}"] = await _history(web, f"geoid:{geoid_id}")
     log.listed = {each["id"]: digest(each) for each in await _listed(web, "/v1/geoids")}
     log.open = {each["id"]: digest(each) for each in await _listed(web, "/v1/contradictions", state="open")}

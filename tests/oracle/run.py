@@ -13,6 +13,7 @@ import anyio.to_thread
 from tests.oracle import damage
 from tests.oracle.asking import ask_around
 from tests.oracle.checks import check_all, check_prefix
+from tests.oracle.chronicle import Chronicle
 from tests.oracle.deployments import Deployment, backup, check, deployed, restore
 from tests.oracle.faults import FAULTS, World
 from tests.oracle.healing import SESSION, WATCHED, NotHealed, Prober
@@ -45,6 +46,7 @@ class Config:
         damage: Damage files, too, where the database is one.
         kinds: Only these faults.
         every_log: Compare each log with a serial run, and not only the last one, which holds the beginnings of all others.
+        keep: How many entries of the log are kept; None: all. Not with damage, whose checks need all of it.
         slow: How many times longer recovery and answers may take than on a machine that nobody else uses.
     """
 
@@ -60,6 +62,7 @@ class Config:
     kinds: frozenset[str] | None = None
     every_log: bool = False
     slow: float = 1.0
+    keep: int | None = None
 
 
 def steps(config: Config, *, shimmed: bool) -> Iterator[Step]:
@@ -110,6 +113,7 @@ class Run:
         self._publishers: list[Publisher] = []
         self._logs: list[Log] = []
         self._extra: tuple[str, ...] = ()
+        self._chronicle: Chronicle | None = None
         self._watch: Watched
         self._prober: Prober
         self._world: World
@@ -118,7 +122,7 @@ class Run:
         """Everything; never raises for a broken promise."""
         progress, config = self._progress, self._config
         progress.tally, progress.ledger = self.tally, self._ledger
-        async with deployed(config.deployment, config.folder) as deployment:
+        async with deployed(config.deployment, config.folder, keep=config.keep) as deployment:
             if deployment.library is None:
                 known = {on: weights_of(config.deployment, shimmed=on, damage=config.damage) for on in (True, False)}
                 self.tally.left_out = sorted(
@@ -129,6 +133,8 @@ class Run:
             async with anyio.create_task_group() as group:
                 for worker in (*self._listeners, *self._publishers):
                     group.start_soon(worker.run)
+                if self._chronicle is not None:
+                    group.start_soon(self._chronicle.run, name="chronicle")
                 whole = False
                 try:
                     await self._disturb(deployment)
@@ -169,6 +175,8 @@ class Run:
         self._watch = Watched(watch_body, watch)
         session = f"session:{SESSION}"
         self._extra = (watch, session)
+        if self._config.keep is not None:
+            self._chronicle = Chronicle(lambda: deployment.reader, self._extra)
         turned = doors[::-1]
         self._publishers = [
             Publisher("publisher-1", seed, doors, ledger, rate=rate, named=True),
@@ -263,7 +271,15 @@ class Run:
         for listener in self._listeners:
             listener.rest(True)
         self._progress.doing = f"{doing}: reading the log"
-        log = await read_log(deployment.reader, self._extra, slow=self._config.slow)
+        log = await read_log(
+            deployment.reader,
+            self._extra,
+            slow=self._config.slow,
+            chronicle=self._chronicle,
+            keep=self._config.keep,
+        )
+        if self._chronicle is not None:
+            self.tally.violations += self._chronicle.broken
         self._progress.doing = f"{doing}: hearing the log to its end"
         await self._hear_out(log)
         self._progress.doing = f"{doing}: asking every node"
@@ -401,6 +417,7 @@ class Run:
         for listener in self._listeners:
             tally.heard[listener.heard.name] = listener.heard.events
             tally.resumes += listener.heard.resumes
+            tally.trimmed += listener.heard.told_of_trimming
             tally.closes.update(listener.codes)
         tally.seconds = time.monotonic() - self._progress.began
 

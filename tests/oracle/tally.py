@@ -12,6 +12,7 @@ class Tally:
         faults: Done, by kind.
         heard: Events checked, by subscriber.
         meanwhile: Writes refused while a disk was full or slow, or the database locked.
+        trimmed: Subscriptions that were told that their position is not kept any more.
         shown: How often a revoked token was shown to a node.
         damage: What became of each damage, in words.
         left_out: Kinds of faults that could not be done, for want of a C compiler.
@@ -31,6 +32,7 @@ class Tally:
     found: int = 0
     compared: int = 0
     matches: int = 0
+    trimmed: int = 0
     shown: int = 0
     meanwhile: int = 0
     damage: list[str] = field(default_factory=list)
@@ -54,7 +56,7 @@ class Tally:
             f"faults: {sum(self.faults.values())} ({counts(self.faults)})",
             f"operations: {counts(self.outcomes)}; repeated answers compared {self.repeats:,}",
             f"events checked: {sum(self.heard.values()):,} ({counts(self.heard)})",
-            f"resumes: {self.resumes:,}; closes by code: {counts(self.closes)}",
+            f"resumes: {self.resumes:,}; positions told to be trimmed {self.trimmed:,}; closes by code: {counts(self.closes)}",
             f"contradictions: {self.found:,} found, {self.compared:,} states of pairs compared with serial runs; "
             f"matches of the watch compared: {self.matches:,}",
             f"revoked tokens shown: {self.shown:,}; writes refused while a disk or a lock kept them: {self.meanwhile:,}",

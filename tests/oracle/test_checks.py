@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.oracle.checks import check_all, check_prefix
+from tests.oracle.checks import check_all, check_heard, check_prefix
+from tests.oracle.chronicle import check_kept
 from tests.oracle.damage import flip_bit, tear_page
 from tests.oracle.model import Entry, Heard, Ledger, Log, Op, Segment, digest, entry_of, told
 from tests.oracle.plan import plan, weights_of
@@ -542,3 +543,30 @@ def test_damage_changes_what_it_says(tmp_path: Any) -> None:
         changed = file.read_bytes()
         assert len(changed) == len(content)
         assert changed != content
+
+
+@pytest.mark.parametrize(("keep", "wrong"), [(3, ""), (12, "yet 2 was not recovered"), (None, "everything is kept")])
+def test_only_what_is_trimmed_may_be_told_to_be(keep: int | None, wrong: str) -> None:
+    log = log_of(EVENTS)
+    log.keep = keep
+    heard = Heard("late", "geoids", segments=[Segment("e", 11, ("e", 2), recovered=False, was_recovering=True)])
+    found = check_heard(heard, log)
+    assert len(found) == bool(wrong)
+    assert wrong in "".join(found)
+    assert heard.told_of_trimming == 1
+
+
+def test_a_silent_gap_over_what_is_trimmed_is_noticed() -> None:
+    log = log_of(EVENTS)
+    log.keep = 3
+    segment = Segment("e", 2, ("e", 2), recovered=True, was_recovering=True)
+    segment.hear(EVENTS[10])  # 4 and 7 were trimmed
+    (wrong,) = check_heard(Heard("late", "geoids", segments=[segment]), log)
+    assert "a gap: [4, 7]" in wrong
+
+
+def test_what_is_kept_is_the_end_of_what_was_told() -> None:
+    told = log_of(EVENTS).channels["geoids"]
+    assert check_kept("geoids", told[-2:], told, head=12, keep=6) == []
+    assert check_kept("geoids", told[-1:], told, head=12, keep=6) != []
+    assert check_kept("geoids", told[:2], told, head=12, keep=5) != []
