@@ -70,6 +70,7 @@ class StoredGeoid:
         vector: None where the geoid has neither text nor vector.
         tokens: What the encoder read for this publish; 0 for one that is read back, or came with its own vector.
         stated: Offset of the entry that last changed what it states, and not only its labels; 0: that of its version.
+        own_vector: Whether this publish brought the vector along.
     """
 
     geoid: Geoid
@@ -77,6 +78,7 @@ class StoredGeoid:
     principal: str
     tokens: int = 0
     stated: int = 0
+    own_vector: bool = False
 
 
 @dataclass(frozen=True, slots=True)

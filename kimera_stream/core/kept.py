@@ -49,13 +49,21 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class UsageRecord:
-    """What a principal published on one day (days since 1970, UTC)."""
+    """What a principal published on one day (days since 1970, UTC).
+
+    Attributes:
+        text_bytes: Of the texts, in UTF-8.
+        tokens: As the encoder counted them.
+        bytes: Of the statements as they are stored: texts, states and metadata as JSON, and 4 for each number of a vector that was
+            brought along. What an update leaves as it was counts again with it.
+    """
 
     principal: str
     day: int
     statements: int
     text_bytes: int
     tokens: int
+    bytes: int = 0
 
 
 RevocationKind = Literal["principal", "key", "jwt"]

@@ -77,7 +77,7 @@ class Planner:
         geoid = replace(stored.geoid, offset=self.next_offset, vector=None)
         self.entry("geoid.created" if geoid.version == 1 else "geoid.updated", geoid, geoid_channels(geoid))
         stated = stored.stated or geoid.offset
-        written = StoredGeoid(geoid, stored.vector, stored.principal, stored.tokens, stated)
+        written = StoredGeoid(geoid, stored.vector, stored.principal, stored.tokens, stated, stored.own_vector)
         self.batch.geoids.append(written)
         return written
 

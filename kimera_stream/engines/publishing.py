@@ -80,7 +80,7 @@ async def read_items(
             offset=head,
             previous=None if previous is None else previous.geoid,
         )
-        stored = StoredGeoid(geoid, vector, work.principal.id, work.tokens)
+        stored = StoredGeoid(geoid, vector, work.principal.id, work.tokens, own_vector=work.body.vector is not None)
         refusal = room.refusal(stored)
         if refusal is not None:
             outcomes.append((work, refusal))

@@ -251,9 +251,9 @@ def test_database_commands(server: Server, tmp_path: Path) -> None:
         totals = json.loads(client.request("GET", "/v1/stats"))["totals"]
     assert totals["tokens_exact"] is True
     [now] = [row for row in json.loads(db("usage", "--database", here, "--json")) if row["principal"] == "anonymous"]
-    grown = {name: now[name] - used[name] for name in ("statements", "text_bytes", "tokens")}
+    grown = {name: now[name] - used[name] for name in ("statements", "text_bytes", "tokens", "bytes")}
     assert grown["statements"] == 1
-    assert grown["text_bytes"] == len("One more, of six words")
+    assert grown["text_bytes"] == grown["bytes"] == len("One more, of six words")
     assert grown["tokens"] > 0
     assert "anonymous" in db("usage", "--database", here)
     db("export", str(export), "--database", here)

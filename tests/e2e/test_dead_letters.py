@@ -214,13 +214,14 @@ async def test_usage_is_told_and_conversations_are_remembered_over_a_restart(sta
     async with peer(server) as client:
         for n in range(5):
             await client.publish(text=f"Statement {n}.", session_id=f"session-{n % 2}")
+        await client.publish(session_id="session-1", vector=[1.0] + [0.0] * 383, metadata={"a": 1})
     server.terminate()
     assert server.wait() == 0
     server = start_server(**QUICK)
 
     async def remembered() -> bool:
         found = await stats(server, "sessions")
-        return (found["sessions"], found["utterances"]) == (2, 5)
+        return (found["sessions"], found["utterances"]) == (2, 6)
 
     await until(remembered)
     async with web(server) as http:
@@ -228,7 +229,9 @@ async def test_usage_is_told_and_conversations_are_remembered_over_a_restart(sta
         none = (await http.get("/v1/usage", params={"principal": "nobody"})).json()
         wrong = await http.get("/v1/usage", params={"days": 0})
     (row,) = report["items"]
-    assert (row["principal"], row["statements"], report["more"]) == ("anonymous", 5, False)
+    assert (row["principal"], row["statements"], report["more"]) == ("anonymous", 6, False)
+    assert row["text_bytes"] == 5 * len("Statement 0.")
+    assert row["bytes"] == row["text_bytes"] + 4 * 384 + len('{"a":1}')
     assert row["tokens"] > 0
     assert none == {"items": [], "more": False}
     assert wrong.status_code == 400

@@ -87,6 +87,7 @@ def usage(
             "statements": row.statements,
             "text_bytes": row.text_bytes,
             "tokens": row.tokens,
+            "bytes": row.bytes,
         }
         for row in run_job(lambda _: tools.usage(url, since_day=first, settings=settings))
     ]
@@ -95,7 +96,7 @@ def usage(
         return
     for row in rows:
         typer.echo(
-            f"{row['day']}  {row['statements']:>12,} statements  {row['text_bytes']:>14,} bytes  "
+            f"{row['day']}  {row['statements']:>12,} statements  {row['bytes']:>14,} bytes  {row['text_bytes']:>14,} of text  "
             f"{row['tokens']:>14,} tokens  {row['principal']}"
         )
     if not rows:

@@ -24,13 +24,19 @@ class UsageQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class UsageDay(msgspec.Struct, frozen=True, kw_only=True):
-    """What a principal published on one day (UTC). ``tokens``: as the encoder counted them."""
+    """What a principal published on one day (UTC). ``text_bytes``: of the texts, in UTF-8. ``tokens``: as the encoder counted them."""
 
     principal: str
     day: Annotated[str, Meta(description="As in 2026-03-01.", pattern=r"^\d{4}-\d{2}-\d{2}$")]
     statements: int
     text_bytes: int
     tokens: int
+    bytes: Annotated[
+        int,
+        Meta(
+            description="Of the statements as they are stored: texts, states and metadata as JSON, and 4 for each number of a vector that was brought along."
+        ),
+    ]
 
 
 class UsageReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +62,7 @@ def _day(row: UsageRecord) -> UsageDay:
         statements=row.statements,
         text_bytes=row.text_bytes,
         tokens=row.tokens,
+        bytes=row.bytes,
     )
 
 
@@ -65,8 +72,8 @@ OPERATIONS: Final = (
         path="/v1/usage",
         name="getUsage",
         summary="What each principal published per day",
-        description="Statements, bytes of text and tokens that the encoder read (0 for a statement with its own vector; "
-        "where a service encodes: each statement's share, by length, of the tokens that the service counted, or an approximation).",
+        description="Statements, bytes of their texts and of all that was said, and tokens that the encoder read (0 for a statement with its own "
+        "vector; where a service encodes: each statement's share, by length, of the tokens that the service counted, or an approximation).",
         handler=usage,
         tag="operations",
         role="admin",

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-HEAD = "0008"
+HEAD = "0009"
 """The newest revision, which ``schema`` declares; a test compares this with the migrations."""
 _LOCK_KEY = 5_135_072_301
 """Any number: the advisory lock under which PostgreSQL migrates."""

@@ -192,13 +192,13 @@ def purge_sessions(tx: Transaction, before: int, limit: int) -> int:
 
 
 _USAGE = Query(
-    select(usage.c.principal, usage.c.day, usage.c.statements, usage.c.text_bytes, usage.c.tokens)
+    select(usage.c.principal, usage.c.day, usage.c.statements, usage.c.text_bytes, usage.c.tokens, usage.c.bytes)
     .where(usage.c.day >= bindparam("since_day"))
     .order_by(usage.c.principal, usage.c.day)
     .limit(bindparam("limit"))
 )
 _USAGE_OF = Query(
-    select(usage.c.principal, usage.c.day, usage.c.statements, usage.c.text_bytes, usage.c.tokens)
+    select(usage.c.principal, usage.c.day, usage.c.statements, usage.c.text_bytes, usage.c.tokens, usage.c.bytes)
     .where(usage.c.principal == bindparam("name"), usage.c.day >= bindparam("since_day"))
     .order_by(usage.c.day)
     .limit(bindparam("limit"))

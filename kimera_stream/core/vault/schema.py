@@ -272,8 +272,10 @@ usage = Table(
     Column("statements", BigInteger, nullable=False),
     Column("text_bytes", BigInteger, nullable=False),
     Column("tokens", BigInteger, nullable=False, server_default=literal_text("0")),
+    Column("bytes", BigInteger, nullable=False, server_default=literal_text("0")),
 )
-"""What each principal published per day (days since 1970, UTC). ``tokens``: as the encoder counted them."""
+"""What each principal published per day (days since 1970, UTC). ``tokens``: as the encoder counted them. ``bytes``: of text, states, metadata
+and vectors that were brought along (``core.kept.UsageRecord``)."""
 
 checkpoint = Table(
     "checkpoint",

@@ -1,5 +1,6 @@
 """One ``WriteBatch`` as one transaction."""
 
+import msgspec
 from sqlalchemy import bindparam, delete, insert, literal, null, select, update
 
 from kimera_stream.core.interfaces import StoredGeoid, WriteBatch
@@ -10,6 +11,7 @@ from kimera_stream.infrastructure.database.statements import among
 from kimera_stream.protocol.errors import ConflictError
 
 _DAY_MS = 86_400_000
+_encode = msgspec.json.Encoder().encode
 
 state, geoid, version = schema.log_state, schema.geoid, schema.geoid_version
 
@@ -63,9 +65,9 @@ _SESSIONS = Insert(
 )
 _USAGE = Insert(
     schema.usage,
-    ("principal", "day", "statements", "text_bytes", "tokens"),
+    ("principal", "day", "statements", "text_bytes", "tokens", "bytes"),
     conflict=("principal", "day"),
-    add=("statements", "text_bytes", "tokens"),
+    add=("statements", "text_bytes", "tokens", "bytes"),
 )
 
 
@@ -151,18 +153,29 @@ def _offset(stored: StoredGeoid) -> int:
 
 def _count_use(tx: Transaction, batch: WriteBatch, now: int) -> None:
     sessions: dict[str, tuple[str, int]] = {}
-    principals: dict[str, tuple[int, int, int]] = {}
+    principals: dict[str, tuple[int, int, int, int]] = {}
     for stored in batch.geoids:
         session_id = stored.geoid.session_id
         if session_id is not None:
             principal, count = sessions.get(session_id, (stored.principal, 0))
             sessions[session_id] = (principal, count + 1)
-        count, size, tokens = principals.get(stored.principal, (0, 0, 0))
-        size += len((stored.geoid.text or "").encode())
-        principals[stored.principal] = (count + 1, size, tokens + stored.tokens)
+        count, texts, tokens, size = principals.get(stored.principal, (0, 0, 0, 0))
+        text = len((stored.geoid.text or "").encode())
+        size += text + _beside_text(stored)
+        principals[stored.principal] = (count + 1, texts + text, tokens + stored.tokens, size)
     tx.insert(_SESSIONS, [(id_, principal, count, now, now) for id_, (principal, count) in sessions.items()])
     day = now // _DAY_MS
     tx.insert(_USAGE, [(principal, day, *counted) for principal, counted in principals.items()])
+
+
+def _beside_text(stored: StoredGeoid) -> int:
+    """Bytes of what was said besides the text."""
+    geoid = stored.geoid
+    size = 4 * stored.vector.size if stored.vector is not None and stored.own_vector else 0
+    for part in (geoid.semantic_state, geoid.symbolic_state, geoid.metadata):
+        if part:
+            size += len(_encode(part))
+    return size
 
 
 def is_written(tx: Transaction, batch: WriteBatch) -> bool:

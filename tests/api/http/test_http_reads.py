@@ -175,7 +175,7 @@ async def test_usage_is_for_administrators(world):
     today = int(time.time() // 86_400)
     world.vault.used = [
         UsageRecord("ann", today - 40, 9, 9, 9),
-        UsageRecord("ann", today, 3, 40, 10),
+        UsageRecord("ann", today, 3, 40, 10, 55),
         UsageRecord("bob", today, 1, 5, 2),
     ]
     async with world.client(headers={"authorization": "Bearer ann/publish"}) as http:
@@ -187,7 +187,7 @@ async def test_usage_is_for_administrators(world):
         unknown = await http.get("/v1/usage?day=1")
     assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
     day = datetime.fromtimestamp(today * 86_400, UTC).date().isoformat()
-    ann = {"principal": "ann", "day": day, "statements": 3, "text_bytes": 40, "tokens": 10}
+    ann = {"principal": "ann", "day": day, "statements": 3, "text_bytes": 40, "tokens": 10, "bytes": 55}
     assert report["items"][0] == ann
     assert (len(report["items"]), report["more"]) == (2, False)
     assert short == {"items": [ann], "more": True}

@@ -35,11 +35,13 @@ NEW: dict[str, set[str]] = {
     "0006": {"revocation"},
     "0007": set(),  # an index
     "0008": {"idempotency_key.checksum"},
+    "0009": {"usage.bytes"},
 }
 """Tables, and columns of tables that were there before."""
 
 DEFAULTS: dict[str, Any] = {
     "usage.tokens": 0,
+    "usage.bytes": 0,
     "checkpoint_request.not_before": 0,
     "geoid.stated": 0,
     "idempotency_key.checksum": None,
@@ -222,10 +224,10 @@ _ROWS: dict[str, tuple[str, list[tuple[Any, ...]]]] = {
         ],
     ),
     "usage": (
-        "principal day statements text_bytes tokens",
+        "principal day statements text_bytes tokens bytes",
         [
-            ("ann", 19675, 3, 33, 14),
-            ("bob", 19675, 2, 22, 14),
+            ("ann", 19675, 3, 33, 14, 330),
+            ("bob", 19675, 2, 22, 14, 22),
         ],
     ),
     "checkpoint": (

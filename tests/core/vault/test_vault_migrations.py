@@ -74,7 +74,7 @@ async def test_down_and_up_again_keeps_log_and_entities(url, samples, make_setti
         await vault.close()
     before = vault.epoch
 
-    assert await migrate(url, "-7") == "0001"
+    assert await migrate(url, "-8") == "0001"
     assert await current_revision(url) == "0001"
     assert await migrate(url) == HEAD
 
@@ -110,7 +110,7 @@ async def test_tokens_come_and_go_beside_the_other_counts(url, samples, make_set
     finally:
         await vault.close()
     day = clock.now // 86_400_000
-    assert await used() == [UsageRecord("ann", day, 2, 22, 14), UsageRecord("bob", day, 1, 11, 7)]
+    assert await used() == [UsageRecord("ann", day, 2, 22, 14, 22), UsageRecord("bob", day, 1, 11, 7, 11)]
     assert await migrate(url, "0002") == "0002"
     assert await used() == [UsageRecord("ann", day, 2, 22, 0), UsageRecord("bob", day, 1, 11, 0)]
 

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -225,12 +226,26 @@ async def test_sessions_and_usage_are_counted_by_commits(vault, samples, clock):
     assert await vault.session("unknown") is None
     assert {s.id for s in await vault.recent_sessions(since=clock.now, limit=9)} == {"s1", "s2"}
     assert await vault.usage() == [
-        UsageRecord("ann", day - 1, 2, 4, 14),
-        UsageRecord("ann", day, 1, 3, 7),
+        UsageRecord("ann", day - 1, 2, 4, 14, 4),
+        UsageRecord("ann", day, 1, 3, 7, 3),
         UsageRecord("bob", day, 1, 0, 7),
     ]
     assert await vault.purge_sessions(clock.now, limit=10) == 0
     assert await vault.purge_sessions(clock.now + 1, limit=1) == 1
+
+
+async def test_bytes_of_all_that_was_said_are_counted(vault, samples, clock):
+    said = {"semantic_state": {"heat": 0.5}, "symbolic_state": {"door": "auf"}, "metadata": {"von": ["ü", 1]}}
+    batch = samples.publish(0, "a", "b", "c", text="ü", **said)
+    batch.geoids[1] = replace(batch.geoids[1], own_vector=True, tokens=0)
+    await vault.commit(batch)
+    await vault.commit(samples.publish(3, "d", principal="bob", text=None, symbolic_state={"door": "zu"}))
+    day = clock.now // 86_400_000
+    stated = len('{"heat":0.5}') + len('{"door":"auf"}') + len('{"von":["ü",1]}'.encode())
+    assert await vault.usage() == [
+        UsageRecord("ann", day, 3, 6, 14, 3 * (2 + stated) + 4 * batch.geoids[1].vector.size),
+        UsageRecord("bob", day, 1, 0, 7, len('{"door":"zu"}')),
+    ]
 
 
 async def test_the_records_of_quiet_sessions_are_dropped_and_their_geoids_stay(vault, samples, clock, make_settings):
