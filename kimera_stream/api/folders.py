@@ -30,19 +30,26 @@ def check_folders(settings: Settings) -> None:
         file = Path(make_url(url).database or "")
         where = "KIMERA_DATABASE__URL" if settings.database.url.get_secret_value() else "KIMERA_PATHS__DATA_DIR"
         _check(file.absolute().parent, where)
-        if file.exists():
+        if _is_there(file):
             _check(file, where)
 
 
 def _check(path: Path, variable: str) -> None:
     there = path
-    while not there.exists() and there != there.parent:
+    while not _is_there(there) and there != there.parent:
         there = there.parent  # it will be made in this one
-    if os.access(there, os.W_OK):
+    if os.access(there, os.W_OK | os.X_OK if there.is_dir() else os.W_OK):
         return
     what = "is on a read-only file system" if _is_read_only(there) else "cannot be written by this user"
     help_ = "remount it writable" if _is_read_only(there) else "change its owner or permissions"
     raise FolderError(f"{variable}: {path} {what}; {help_}, or name another place")
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError:
+        return False  # a folder above it lets this user see nothing in it, nor make anything
 
 
 def _is_read_only(path: Path) -> bool:

@@ -20,6 +20,23 @@ def test_what_can_be_written_or_made_is_right(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_lies_in_a_folder_that_shows_nothing_is_named_too(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    (closed / "data" / "deep").mkdir(parents=True)
+    settings = settings_of(closed / "data" / "deep")
+    tmp_path.chmod(0o755)
+    closed.chmod(0)
+    user = os.getuid()
+    if user == 0:  # whom no permissions stop
+        os.setresuid(65_534, 65_534, 0)
+    try:
+        with pytest.raises(FolderError, match="cannot be written by this user; change its owner or permissions"):
+            check_folders(settings)
+    finally:
+        os.setresuid(user, user, user)
+        closed.chmod(0o755)
+
+
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
