@@ -93,10 +93,11 @@ class CrossEncoderVerifier:
         self._weights = weights
         self._memory_fraction = memory_fraction
         self._device_pause = device_pause
-        self._runtime: VerifierRuntime | None = None
-        """The first that was loaded: it gives name and operating points."""
+        self._started = False
+        self._name = MODEL_NAME
+        self._operating_points: dict[str, float] = {}
         self._runtimes: dict[str, VerifierRuntime] = {}
-        """By device."""
+        """By device. Nothing else holds one: a network that is made anew needs the memory of the one before it."""
         self._failover: Failover | None = None
         self._loading = anyio.Lock()
         self._running = anyio.Lock()
@@ -106,7 +107,7 @@ class CrossEncoderVerifier:
 
     @property
     def name(self) -> str:
-        return MODEL_NAME if self._runtime is None else self._runtime.name
+        return self._name
 
     @property
     def waiting(self) -> int:
@@ -116,7 +117,7 @@ class CrossEncoderVerifier:
     @property
     def operating_points(self) -> dict[str, float]:
         """Thresholds found on held-out pairs, by name (precise, balanced, sensitive); empty before the model is loaded."""
-        return {} if self._runtime is None else dict(self._runtime.operating_points)
+        return dict(self._operating_points)
 
     async def start(self) -> None:
         """Load the model, once. Where the device fails at it, on the CPU; the device is tried again with the pairs that come.
@@ -125,7 +126,7 @@ class CrossEncoderVerifier:
             UnavailableError: weights or encoder are missing or do not fit.
         """
         async with self._loading:
-            if self._runtime is not None:
+            if self._started:
                 return
             try:
                 runtime = await self._make(self._device)
@@ -136,7 +137,8 @@ class CrossEncoderVerifier:
             else:
                 if runtime.device != "cpu":
                     self._stand_in_for(runtime.device)
-            self._runtime = runtime
+            self._name, self._operating_points = runtime.name, dict(runtime.operating_points)
+            self._started = True
 
     async def _make(self, device: DeviceChoice) -> "VerifierRuntime":
         runtime = await self._threads.run("score", partial(self._build, device))
@@ -173,7 +175,7 @@ class CrossEncoderVerifier:
         """
         if not pairs:
             return np.zeros(0, dtype=np.float32)
-        if self._runtime is None:
+        if not self._started:
             await self.start()
         request = _Request(pairs)
         self._waiting.append(request)

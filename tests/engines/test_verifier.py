@@ -1,6 +1,8 @@
 """The verifier as callers see it, with the shipped weights."""
 
+import gc
 import json
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -394,6 +396,33 @@ async def test_a_device_that_failed_for_long_is_loaded_anew_when_it_is_tried_aga
             await verifier.judge(PAIRS[:1])
     assert made == ["auto", "cuda"]
     assert dead.asked == 3, "as often as opens the breaker"
+
+
+@pytest.mark.anyio
+async def test_what_lay_on_a_device_is_let_go_before_it_is_loaded_anew(
+    runtime: VerifierRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref[VerifierRuntime]] = []
+    alive: list[int] = []
+
+    def anew(_cls: Any, _weights: Any, device: str, *_: Any) -> VerifierRuntime:
+        if device == "cpu":
+            return runtime
+        gc.collect()
+        alive.append(sum(each() is not None for each in made))
+        card = {"name": "n", "calibration": {"scale": 1, "shift": 0}, "operating_points": {"balanced": 0.5}}
+        loaded = VerifierRuntime(FailingDevice(broken=len(made) < 2), card, precision="bfloat16")
+        made.append(weakref.ref(loaded))
+        return loaded
+
+    monkeypatch.setattr(VerifierRuntime, "load", classmethod(anew))
+    verifier = CrossEncoderVerifier(Workers(), device_pause=0.01)
+    await verifier.start()
+    with anyio.fail_after(30):
+        while not verifier.devices["cuda"].used:
+            await verifier.judge(PAIRS[:1])
+    assert alive == [0, 0, 0]
+    assert (verifier.name, verifier.operating_points) == ("n", {"balanced": 0.5})
 
 
 @pytest.mark.anyio
