@@ -50,7 +50,7 @@ def _apart(older: str, newer: str) -> list[str]:
 
 def _alone(text: str, other: str) -> list[list[str]]:
     """The first phrases of ``text`` that hold no word of meaning, and no value, which ``other`` holds."""
-    known = {stem(word.lower()) for word in _WORD.findall(other)[:_MOST_WORDS] if not _grammar(word)}
+    known = {stem(word.lower()) for word in _WORD.findall(other) if not _grammar(word)}
     values = f" {' '.join(_WORD.findall(normal_form(other)))} "
     tokens = _WORD_OR_PAUSE.findall(text)[:_MOST_WORDS]
     phrases: list[list[str]] = [[]]

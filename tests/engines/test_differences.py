@@ -51,6 +51,11 @@ def test_they_are_named_in_the_order_of_what_they_say(older: str, newer: str, pa
     assert differences(older, newer) == parts
 
 
+def test_what_a_long_statement_says_late_is_not_told_as_the_others_alone() -> None:
+    long = " ".join(f"w{n}x" for n in range(80)) + " and the shutters are down."
+    assert differences("The shutters rattle.", long)[0] == "only in the older: 'rattle'"
+
+
 @given(st.text(max_size=300), st.text(max_size=300))
 def test_any_two_texts_give_a_few_short_parts(older: str, newer: str) -> None:
     assert len(differences(older, newer)) <= 2
