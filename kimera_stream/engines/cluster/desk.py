@@ -152,6 +152,7 @@ class Desk:
         if asked.after is not None and asked.after not in begun:
             self._reply(work.reply_to, wire.Early(request=work.request, turn=asked.turn), [work])
             return
+        is_new = not work.again and asked.turn == 0 and work.request not in begun
         begun[work.request] = None
         begun.move_to_end(work.request)
         if len(begun) > BEGUN:
@@ -161,12 +162,14 @@ class Desk:
             self._idle = anyio.Event()
         request = RequestId(work.request, work.partition, generation)
         # Started in order, and the pipeline's intake is reached without waiting: a lane keeps its order.
-        group.start_soon(self._carry_out, work, asked, request, worker, name="desk:work")
+        group.start_soon(self._carry_out, work, asked, request, worker, is_new, name="desk:work")
 
-    async def _carry_out(self, work: Work, asked: wire.Request, request: RequestId, worker: Worker) -> None:
+    async def _carry_out(
+        self, work: Work, asked: wire.Request, request: RequestId, worker: Worker, is_new: bool
+    ) -> None:
         answer: wire.Answer | None
         try:
-            if not work.again and asked.turn == 0:
+            if is_new:
                 self._admit_write()
             answer = await self._ask_pipeline(asked, request)
         except LeaseLostError:
