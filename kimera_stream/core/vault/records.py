@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 from sqlalchemy import bindparam, delete, func, select, update
@@ -104,12 +105,13 @@ def save_cursor(
 ) -> bool:
     """Insert or move it; returns False, and leaves everything as it is, where the principal has ``most`` others already.
 
-    A new one is counted and made under the log's lock: two nodes that make one each do not both take the last place.
+    A new one is counted and made under the log's lock: two nodes that make one each do not both take the last place, and one that
+    another node made until then is there.
     """
-    if tx.value(_HAS_CURSOR, principal=principal, name=name, channel=channel) is None:
+    saved = partial(tx.value, _HAS_CURSOR, principal=principal, name=name, channel=channel)
+    if saved() is None:
         tx.value(_LOCK)
-        held: int = tx.value(_COUNT_CURSORS, principal=principal)
-        if held >= most:
+        if saved() is None and tx.value(_COUNT_CURSORS, principal=principal) >= most:
             return False
     tx.insert(_SAVE_CURSOR, [(principal, name, channel, epoch, offset, now)])
     return True

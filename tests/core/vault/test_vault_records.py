@@ -201,6 +201,18 @@ async def test_what_a_principal_may_keep_is_counted_over_all_nodes(vault, url, m
             await node.close()
 
 
+async def test_a_cursor_that_another_node_makes_at_the_same_moment_is_moved(vault, url, make_settings):
+    nodes = [SqlVault(url, make_settings(max_cursors=1)) for _ in range(2)]
+    for node in nodes:
+        await node.start()
+    try:
+        for turn in range(20):
+            assert await _kept([partial(node.save_cursor, f"ann-{turn}", "c", "geoids", 1) for node in nodes]) == 2
+    finally:
+        for node in nodes:
+            await node.close()
+
+
 async def test_a_cursor_means_nothing_in_another_epoch(vault, url, samples, tmp_path, make_settings):
     await vault.commit(samples.publish(0, "a"))
     await vault.save_cursor("ann", "c", "geoids", 1)
