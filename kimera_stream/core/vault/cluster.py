@@ -3,8 +3,8 @@
 Rows are locked in the order of their numbers, and never the log's lock after them: whoever needs both takes the log's first.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from sqlalchemy import BigInteger, bindparam, delete, insert, null, or_, select, text, update
 
@@ -16,6 +16,8 @@ from kimera_stream.infrastructure.database import CommitWatch, Database, Insert,
 from kimera_stream.infrastructure.database.statements import among
 from kimera_stream.infrastructure.settings import DatabaseSettings
 from kimera_stream.protocol.errors import BadRequestError
+
+T = TypeVar("T")
 
 FORGOTTEN = 3_600.0
 """Seconds after which a node that was not heard of is dropped from the table."""
@@ -173,8 +175,12 @@ class SqlCluster:
 
     @property
     def commits(self) -> CommitWatch:
-        """How long the write under way has lasted; ``admit`` refuses new ones while that is too long."""
+        """How long the write under way has lasted: for who asks before it accepts anything."""
         return self._database.commits
+
+    async def _write(self, fn: Callable[[Transaction], T]) -> T:
+        """What a node has taken on rests on this: it waits for its turn."""
+        return await self._database.write(fn, accepted=True)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -195,7 +201,7 @@ class SqlCluster:
                 tx.insert(_SLICES_INSERT, [(number, 0, 0, head) for number in range(slices)])
             return slices if made is None else made
 
-        made = await self._database.write(make)
+        made = await self._write(make)
         if made != slices:
             raise BadRequestError(
                 f"KIMERA_BUS__SLICES: this database was set up with {made} slices, not {slices}", field="bus.slices"
@@ -211,7 +217,7 @@ class SqlCluster:
                 tx.run(_RENEW, node_id=node.id, lease=_as_ms(lease))
             return _coverage(tx, lease)
 
-        return await self._database.write(renew)
+        return await self._write(renew)
 
     async def leave(self, node_id: str) -> None:
         """The node stops: what it holds is free at once."""
@@ -222,7 +228,7 @@ class SqlCluster:
             tx.run(_DUTIES_FREE, node_id=node_id)
             tx.run(_DEPART, node_id=node_id)
 
-        await self._database.write(depart)
+        await self._write(depart)
 
     async def take(self, node_id: str, numbers: Sequence[int], *, lease: float) -> dict[int, SliceState]:
         """Take those of the slices that are free or expired; returns what was got, which is not filled yet."""
@@ -234,7 +240,7 @@ class SqlCluster:
             tx.run_in(_TAKE, free, node_id=node_id, until_filled=node_id, lease=_as_ms(lease))
             return {each.number: each for each in _slices(tx) if each.number in free}
 
-        return await self._database.write(take) if numbers else {}
+        return await self._write(take) if numbers else {}
 
     async def filled(self, node_id: str, leases: Mapping[int, int]) -> None:
         """The node has the geoids of slices that it owns (number -> generation)."""
@@ -252,7 +258,7 @@ class SqlCluster:
             tx.run_in(_OFFER, sorted(numbers), node_id=node_id)
 
         if numbers:
-            await self._database.write(offer)
+            await self._write(offer)
 
     async def hand_over(self, node_id: str, leases: Mapping[int, int], to: str, *, lease: float) -> None:
         """Make another node the owner of slices (number -> generation)."""
@@ -271,7 +277,7 @@ class SqlCluster:
                 tx.run_in(query, mine, **values)
 
         if leases:
-            await self._database.write(change)
+            await self._write(change)
 
     async def advance(self, node_id: str, leases: Mapping[int, int], scored: int) -> None:
         """See ``ClusterStore.advance``. It need not be on the disk: what a crash takes back is judged once more."""
@@ -283,7 +289,7 @@ class SqlCluster:
             advance(tx, list(leases), scored)
 
         if leases:
-            await self._database.write(move)
+            await self._write(move)
 
     async def coverage(self, *, lease: float) -> Coverage:
         """How things stand, in one snapshot."""
@@ -300,11 +306,11 @@ class SqlCluster:
             tx.run(_FORGET, within=_as_ms(FORGOTTEN))
             return True
 
-        return await self._database.write(lead)
+        return await self._write(lead)
 
     async def resign(self, duty: str, node_id: str) -> None:
         """Give a duty back."""
-        await self._database.write(lambda tx: tx.run(_DUTY_FREE, name=duty, node_id=node_id))
+        await self._write(lambda tx: tx.run(_DUTY_FREE, name=duty, node_id=node_id))
 
 
 def _as_ms(seconds: float) -> int:

@@ -19,7 +19,7 @@ from kimera_stream.core.vault.errors import DamagedVaultError, LeaseLostError
 from kimera_stream.core.vault.locked import SqlLockedLog
 from kimera_stream.core.vault.vault import SqlVault
 from kimera_stream.infrastructure.database import Database
-from kimera_stream.protocol.errors import BadRequestError
+from kimera_stream.protocol.errors import BadRequestError, UnavailableError
 from kimera_stream.protocol.log import LogEntry
 
 pytestmark = pytest.mark.anyio
@@ -49,6 +49,20 @@ async def test_slices_begin_where_the_log_ends_and_their_number_stays(url, vault
             await store.open(8)
     finally:
         await store.close()
+
+
+async def test_a_node_keeps_its_place_and_leaves_while_a_commit_lasts_too_long(store, monkeypatch):
+    def refuse():
+        raise UnavailableError("a commit hangs")
+
+    monkeypatch.setattr(store.commits, "admit", refuse)
+    await store.beat(ONE, lease=LEASE)
+    got = await store.take(ONE.id, [0], lease=LEASE)
+    await store.filled(ONE.id, {0: got[0].generation})
+    await store.advance(ONE.id, {0: got[0].generation}, 0)
+    await store.leave(ONE.id)
+    coverage = await store.coverage(lease=LEASE)
+    assert (coverage.nodes, coverage.completeness) == ((), 0.0)
 
 
 async def test_a_slice_has_one_owner_at_a_time_and_a_generation_for_each(store):
