@@ -89,8 +89,8 @@ async def test_between_the_steps_others_write_and_what_they_write_is_kept(vault,
         said.append(upto)
         return step(tx, upto, now=now)
 
-    async def write_between(run):
-        done = await write(run)
+    async def write_between(run, **how):
+        done = await write(run, **how)
         if len(said) == 1:
             said.append(0)
             more = entries(31)
