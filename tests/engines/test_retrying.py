@@ -123,9 +123,13 @@ async def test_what_may_have_been_done_is_not_tried_again() -> None:
     assert world.vault.commits == []
 
 
-async def test_a_stop_keeps_what_is_between_two_tries() -> None:
+async def test_a_stop_keeps_what_is_between_two_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def pause(_patience: Patience, _tries: int) -> None:
+        await anyio.sleep_forever()  # or the next try may begin while the stop looks
+
+    monkeypatch.setattr(Patience, "pause", pause)
     world = World(performance=PATIENT)
-    world.vault.faults = [AWAY] * 1_000
+    world.vault.faults = [AWAY]
     async with world.running() as pipeline, anyio.create_task_group() as group:
         results: list[Any] = []
 
