@@ -38,7 +38,7 @@ SETTINGS = {
     # A clock that jumps by hours must not make a key forget its first result.
     "KIMERA_PERFORMANCE__IDEMPOTENCY_WINDOW": "86400",
     "KIMERA_DATABASE__BUSY_TIMEOUT": "1.5",
-    "KIMERA_DATABASE__COMMIT_WITHIN": "1",
+    "KIMERA_DATABASE__COMMIT_WITHIN": "3",
     "KIMERA_PERFORMANCE__RETRY_WITHIN": "1",
 }
 
@@ -183,6 +183,8 @@ async def _make(kind: str, folder: Path, library: Path | None, keep: int | None)
         await made.redis.start()
         # Two engines wait for one lock, through a proxy: on a busy machine longer than a second.
         shared["KIMERA_DATABASE__BUSY_TIMEOUT"] = "5"
+        # A commit waits for that lock, too: where waiting alone made new work be refused, a busy machine would refuse all of it.
+        shared["KIMERA_DATABASE__COMMIT_WITHIN"] = "10"
     else:
         roles = {"server": "all"}
     for name, role in roles.items():

@@ -173,7 +173,7 @@ async def sync_fails(world: World, step: Step, rng: Random) -> None:
 
 async def slow_sync(world: World, step: Step, rng: Random) -> None:
     """Each fsync takes long, now and then longer than a commit may; half of the time the node is killed in the middle."""
-    takes = rng.choice([30, 100, 400, 2_500])
+    takes = rng.choice([30, 100, 400, 4_000])
 
     async def slow(milliseconds: int) -> None:
         for shim in world.deployment.shims:
