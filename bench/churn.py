@@ -33,6 +33,7 @@ class Load:
         reads: Searches, pages of history and lists, and Server-Sent Events streams in turn.
         geoids: Ids that are published to in turn; one publish in fifty deletes one.
         sessions: Session ids used in turn.
+        cursors: Names of durable cursors that visitors move.
     """
 
     address: str
@@ -43,6 +44,7 @@ class Load:
     reads: float = 5.0
     geoids: int = 600
     sessions: int = 300
+    cursors: int = 40
     seed: int = 1
     done: Counter[str] = field(default_factory=Counter)
 
@@ -144,13 +146,22 @@ class Load:
         try:
             if json_only:
                 await self._open(ws, subs)
+                cursor = {
+                    "op": "ack",
+                    "channel": "geoids",
+                    "offset": 0,
+                    "name": f"cursor-{rng.randrange(self.cursors)}",
+                }
                 for id_, command in enumerate(
-                    ({"op": "unsubscribe", "channel": subs[1]["channel"]}, {"op": "ping"}), 2
+                    ({"op": "unsubscribe", "channel": subs[1]["channel"]}, {"op": "ping"}, cursor), 2
                 ):
                     await ws.send(json.dumps({"id": id_, **command}))
             with anyio.move_on_after(rng.uniform(0.2, 2.0)):
                 while True:
-                    await ws.recv()
+                    told = await ws.recv()
+                    if json_only and str(told).startswith(('{"op":"acked"', '{"op":"error"')):
+                        reply = json.loads(told)
+                        self.done[f"cursor {reply.get('code', reply['op'])}"] += 1
         finally:
             if rng.random() < 0.25:
                 ws.transport.abort()
