@@ -238,6 +238,8 @@ async def test_remote_rows_are_put_in_order_and_scaled_and_requests_carry_key_an
         ({"prompt_tokens": 0}, [0, 0, 0]),
         ({"prompt_tokens": None}, [1, 2, 1]),
         ({"prompt_tokens": -3}, [1, 2, 1]),
+        ({"prompt_tokens": 2**32}, [1, 2, 1]),
+        ({"prompt_tokens": True}, [1, 2, 1]),
         ("none", [1, 2, 1]),
         (None, [1, 2, 1]),
     ],

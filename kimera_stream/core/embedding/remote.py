@@ -21,6 +21,8 @@ log = structlog.get_logger(__name__)
 ATTEMPTS = 3
 BREAKER_THRESHOLD = 5
 BREAKER_SECONDS = 15.0
+MOST_TOKENS = 1 << 31
+"""That one request can have taken: a service that says more has miscounted, and no column of usage would hold many such."""
 _RETRIED_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 
 
@@ -176,4 +178,4 @@ class RemoteProvider:
 
 def _tokens_used(usage: Any) -> int | None:
     used = usage.get("prompt_tokens") if isinstance(usage, dict) else None
-    return used if isinstance(used, int) and used >= 0 else None
+    return used if type(used) is int and 0 <= used <= MOST_TOKENS else None
