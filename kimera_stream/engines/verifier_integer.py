@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from kimera_stream.core.embedding.weights import mapped_table
+from kimera_stream.engines.verifier_marks import MARKS
 from kimera_stream.engines.verifier_pairs import EncodedPair, encoder_directory
 from kimera_stream.infrastructure.compute import ComputePlan
 from kimera_stream.kernels.transformer import LayerWeights, Transformer
@@ -29,6 +30,9 @@ class IntegerNetwork:
     Args:
         weights: What ships, by name, float32.
         threads: That carry a batch.
+
+    Raises:
+        ValueError: the weights know other marks.
     """
 
     device = "cpu"
@@ -37,6 +41,10 @@ class IntegerNetwork:
         self._head = _projection(weights, "head")
         self._classes = _projection(weights, "classes")
         words = mapped_table(encoder_directory() / "model.safetensors", WORDS)
+        if len(weights["flags.weight"]) != MARKS:
+            raise ValueError(
+                f"weights do not fit the model: {len(weights['flags.weight'])} kinds of marks, expected {MARKS}"
+            )
         tables = [words, *(weights[f"{name}.weight"] for name in ("positions", "segments", "flags"))]
         self._network = Transformer(
             tables,

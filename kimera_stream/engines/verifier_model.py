@@ -14,14 +14,12 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kimera_stream.engines.verifier_marks import MARKS
 from kimera_stream.engines.verifier_pairs import (
     CLS,
-    MATCHED,
-    NO_MATCH_KNOWN,
     PAD,
     POSITIONS,
     SEP,
-    UNMATCHED,
     EncodedPair,
     PairTokenizer,
     Statement,
@@ -31,12 +29,9 @@ from kimera_stream.engines.verifier_pairs import (
 __all__ = [
     "CLASSES",
     "CLS",
-    "MATCHED",
-    "NO_MATCH_KNOWN",
     "PAD",
     "POSITIONS",
     "SEP",
-    "UNMATCHED",
     "CrossEncoder",
     "EncodedPair",
     "PairTokenizer",
@@ -95,7 +90,7 @@ class CrossEncoder(nn.Module):
         self.words.weight.requires_grad_(False)
         self.positions = nn.Embedding(POSITIONS, WIDTH)
         self.segments = nn.Embedding(2, WIDTH)
-        self.flags = nn.Embedding(3, WIDTH)
+        self.flags = nn.Embedding(MARKS, WIDTH)
         self.norm = nn.LayerNorm(WIDTH, eps=1e-12)
         self.layers = nn.ModuleList(Layer(dropout) for _ in range(LAYERS))
         self.head = nn.Linear(2 * WIDTH, WIDTH)
@@ -135,7 +130,7 @@ def load_encoder(model: CrossEncoder, *, words_only: bool) -> None:
         if not words_only:
             state["positions.weight"] = get("embeddings.position_embeddings.weight")
             state["segments.weight"] = get("embeddings.token_type_embeddings.weight")
-            state["flags.weight"] = torch.zeros(3, WIDTH)
+            state["flags.weight"] = torch.zeros(MARKS, WIDTH)
             for kind in ("weight", "bias"):
                 state[f"norm.{kind}"] = get(f"embeddings.LayerNorm.{kind}")
                 for i in range(LAYERS):

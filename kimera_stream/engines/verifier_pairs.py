@@ -1,10 +1,10 @@
 """How a pair of statements becomes what the verifier's network reads.
 
-Besides word, position and segment every token carries a *match flag*: whether its whole word also occurs in the other
-statement. A small model sees in one step which name, number or verb differs, which it would otherwise have to learn.
+Besides word, position and segment every token carries a *mark*: what its whole word is to the words of the other statement
+(``verifier_marks``). A small model sees in one step which name, number or verb differs, and how, which it would otherwise have to learn.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from importlib import resources
@@ -12,11 +12,11 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from kimera_stream.engines.verifier_marks import NONE, Compared, Number, numbers_of, word_of
 from kimera_stream.engines.verifier_text import normal_form
 from kimera_stream.infrastructure.caching import ByteCache
 
 POSITIONS = 512
-NO_MATCH_KNOWN, UNMATCHED, MATCHED = 0, 1, 2
 PAD, CLS, SEP = 0, 101, 102
 REMEMBERED_BYTES = 16 << 20
 """Of tokenized statements that are kept: a stored one is read again with each new one near it."""
@@ -39,13 +39,13 @@ def encoder_directory() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """A tokenized statement: token ids, and per token the key of the whole word that it belongs to.
+    """A tokenized statement: token ids, and what its marks against another statement rest on.
 
     ``plain``: a digest of its normal form without capitals and punctuation at its ends: equal where the same is said in the same words.
     """
 
     tokens: tuple[int, ...]
-    words: tuple[tuple[int, ...], ...]
+    compared: Compared
     plain: bytes
 
 
@@ -93,33 +93,36 @@ class PairTokenizer:
         encodings = self._tokenizer.encode_batch(normal, add_special_tokens=False)
         statements = []
         for encoding, form in zip(encodings, normal, strict=True):
-            members: dict[int, list[int]] = {}
-            words = [-1 if word is None else word for word in encoding.word_ids]
-            for token, word in zip(encoding.ids, words, strict=True):
-                members.setdefault(word, []).append(token)
-            keys = {word: tuple(tokens) for word, tokens in members.items()}
             most = self.max_length  # no pair holds more of one statement, however long it is
-            ids, of_words = tuple(encoding.ids[:most]), tuple(keys[word] for word in words[:most])
-            statements.append(Statement(ids, of_words, plain_digest(form)))
+            words = [-1 if word is None else word for word in encoding.word_ids]
+            spans: dict[int, tuple[int, int]] = {}
+            members: dict[int, list[int]] = {}
+            for token, word, (start, end) in zip(encoding.ids, words, encoding.offsets, strict=True):
+                members.setdefault(word, []).append(token)
+                spans[word] = (min(start, spans.get(word, (start, end))[0]), end)
+            keys = {word: tuple(tokens) for word, tokens in members.items()}
+            about = {word: word_of(form[start:end]) for word, (start, end) in spans.items()}
+            compared = Compared.of(
+                tuple(keys[word] for word in words[:most]),
+                tuple(about[word] for word in words[:most]),
+                tuple(_placed(numbers_of(form), encoding.offsets[:most])),
+            )
+            statements.append(Statement(tuple(encoding.ids[:most]), compared, plain_digest(form)))
         return statements
 
     def pair(self, first: Statement, second: Statement) -> EncodedPair:
-        """``[CLS] first [SEP] second [SEP]`` with segments and match flags."""
+        """``[CLS] first [SEP] second [SEP]`` with segments and marks."""
         room = self.max_length - 3
         a, b = len(first.tokens), len(second.tokens)
         if a + b > room:
             half = room // 2
             a, b = (room - min(b, half), min(b, half)) if a > half else (a, room - a)
             a = min(a, len(first.tokens))
-        left, right = first.words[:a], second.words[:b]
-        in_left, in_right = set(left), set(right)
-        flags_left = tuple(MATCHED if word in in_right else UNMATCHED for word in left)
-        flags_right = tuple(MATCHED if word in in_left else UNMATCHED for word in right)
-        none = (NO_MATCH_KNOWN,)
+        left, right = first.compared.marks(second.compared, a), second.compared.marks(first.compared, b)
         return EncodedPair(
             (CLS, *first.tokens[:a], SEP, *second.tokens[:b], SEP),
             (0,) * (a + 2) + (1,) * (b + 1),
-            (*none, *flags_left, *none, *flags_right, *none),
+            (NONE, *left, NONE, *right, NONE),
         )
 
     def pairs(self, texts: Sequence[tuple[str, str]]) -> list[EncodedPair]:
@@ -131,6 +134,19 @@ class PairTokenizer:
         distinct = list(dict.fromkeys(text for pair in texts for text in pair))
         known = dict(zip(distinct, self.statements(distinct), strict=True))
         return [(known[a], known[b]) for a, b in texts]
+
+
+def _placed(numbers: Sequence[Number], offsets: Sequence[tuple[int, int]]) -> Iterator[tuple[int, Number]]:
+    """(token, number) for each token of a number; both in the order of the text."""
+    waiting = iter(numbers)
+    number = next(waiting, None)
+    for token, (start, _) in enumerate(offsets):
+        while number is not None and number.end <= start:
+            number = next(waiting, None)
+        if number is None:
+            return
+        if number.start <= start:
+            yield token, number
 
 
 def plain_digest(normal: str) -> bytes:

@@ -190,6 +190,10 @@ _AFTER_NUMBERS: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
 )
 
 
+BASES: Final = {name: (family, float(factor)) for family, rows in _UNIT_TABLE.items() for name, factor, _ in rows}
+"""Unit as a normal form writes it -> (what it measures, factor to the family's base)."""
+
+
 def normal_form(text: str) -> str:
     """``text`` with numbers, clock times, quantities and dates in their one spelling; the rest untouched."""
     for pattern, plain in _PLAIN:

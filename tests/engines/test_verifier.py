@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from kimera_stream.engines.verifier import MODEL_NAME, CrossEncoderVerifier, Verifier, weights_available
+from kimera_stream.engines.verifier_marks import GREATER, LESS, MATCHED, NONE
 from kimera_stream.engines.verifier_pairs import REMEMBERED_BYTES, PairTokenizer
 from kimera_stream.engines.verifier_runtime import Calibration, VerifierRuntime, margin, same_words, shipped_weights
 from kimera_stream.engines.verifier_torch import TorchNetwork
@@ -197,9 +198,9 @@ def test_tokens_are_flagged_by_whole_words() -> None:
     pair = tokenizer.pair(*tokenizer.statements(["valve 3 is shut", "valve 33 is shut"]))
     flags = dict(zip(pair.tokens, pair.flags, strict=True))
     three, thirty_three = tokenizer.statements(["3", "33"])
-    assert flags[three.tokens[0]] == 1
-    assert flags[thirty_three.tokens[0]] == 1
-    assert sorted(set(pair.flags)) == [0, 1, 2]
+    assert flags[three.tokens[0]] == LESS
+    assert flags[thirty_three.tokens[0]] == GREATER
+    assert sorted(set(pair.flags)) == [NONE, MATCHED, GREATER, LESS]
 
 
 def test_calibration_keeps_the_order_and_stays_in_bounds() -> None:

@@ -12,6 +12,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
+from torch import Tensor
 
 from kimera_stream.engines.verifier import MODEL_NAME
 from kimera_stream.engines.verifier_model import CrossEncoder, load_encoder, load_trained, trained_state
@@ -22,7 +23,7 @@ from training.verifier.examples import CONTRADICTION, Example
 from training.verifier.export import export
 from training.verifier.loop import Runtime, predict, train
 from training.verifier.pool import pool_figures
-from training.verifier.recipe import STAGES, Materials
+from training.verifier.recipe import AVERAGED, STAGES, Materials
 from training.verifier.stories import offered
 
 app = typer.Typer(add_completion=False, help=__doc__)
@@ -125,6 +126,8 @@ def main(
             continue
         train(model, examples, stage, runtime)
         torch.save({name: value.cpu() for name, value in trained_state(model).items()}, finished)
+    if all((work / f"{name}.done.pt").is_file() for name in AVERAGED):
+        load_trained(model, _averaged(work))
     shipped = _as_shipped(model)
     calibration, points = calibrate(shipped, materials)
     report = evaluate(shipped, calibration, points, materials)
@@ -144,6 +147,12 @@ def main(
         size = export(shipped, card, target or shipped_weights())
         print(f"{target or shipped_weights()}: {size} bytes")
     print(json.dumps({"operating_points": points, "report": str(work / "report.json")}))
+
+
+def _averaged(work: Path) -> dict[str, Tensor]:
+    """The mean of the weights that the stages ``AVERAGED`` ended with."""
+    states = [torch.load(work / f"{name}.done.pt", map_location="cpu", weights_only=True) for name in AVERAGED]
+    return {name: torch.stack([state[name].float() for state in states]).mean(0) for name in states[0]}
 
 
 def _chosen(path: Path, choose: object) -> list[Example]:

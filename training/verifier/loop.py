@@ -27,6 +27,9 @@ from kimera_stream.engines.verifier_model import (
 from kimera_stream.engines.verifier_runtime import fast_half
 from training.verifier.examples import CONTRADICTION, NOT_CONTRADICTION, Example
 
+FASTER_MARKS = 8
+"""How much faster the few rows of marks learn than everything else: most of them occur in few pairs."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:
@@ -117,11 +120,13 @@ def train(model: CrossEncoder, examples: Sequence[Example], stage: Stage, runtim
     steps = math.ceil(len(examples) * stage.epochs / stage.batch)
     model.to(runtime.device)
     trained = _trainable(model, stage.frozen)
-    plain = [p for p in trained if p.ndim < 2]
+    marks = [p for p in trained if p is model.flags.weight]
+    matrices = [p for p in trained if p.ndim >= 2 and p is not model.flags.weight]
     optimizer = torch.optim.AdamW(
         [
-            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": stage.decay},
-            {"params": plain, "weight_decay": 0.0},
+            {"params": matrices, "weight_decay": stage.decay, "faster": 1},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0, "faster": 1},
+            {"params": marks, "weight_decay": 0.0, "faster": FASTER_MARKS},
         ],
         lr=stage.rate,
         betas=(0.9, 0.98),
@@ -168,7 +173,7 @@ def train(model: CrossEncoder, examples: Sequence[Example], stage: Stage, runtim
                 break
             scale = min(stage.scale(at, steps), (1 - spent) / stage.settle)
             for group in optimizer.param_groups:
-                group["lr"] = stage.rate * scale
+                group["lr"] = stage.rate * scale * group["faster"]
             loss = _step(model, [encoded[i] for i in batch], labels[batch], stage, runtime)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(trained, 1.0)

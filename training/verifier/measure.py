@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from training.verifier.clusters import Cluster, anchor_examples, turned
+from training.verifier.clusters import KEPT_OUT, Cluster, anchor_examples, turned
 from training.verifier.examples import CONTRADICTION, Example
 from training.verifier.generators import generated_clusters
 from training.verifier.public import MEASURING, public_examples, read_public
@@ -133,7 +133,8 @@ def measuring_sets(data: Path, clusters: Sequence[Cluster], seed: int, *, most: 
     """What no training has seen: test clusters, test vocabulary, test parts of public sets, and the measure-only sets."""
     held = [cluster for cluster in clusters if cluster.split == "test"]
     sets: dict[str, list[Example]] = defaultdict(list)
-    sets["corpus"] = anchor_examples(held)
+    sets["corpus"] = anchor_examples([cluster for cluster in held if cluster.source not in KEPT_OUT])
+    sets["kept out"] = anchor_examples([cluster for cluster in held if cluster.source in KEPT_OUT])
     sets["corpus, turned"] = [turned(example) for example in sets["corpus"]]
     sets["generated"] = anchor_examples(generated_clusters("test", seed, share=0.12))
     for example in public_examples(data, "test", seed):
@@ -142,7 +143,9 @@ def measuring_sets(data: Path, clusters: Sequence[Cluster], seed: int, *, most: 
         sets[name] = list(read_public(data, name))
     rng = random.Random(f"{seed}:measure")
     return {
-        name: rng.sample(rows, most) if len(rows) > most and not name.startswith(("corpus", "generated")) else rows
+        name: rng.sample(rows, most)
+        if len(rows) > most and not name.startswith(("corpus", "kept out", "generated"))
+        else rows
         for name, rows in sets.items()
     }
 

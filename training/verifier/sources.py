@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from training.verifier.clusters import Cluster
+from training.verifier.clusters import KEPT_OUT, Cluster
 from training.verifier.public import FOUND, TRAINING
 from training.verifier.stories import Story
 
@@ -30,7 +30,7 @@ def licences(clusters: Iterable[Cluster], stories: Iterable[Story]) -> dict[str,
     return (
         {source.file: source.licence for source in TRAINING}
         | {name: FOUND_LICENCES[name] for name in FOUND}
-        | {cluster.source: OWN for cluster in clusters}
+        | {cluster.source: OWN for cluster in clusters if cluster.source not in KEPT_OUT}
         | {f"stories/{story.source}": OWN for story in stories}
         | {"templates": OWN, "wordnet": WORDNET}
     )
