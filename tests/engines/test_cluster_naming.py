@@ -161,6 +161,40 @@ async def test_the_match_names_what_another_engine_has_said_since_this_one_has_r
         assert named(await whole_log(one.vault)) == [("contradicts", "against", ("one", "against"))]
 
 
+async def test_watches_that_come_and_go_all_the_time_keep_nothing_from_being_said(url: str) -> None:
+    """Each time that one engine prepares something, another one has changed a watch before it is committed."""
+    heard = Heard()
+    async with Engine(url, "one", heard).running() as one, Engine(url, "two", heard).running() as two:
+        await until(lambda: len(one.scorer.filled) == len(two.scorer.filled) == SLICES // 2)
+        partition = min(one.keeper.owned)
+        look, looks = one.watches.matches, 0
+
+        async def interrupted(*args: Any) -> Any:
+            nonlocal looks
+            found = await look(*args)
+            looks += 1
+            await stand(two.pipeline, f"other {looks}", "contradicts")
+            return found
+
+        async def publish(name: str, text: str) -> None:
+            request = RequestId(name, partition)
+            await one.pipeline.publish(GeoidBody(id=name, text=text), principal=ANNA, request=request)
+
+        with anyio.fail_after(20):
+            await publish("one", OPEN)
+            one.watches.matches = interrupted  # type: ignore[method-assign]
+            for number in range(3):
+                before = looks
+                await stand(two.pipeline, f"clash {number}", "contradicts")
+                await publish(f"against-{number}", CLOSED)
+                assert looks - before <= 2
+        matched = [entry.value() for entry in await whole_log(one.vault) if entry.type == "watch.matched"]
+        for number in range(3):  # what was made before a statement was sent holds for it
+            assert {match["watch"] for match in matched if match["geoid"]["id"] == f"against-{number}"} >= {
+                f"clash {each}" for each in range(number + 1)
+            }
+
+
 class Oracle:
     """A verifier that gives every pair one probability; None: it is away."""
 

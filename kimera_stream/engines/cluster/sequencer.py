@@ -178,6 +178,7 @@ class ClusterSequencer:
 
     async def _carry_out(self, segment: Sequence[Work]) -> None:
         works = list(segment)
+        watches_read = self._watch_generation < 0  # then they are read now
         for attempt in range(REPLANS):
             if not works:
                 return
@@ -188,7 +189,7 @@ class ClusterSequencer:
             except Exception as error:
                 raise Fault(error) from error
             leases = dict(self._leases())
-            attempted = _Attempt(self, works, prepared, leases)
+            attempted = _Attempt(self, works, prepared, leases, watches_read=watches_read)
             began = time.perf_counter()
             try:
                 batch = await self._vault.transact(attempted.write)
@@ -201,6 +202,7 @@ class ClusterSequencer:
                 raise
             except _OutdatedError as outdated:
                 log.info("others were faster, preparing again", attempt=attempt + 1)
+                watches_read = True  # they are compared before all else: if they had changed, they are read again now
                 for geoid_id in outdated.geoid_ids:
                     self._cache.forget(geoid_id)
                 self._answer(attempted.repeated)  # it is done: nothing may be prepared to rest on it
@@ -284,15 +286,28 @@ class ClusterSequencer:
 
 
 class _Attempt:
-    """One attempt at a segment; ``write`` runs under the lock, maybe twice."""
+    """One attempt at a segment; ``write`` runs under the lock, maybe twice.
+
+    Args:
+        watches_read: The watches were read, or found unchanged, since the segment came. Whoever sent any of it had not heard of a
+            change after that, which may as well come after the segment: otherwise nothing could be said while watches come and
+            go faster than a segment is prepared.
+    """
 
     def __init__(
-        self, owner: ClusterSequencer, works: Sequence[Work], prepared: _Prepared, leases: Mapping[int, int]
+        self,
+        owner: ClusterSequencer,
+        works: Sequence[Work],
+        prepared: _Prepared,
+        leases: Mapping[int, int],
+        *,
+        watches_read: bool,
     ) -> None:
         self._owner = owner
         self._works = works
         self._prepared = prepared
         self._held = leases
+        self._watches_read = watches_read
         self.repeated: list[tuple[Work, Any]] = []
         """First results of what was done before, whatever becomes of this attempt."""
         self.outcomes: list[tuple[Work, Any]] = []
@@ -302,7 +317,7 @@ class _Attempt:
 
         Raises:
             LeaseLostError: some of it came through partitions that are another engine's by now.
-            _OutdatedError: a geoid or the watches have changed.
+            _OutdatedError: a geoid has changed, or the watches before they were read for this.
         """
         self.repeated = []
         self._check_leases(locked)
@@ -348,7 +363,8 @@ class _Attempt:
     def _publish(self, wanted: set[int], planner: Planner, locked: LockedLog) -> None:
         if locked.watch_generation != self._prepared.watch_generation:
             self._owner.forget_watches()
-            raise _OutdatedError
+            if not self._watches_read:
+                raise _OutdatedError
         self.outcomes += [(work, error) for work, error in self._prepared.refused if id(work) in wanted]
         items = [each for each in self._prepared.items if id(each.item.work) in wanted]
         self._check_versions([each.item for each in items], locked)
