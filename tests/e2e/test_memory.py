@@ -142,11 +142,13 @@ def within_bounds(tables: Mapping[str, int]) -> bool:
     )
 
 
-async def settled(sizes: Callable[[], Awaitable[dict[str, int]]]) -> dict[str, int]:
+async def settled(
+    sizes: Callable[[], Awaitable[dict[str, int]]], within: Callable[[Mapping[str, int]], bool] = within_bounds
+) -> dict[str, int]:
     """The tables once they are within their bounds, or as they are when they should long be."""
     found: dict[str, int] = {}
     with anyio.move_on_after(20):
-        while not within_bounds(found := await sizes()):  # noqa: ASYNC110 - another process
+        while not within(found := await sizes()):  # noqa: ASYNC110 - another process
             await anyio.sleep(0.2)
     return found
 
