@@ -57,6 +57,7 @@ def _settings(monkeypatch: pytest.MonkeyPatch) -> None:
         "KIMERA_PERFORMANCE__RETRY_WITHIN": "0.2",
     }.items():
         monkeypatch.setitem(deployments.SETTINGS, name, value)
+    monkeypatch.setitem(deployments.CLUSTER_SETTINGS, SETTING, str(WITHIN))
 
 
 async def lasting(http: httpx.AsyncClient, writer: str = "vault") -> bool:

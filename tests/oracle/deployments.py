@@ -41,6 +41,13 @@ SETTINGS = {
     "KIMERA_DATABASE__COMMIT_WITHIN": "3",
     "KIMERA_PERFORMANCE__RETRY_WITHIN": "1",
 }
+CLUSTER_SETTINGS = {
+    # Two engines wait for one lock, through a proxy: on a busy machine longer than a second.
+    "KIMERA_DATABASE__BUSY_TIMEOUT": "5",
+    # A commit waits for that lock, too: where waiting alone made new work be refused, a busy machine would refuse all of it.
+    "KIMERA_DATABASE__COMMIT_WITHIN": "10",
+}
+"""Of several nodes, beside and instead of the others."""
 
 
 @dataclass
@@ -181,10 +188,7 @@ async def _make(kind: str, folder: Path, library: Path | None, keep: int | None)
         made.at_once = False
         made.redis = Redis(folder, folder / "redis.txt")
         await made.redis.start()
-        # Two engines wait for one lock, through a proxy: on a busy machine longer than a second.
-        shared["KIMERA_DATABASE__BUSY_TIMEOUT"] = "5"
-        # A commit waits for that lock, too: where waiting alone made new work be refused, a busy machine would refuse all of it.
-        shared["KIMERA_DATABASE__COMMIT_WITHIN"] = "10"
+        shared |= CLUSTER_SETTINGS
     else:
         roles = {"server": "all"}
     for name, role in roles.items():
