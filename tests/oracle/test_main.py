@@ -78,6 +78,11 @@ def test_a_broken_promise_ends_with_one_and_is_told(
 def test_make_chaos_runs_it(given: list[str], expected: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "SEED")}
     done = subprocess.run(
-        ["make", "--dry-run", "chaos", *given], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        ["make", "--dry-run", "--no-print-directory", "chaos", *given],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.splitlines()[-1].strip().endswith(expected)
