@@ -50,6 +50,10 @@ class Materials:
     def training_stories(self) -> list[Story]:
         return [story for story in self.stories if story.split == "train"]
 
+    def found_pairs(self, seed: int) -> list[Example]:
+        """The further public pairs; none where none are at hand."""
+        return [] if self.found is None else found_examples(self.found, seed)
+
     def rng(self, name: str) -> random.Random:
         return random.Random(f"{self.seed}:{name}")
 
@@ -116,7 +120,7 @@ def grown(materials: Materials, _: CrossEncoder) -> list[Example]:
     fresh = [cluster for cluster in clusters if cluster.source.startswith("written_")]
     older = [cluster for cluster in clusters if not cluster.source.startswith("written_")]
     generated = training_examples(generated_clusters("train", materials.seed + 2), materials.seed)
-    found = [] if materials.found is None else found_examples(materials.found, materials.seed + 1)
+    found = materials.found_pairs(materials.seed + 1)
     return [
         *(either_way(rng, example) for example in anchor_examples(fresh)),
         *training_pairs(materials.training_stories, materials.seed),
@@ -164,7 +168,7 @@ def repeated(materials: Materials, _: CrossEncoder) -> list[Example]:
         *_some(rng, written, 4_500),
         *_some(rng, training_pairs(materials.training_stories, materials.seed + 2, quiet=4), 2_500),
         *_some(rng, public_examples(materials.data, "train", materials.seed + 2), 800),
-        *_some(rng, [] if materials.found is None else found_examples(materials.found, materials.seed + 3), 700),
+        *_some(rng, materials.found_pairs(materials.seed + 3), 700),
     ]
 
 
@@ -175,7 +179,7 @@ def settled(materials: Materials, model: CrossEncoder) -> list[Example]:
     written = [either_way(rng, example) for example in anchor_examples(clusters)]
     told = training_pairs(materials.training_stories, materials.seed + 1, quiet=4)
     generated = training_examples(generated_clusters("train", materials.seed + 3), materials.seed)
-    found = [] if materials.found is None else found_examples(materials.found, materials.seed + 2)
+    found = materials.found_pairs(materials.seed + 2)
     return [
         *mistaken(model, _some(rng, [*written, *told], 10_000)),
         *_some(rng, written, 14_000),
@@ -193,7 +197,7 @@ def broad(materials: Materials, _: CrossEncoder) -> list[Example]:
     clusters, seed = materials.training_clusters, materials.seed + 10
     rng = materials.rng("broad")
     written = anchor_examples(clusters)
-    found = [] if materials.found is None else found_examples(materials.found, seed)
+    found = materials.found_pairs(seed)
     return [
         *written,
         *map(turned, written),
@@ -213,7 +217,7 @@ def final(materials: Materials, model: CrossEncoder) -> list[Example]:
     rng = materials.rng("final")
     written = [either_way(rng, example) for example in anchor_examples(clusters)]
     told = training_pairs(materials.training_stories, seed, quiet=6)
-    found = [] if materials.found is None else found_examples(materials.found, seed)
+    found = materials.found_pairs(seed)
     texts = [cluster.anchor for cluster in clusters]
     return [
         *written,
@@ -242,7 +246,7 @@ def wide(materials: Materials, _: CrossEncoder) -> list[Example]:
         *_some(rng, training_examples(clusters, seed), 25_000),
         *_some(rng, training_examples(generated_clusters("train", seed), seed), 10_000),
         *_some(rng, public_examples(materials.data, "train", seed), 15_000),
-        *_some(rng, [] if materials.found is None else found_examples(materials.found, seed), 45_000),
+        *_some(rng, materials.found_pairs(seed), 45_000),
         *neighbours(clusters, seed, items=9_000, most=5_000),
     ]
 
@@ -266,7 +270,7 @@ def last(materials: Materials, model: CrossEncoder) -> list[Example]:
         *_some(rng, training_examples(antonyms(materials), seed), 4_000),
         *_some(rng, training_examples(generated_clusters("train", seed), seed), 6_000),
         *_some(rng, public_examples(materials.data, "train", seed), 10_000),
-        *_some(rng, [] if materials.found is None else found_examples(materials.found, seed), 20_000),
+        *_some(rng, materials.found_pairs(seed), 20_000),
         *neighbours(clusters, seed, items=9_000, most=5_000),
         *(
             Example(text, _said_again(rng, text), ENTAILMENT, "repeated", "repeated")
@@ -285,7 +289,7 @@ def marked(materials: Materials, _: CrossEncoder) -> list[Example]:
         *_some(rng, training_examples(antonyms(materials), seed), 4_000),
         *_some(rng, training_examples(generated_clusters("train", seed), seed), 3_000),
         *_some(rng, public_examples(materials.data, "train", seed), 3_000),
-        *_some(rng, [] if materials.found is None else found_examples(materials.found, seed), 5_000),
+        *_some(rng, materials.found_pairs(seed), 5_000),
     ]
 
 
@@ -307,7 +311,7 @@ def fifth(materials: Materials, model: CrossEncoder) -> list[Example]:
         *_some(rng, told, 12_000),
         *_some(rng, training_examples(generated_clusters("train", seed), seed), 5_000),
         *_some(rng, public_examples(materials.data, "train", seed), 3_000),
-        *_some(rng, [] if materials.found is None else found_examples(materials.found, seed), 5_000),
+        *_some(rng, materials.found_pairs(seed), 5_000),
         *neighbours(clusters, seed, items=4_000, most=2_500),
     ]
 
