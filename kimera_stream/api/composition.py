@@ -54,6 +54,7 @@ from kimera_stream.engines.removals import Removals
 from kimera_stream.engines.scores import THRESHOLDS
 from kimera_stream.engines.sequencer import Sequencer, Sequencing
 from kimera_stream.engines.verifier import CrossEncoderVerifier
+from kimera_stream.engines.verifier_marks import WORDS
 from kimera_stream.engines.watches import WatchRegistry
 from kimera_stream.infrastructure.container import Container, Services
 from kimera_stream.infrastructure.database import CommitCollector
@@ -194,7 +195,12 @@ def _meaning(services: Services, settings: Settings) -> None:
     ) -> CascadeEngine:
         read.cache.max_bytes = settings.scoring.reading_cache_bytes
         resources.memory.watch_cache("readings", lambda: read.cache.bytes, read.cache.clear)
-        for name, kept in (("stems", STEMS), ("key_hashes", KEY_HASHES), ("short_values", SHORT_VALUES)):
+        for name, kept in (
+            ("stems", STEMS),
+            ("marked_words", WORDS),
+            ("key_hashes", KEY_HASHES),
+            ("short_values", SHORT_VALUES),
+        ):
             resources.memory.watch_cache(name, partial(getattr, kept, "bytes"), kept.clear)
         return CascadeEngine(index, cache, verifier, settings.scoring, threads, registry)
 

@@ -15,6 +15,7 @@ from typing import Final
 
 from kimera_stream.engines.evidence.lexicon import ANTONYMS, COHORTS, MONTHS, stem
 from kimera_stream.engines.verifier_text import BASES
+from kimera_stream.infrastructure.caching import KeptResults
 
 NONE, UNMATCHED, MATCHED, FORM, SYNONYM, OPPOSITE, ALTERNATIVE, GREATER, LESS = range(9)
 """No word (CLS, SEP); found nowhere in the other statement; as it stands; in another form; another word for it; its opposite; another
@@ -90,15 +91,15 @@ def word_of(text: str) -> Word:
     return _kept_word(text) if len(text) <= _KEPT_CHARS else _word(text)
 
 
-@lru_cache(maxsize=8_192)
-def _kept_word(text: str) -> Word:
-    return _word(text)
-
-
 def _word(text: str) -> Word:
     same, opposite = _groups()
     key = stem(text)
     return Word(key, same.get(key, _NO_GROUPS), opposite.get(key, _NO_GROUPS), COHORTS.get(key, _NO_KINDS))
+
+
+_kept_word = lru_cache(maxsize=8_192)(_word)
+WORDS: Final = KeptResults(_kept_word, each=300)
+"""What is remembered of words."""
 
 
 def numbers_of(text: str) -> tuple[Number, ...]:
