@@ -1,5 +1,6 @@
 """The one way to a database: statements, the pool, cancellation, URLs."""
 
+import re
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from kimera_stream.infrastructure.database import (
     async_url,
 )
 from kimera_stream.infrastructure.database.failures import failure_of, unavailable
-from kimera_stream.infrastructure.database.statements import among
+from kimera_stream.infrastructure.database.statements import among, statements_of
 from kimera_stream.infrastructure.settings import DatabaseSettings
 from kimera_stream.protocol.errors import BadRequestError, UnavailableError
 from tests.e2e.harness import until
@@ -93,6 +94,42 @@ class TestUrls:
         with pytest.raises(BadRequestError) as caught:
             async_url("mysql://me:hunter2@h/n")
         assert "hunter2" not in caught.value.message
+
+
+other = Table("other", MetaData(), Column("id", Integer, primary_key=True), Column("item", Integer, nullable=False))
+OTHERS = Insert.whole(other, conflict=("id",))
+
+
+class TestInsertsTogether:
+    @settings(max_examples=80, deadline=None)
+    @given(
+        counts=st.lists(st.integers(0, 9), min_size=1, max_size=6),
+        dialect=st.sampled_from([sqlite_dialect, postgres_dialect]),
+    )
+    def test_every_value_is_bound_once_in_order(self, counts, dialect):
+        inserts = [
+            (INSERT, [(100 * n + i, f"n{i}", 0, None) for i in range(count)])
+            if n % 2
+            else (OTHERS, [(100 * n + i, i) for i in range(count)])
+            for n, count in enumerate(counts)
+        ]
+        made = list(statements_of(dialect.dialect(), inserts))
+        assert [value for _, values in made for value in values] == [
+            value for _, rows in inserts for row in rows for value in row
+        ]
+        for sql, values in made:
+            if dialect is postgres_dialect:
+                assert [int(number) for number in re.findall(r"\$(\d+)", sql)] == list(range(1, len(values) + 1))
+            else:
+                assert sql.count("?") == len(values)
+            assert sql.count("INSERT") == 1 or dialect is postgres_dialect
+
+    def test_few_rows_of_several_tables_are_one_statement_on_postgresql(self):
+        few = [(INSERT, [(1, "a", 0, None)]), (OTHERS, [(1, 1), (2, 1), (3, 1)])]
+        many = [(INSERT, [(i, "a", 0, None) for i in range(8)])]
+        assert len(list(statements_of(postgres_dialect.dialect(), few))) == 1
+        assert len(list(statements_of(postgres_dialect.dialect(), [*few, *many, *few]))) == 3
+        assert len(list(statements_of(sqlite_dialect.dialect(), few))) == 3
 
 
 class TestInsert:

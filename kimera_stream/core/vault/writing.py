@@ -1,5 +1,7 @@
 """One ``WriteBatch`` as one transaction."""
 
+from collections.abc import Sequence
+
 import msgspec
 from sqlalchemy import bindparam, delete, insert, literal, null, select, update
 
@@ -9,6 +11,8 @@ from kimera_stream.core.vault.entries import entry_row
 from kimera_stream.infrastructure.database import Insert, Query, QueryIn, Transaction
 from kimera_stream.infrastructure.database.statements import among
 from kimera_stream.protocol.errors import ConflictError
+
+Inserts = list[tuple[Insert, Sequence[rows.Row]]]
 
 _DAY_MS = 86_400_000
 _encode = msgspec.json.Encoder().encode
@@ -88,18 +92,28 @@ def write_batch(tx: Transaction, batch: WriteBatch, now: int) -> int:
     Raises:
         ConflictError: the first entry is not the one after the head.
     """
-    head = _append(tx, batch) if batch.entries else int(tx.value(_LOCK))
-    _write_geoids(tx, batch, now)
-    tx.insert(_CONTRADICTIONS, _last_by_key([rows.contradiction_row(found) for found in batch.contradictions], 1))
-    tx.insert(_SCARS, _last_by_key([rows.scar_row(scar) for scar in batch.scars], 1))
+    if batch.entries:
+        head, log_rows = _advance(tx, batch)
+    else:
+        head, log_rows = int(tx.value(_LOCK)), []
+    geoid_rows = _replace_geoids(tx, batch, now) if batch.geoids or batch.deleted else []
     keyed = [rows.record_row(record) for record in batch.idempotency]
-    tx.insert(_IDEMPOTENCY, _last_by_key(keyed, 2))
-    tx.insert(_AUDIT, batch.audit)
+    tx.insert_all(
+        [
+            *log_rows,
+            *geoid_rows,
+            (_CONTRADICTIONS, _last_by_key([rows.contradiction_row(found) for found in batch.contradictions], 1)),
+            (_SCARS, _last_by_key([rows.scar_row(scar) for scar in batch.scars], 1)),
+            (_IDEMPOTENCY, _last_by_key(keyed, 2)),
+            (_AUDIT, batch.audit),
+        ]
+    )
     requests.settle(tx, batch.settled)
     return head
 
 
-def _append(tx: Transaction, batch: WriteBatch) -> int:
+def _advance(tx: Transaction, batch: WriteBatch) -> tuple[int, Inserts]:
+    """Move the head; returns the new one, and the rows of the log."""
     entry_rows = [entry_row(entry) for entry in batch.entries]
     before, head = entry_rows[0][0] - 1, entry_rows[-1][0]
     size = sum([len(row[5]) for row in entry_rows])
@@ -109,9 +123,8 @@ def _append(tx: Transaction, batch: WriteBatch) -> int:
         raise ConflictError(
             f"the log is at offset {at}: expected the batch to start at {at + 1}, it starts at {before + 1}"
         )
-    tx.insert(_ENTRIES, entry_rows)
-    tx.insert(_CHANNELS, [(name, entry.offset) for entry in batch.entries for name in dict.fromkeys(entry.channels)])
-    return head
+    channels = [(name, entry.offset) for entry in batch.entries for name in dict.fromkeys(entry.channels)]
+    return head, [(_ENTRIES, entry_rows), (_CHANNELS, channels)]
 
 
 def _last_by_key(found: list[rows.Row], width: int) -> list[rows.Row]:
@@ -121,9 +134,8 @@ def _last_by_key(found: list[rows.Row], width: int) -> list[rows.Row]:
     return list({tuple(row[:width]): row for row in found}.values())
 
 
-def _write_geoids(tx: Transaction, batch: WriteBatch, now: int) -> None:
-    if not batch.geoids and not batch.deleted:
-        return
+def _replace_geoids(tx: Transaction, batch: WriteBatch, now: int) -> Inserts:
+    """Remove what is deleted or said anew; returns the rows that take its place."""
     versions = [rows.version_row(stored) for stored in batch.geoids]
     said = sorted(batch.geoids, key=_offset) if batch.deleted else batch.geoids
     live = {stored.geoid.id: stored for stored in said}
@@ -139,19 +151,22 @@ def _write_geoids(tx: Transaction, batch: WriteBatch, now: int) -> None:
     if updated:
         tx.run_in(_DELETE_SEMANTIC, updated)
         tx.run_in(_DELETE_SYMBOLIC, updated)
-    tx.insert(_GEOIDS, [rows.geoid_row(stored) for stored in live.values()])
     said_of = [stored.geoid for stored in live.values()]
-    tx.insert(_SEMANTIC, [row for each in said_of if each.semantic_state for row in rows.semantic_rows(each)])
-    tx.insert(_SYMBOLIC, [row for each in said_of if each.symbolic_state for row in rows.symbolic_rows(each)])
-    tx.insert(_VERSIONS, versions)
-    _count_use(tx, batch, now)
+    return [
+        (_GEOIDS, [rows.geoid_row(stored) for stored in live.values()]),
+        (_SEMANTIC, [row for each in said_of if each.semantic_state for row in rows.semantic_rows(each)]),
+        (_SYMBOLIC, [row for each in said_of if each.symbolic_state for row in rows.symbolic_rows(each)]),
+        (_VERSIONS, versions),
+        *_use(batch, now),
+    ]
 
 
 def _offset(stored: StoredGeoid) -> int:
     return stored.geoid.offset
 
 
-def _count_use(tx: Transaction, batch: WriteBatch, now: int) -> None:
+def _use(batch: WriteBatch, now: int) -> Inserts:
+    """What sessions and principals have said."""
     sessions: dict[str, tuple[str, int]] = {}
     principals: dict[str, tuple[int, int, int, int]] = {}
     for stored in batch.geoids:
@@ -163,9 +178,11 @@ def _count_use(tx: Transaction, batch: WriteBatch, now: int) -> None:
         text = len((stored.geoid.text or "").encode())
         size += text + _beside_text(stored)
         principals[stored.principal] = (count + 1, texts + text, tokens + stored.tokens, size)
-    tx.insert(_SESSIONS, [(id_, principal, count, now, now) for id_, (principal, count) in sessions.items()])
     day = now // _DAY_MS
-    tx.insert(_USAGE, [(principal, day, *counted) for principal, counted in principals.items()])
+    return [
+        (_SESSIONS, [(id_, principal, count, now, now) for id_, (principal, count) in sessions.items()]),
+        (_USAGE, [(principal, day, *counted) for principal, counted in principals.items()]),
+    ]
 
 
 def _beside_text(stored: StoredGeoid) -> int:

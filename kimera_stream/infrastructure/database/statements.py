@@ -5,6 +5,7 @@ cost more than the statement itself on the write path (see ADR 2).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -18,6 +19,8 @@ _MAX_IN = 256
 """Values of one IN list; longer ones are split."""
 _MAX_PARAMETERS = 32_000
 """Both databases take a little over 32,700 bound parameters in a statement."""
+_FEW = 4
+"""Rows of one table up to which an insert goes into one statement with its neighbours: more would make statements of too many shapes."""
 
 
 class Query:
@@ -131,10 +134,16 @@ class Insert:
         key = (dialect.name, size)
         text = self._sql.get(key)
         if text is None:
-            text = self._sql[key] = self._render(dialect, size)
+            text = self._sql[key] = self.render(dialect, size)
         return text
 
-    def _render(self, dialect: Dialect, size: int) -> str:
+    @property
+    def width(self) -> int:
+        """Values of one row."""
+        return len(self._columns)
+
+    def render(self, dialect: Dialect, size: int, first: int = 1) -> str:
+        """The SQL text for ``size`` rows. ``first``: number of its first parameter, where they are numbered."""
         quote = dialect.identifier_preparer.quote
         width = len(self._columns)
         if dialect.paramstyle == "qmark":
@@ -142,7 +151,7 @@ class Insert:
             values = ", ".join([row] * size)
         else:
             values = ", ".join(
-                "(" + ", ".join(f"${r * width + c + 1}" for c in range(width)) + ")" for r in range(size)
+                "(" + ", ".join(f"${r * width + c + first}" for c in range(width)) + ")" for r in range(size)
             )
         table = quote(self._table.name)
         # Any error rolls the whole transaction back. OR FAIL tells SQLite so, and spares it a second copy of every page it
@@ -155,6 +164,48 @@ class Insert:
             action = f"UPDATE SET {', '.join(changes)}" if changes else "NOTHING"
             text += f" ON CONFLICT ({', '.join(map(quote, self._conflict))}) DO {action}"
         return text
+
+
+def statements_of(
+    dialect: Dialect, inserts: Iterable[tuple[Insert, Sequence[Row]]]
+) -> Iterator[tuple[str, Sequence[Any]]]:
+    """SQL texts and their values for inserts that do not depend on each other's order.
+
+    On PostgreSQL neighbours of few rows are one statement: a commit of one publish goes to the server and back twice, not seven
+    times. Foreign keys are checked at the end of a statement, so that its parts may refer to each other.
+    """
+    parts: list[tuple[Insert, int]] = []
+    values: list[Any] = []
+    for insert, rows in inserts:
+        if dialect.name == "postgresql" and len(rows) <= _FEW:
+            start = 0
+            while start < len(rows):
+                size = 1 << ((len(rows) - start).bit_length() - 1)
+                parts.append((insert, size))
+                values += chain.from_iterable(rows[start : start + size])
+                start += size
+        else:
+            if parts:
+                yield _joined(dialect, tuple(parts)), values
+                parts, values = [], []
+            if rows:
+                yield from insert.statements(dialect, rows)
+    if parts:
+        yield _joined(dialect, tuple(parts)), values
+
+
+@lru_cache(maxsize=512)
+def _joined(dialect: Dialect, parts: tuple[tuple[Insert, int], ...]) -> str:
+    """One statement of several inserts, each a row or some of one table."""
+    texts: list[str] = []
+    first = 1
+    for insert, size in parts:
+        texts.append(insert.render(dialect, size, first))
+        first += size * insert.width
+    *before, last = texts
+    if not before:
+        return last
+    return f"WITH {', '.join(f'part_{i} AS ({text})' for i, text in enumerate(before))} {last}"
 
 
 def among(column: ColumnElement[Any], values: list[BindParameter[Any]]) -> ColumnElement[bool]:

@@ -1,11 +1,11 @@
 """What a function inside a transaction may do."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from sqlalchemy.engine import Dialect
 
-from kimera_stream.infrastructure.database.statements import Insert, Query, QueryIn, Row
+from kimera_stream.infrastructure.database.statements import Insert, Query, QueryIn, Row, statements_of
 
 
 class DriverCursor(Protocol):
@@ -66,3 +66,8 @@ class Transaction:
         if rows:
             for sql, values in insert.statements(self._dialect, rows):
                 self._cursor.execute(sql, values)
+
+    def insert_all(self, inserts: Iterable[tuple[Insert, Sequence[Row]]]) -> None:
+        """Insert into several tables, whose rows may refer to each other but must not depend on the order."""
+        for sql, values in statements_of(self._dialect, inserts):
+            self._cursor.execute(sql, values)

@@ -11,12 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects.postgresql import asyncpg
 
 from kimera_stream.core.interfaces import FramePage, FrameReader, LogPage, VaultService, WriteBatch
 from kimera_stream.core.vault import entries as vault_entries
 from kimera_stream.core.vault.errors import DamagedLogError
 from kimera_stream.core.vault.vault import SqlVault
-from kimera_stream.infrastructure.database import Query
+from kimera_stream.core.vault.writing import write_batch
+from kimera_stream.infrastructure.database import Query, Transaction
 from kimera_stream.protocol.codec import EventEncoder
 from kimera_stream.protocol.errors import ConflictError
 from kimera_stream.protocol.log import LogEntry
@@ -51,6 +53,31 @@ async def test_entries_come_back_as_they_were_committed(vault, samples):
     only = await vault.read("geoid:b", after=0, limit=10)
     assert [entry.offset for entry in only.entries] == [2]
     assert (only.scanned, only.more) == (2, False)
+
+
+class CountingCursor:
+    """A driver's cursor that only takes down what it is given."""
+
+    rowcount = 1
+
+    def __init__(self) -> None:
+        self.statements: list[str] = []
+
+    def execute(self, sql, parameters):
+        self.statements.append(sql)
+
+    def fetchall(self):
+        return []
+
+
+def test_on_postgresql_a_new_statement_goes_to_the_server_in_two_parts(samples):
+    """The head first, whose lock orders writers, then everything else at once: each part is a round trip."""
+    cursor = CountingCursor()
+    write_batch(Transaction(asyncpg.dialect(), cursor), samples.publish(4, "a", session_id="s1"), 0)
+    head, rest = cursor.statements
+    assert head.startswith("UPDATE log_state")
+    for table in ("log_entry", "log_channel", "geoid", "geoid_version", "session", "usage"):
+        assert f"INSERT INTO {table} " in rest
 
 
 async def test_offsets_and_epoch_continue_after_a_restart(vault, url, samples, make_settings):
