@@ -221,6 +221,15 @@ def _parts(settings: Settings) -> Iterator[Problem]:
             f"{settings.performance.idempotency_window:g} s is too short for work that may come again over the bus",
             f"set it to {least:g} at least ({WINDOW_PER_ANSWER} times KIMERA_BUS__ANSWER_WITHIN)",
         )
+    bus = settings.bus
+    taken_over = max(bus.lease, bus.claim_after)
+    if url and bus.answer_within <= taken_over:
+        yield Problem(
+            "KIMERA_BUS__ANSWER_WITHIN",
+            f"{bus.answer_within:g} s are over before another engine takes the work of one that dies ({taken_over:g} s): its publishers are told `unavailable`",
+            "set it above KIMERA_BUS__LEASE and KIMERA_BUS__CLAIM_AFTER",
+            fatal=False,
+        )
     if not url and settings.role != "all":
         yield Problem(
             "KIMERA_ROLE",

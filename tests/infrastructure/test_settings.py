@@ -391,6 +391,21 @@ def test_first_results_outlive_the_wait_for_an_answer() -> None:
     assert load(KIMERA_PERFORMANCE__IDEMPOTENCY_WINDOW="1").performance.idempotency_window == 1
 
 
+@pytest.mark.parametrize("later", ["LEASE", "CLAIM_AFTER"])
+def test_a_wait_that_ends_before_work_is_taken_over_is_warned_of(later: str) -> None:
+    environ = {
+        "KIMERA_BUS__URL": "redis://cache/0",
+        "KIMERA_DATABASE__URL": "postgresql+asyncpg://db/kimera",
+        "KIMERA_BUS__ANSWER_WITHIN": "8",
+    }
+
+    def warned(**changes: str) -> list[str]:
+        return [problem.variable for problem in check_environment(load(**environ, **changes)) if not problem.fatal]
+
+    assert "KIMERA_BUS__ANSWER_WITHIN" not in warned()
+    assert "KIMERA_BUS__ANSWER_WITHIN" in warned(**{f"KIMERA_BUS__{later}": "8"})
+
+
 @pytest.mark.parametrize("role", ["edge", "engine"])
 def test_a_part_of_a_node_is_no_node_without_a_bus(role: str) -> None:
     with pytest.raises(SettingsError, match=r"KIMERA_ROLE: .*no bus"):
