@@ -1,6 +1,8 @@
 """Who owns which slice as nodes come, go and do not hear the end of what they did; and who leads."""
 
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -232,15 +234,19 @@ class Scripted:
     def __init__(self, *found: Coverage) -> None:
         self._found = list(found)
         self.offered: list[int] = []
+        self.wanted: list[set[int]] = []
+        """What was to be taken, by beat."""
         self.all_told = anyio.Event()
 
     async def beat(self, node: Node, *, lease: float) -> Coverage:
         found = self._found.pop(0)
+        self.wanted.append(set())
         if not self._found:
             self.all_told.set()
         return found
 
     async def take(self, node_id: str, numbers: Sequence[int], *, lease: float) -> dict[int, SliceState]:
+        self.wanted[-1] |= set(numbers)
         return {}
 
     async def offer(self, node_id: str, numbers: Sequence[int]) -> None:
@@ -259,11 +265,19 @@ def seen(silent: float, steady: float = 60.0, nodes: tuple[Node, ...] = (ME, SIL
     return Coverage(0, 0, tuple(states), nodes)
 
 
-def scripted(store: Scripted, lease: float, prepare) -> CoverageKeeper:
+def scripted(store: Scripted, lease: float, prepare, monotonic=time.monotonic) -> CoverageKeeper:
     async def nothing(slices) -> None:
         pass
 
-    keeper = CoverageKeeper(store, ME, slices=SLICES, lease=lease, gain=nothing, lose=nothing)  # type: ignore[arg-type]
+    keeper = CoverageKeeper(
+        store,  # type: ignore[arg-type]
+        ME,
+        slices=SLICES,
+        lease=lease,
+        gain=nothing,
+        lose=nothing,
+        monotonic=monotonic,
+    )
     keeper.prepare_with(prepare)
     return keeper
 
@@ -285,6 +299,37 @@ async def test_what_would_be_ours_is_made_ready_when_its_owner_has_been_silent_f
     assert asked[1] == before[SILENT.id] & after[ME.id] != set()
     assert asked[2] == before[SILENT.id] | before[STEADY.id]
     assert store.offered == [], "nobody is to hand anything over"
+
+
+async def test_who_could_not_reach_the_database_either_keeps_its_slices_when_it_beats_soon_after():
+    now, given = [0.0], shares([ME.id, SILENT.id, STEADY.id], SLICES)
+    alone = seen(-10.0, -10.0, nodes=(ME,))
+    states = [replace(each, owner=None) if each.owner == STEADY.id else each for each in alone.slices]
+    store = Scripted(seen(60.0), alone, replace(alone, slices=tuple(states)), alone, seen(60.0), alone)
+    keeper = scripted(store, 60.0, lambda numbers: [], lambda: now[0])
+    for at in (0.0, 70.0, 85.0, 101.0, 110.0, 111.0):
+        now[0] = at
+        await keeper.step()
+    others = given[SILENT.id] | given[STEADY.id]
+    assert store.wanted == [
+        set(),
+        set(),  # the first word after 70 seconds: nobody else can have been heard of
+        given[STEADY.id],  # given back, and so nobody's
+        others,  # silent for half a lease more
+        set(),
+        others,  # the database was there all the time, and they are silent
+    ]
+
+
+async def test_an_engine_that_beats_seldom_takes_slices_all_the_same():
+    now, given = [0.0], shares([ME.id, SILENT.id, STEADY.id], SLICES)
+    alone = seen(-10.0, -10.0, nodes=(ME,))
+    store = Scripted(seen(60.0), alone, alone)
+    keeper = scripted(store, 60.0, lambda numbers: [], lambda: now[0])
+    for at in (0.0, 70.0, 140.0):
+        now[0] = at
+        await keeper.step()
+    assert store.wanted == [set(), set(), given[SILENT.id] | given[STEADY.id]]
 
 
 @pytest.mark.parametrize(("left", "then"), [(20_000.2, 19_999.9), (0.2, -0.1)])

@@ -28,7 +28,8 @@ BEATS_PER_LEASE = 4
 LONGEST_BEAT = 1.0
 """Seconds between beats at most: within that a share that was given back is taken."""
 SUSPECT = 0.5
-"""Part of its lease that an engine may be silent for before others get ready for its slices: two beats and more."""
+"""Part of its lease that an engine may be silent for before others get ready for its slices: two beats and more. After a gap as long in
+this node's own beats the others have as long to be heard of: most likely they could not reach the database either."""
 JUST_AFTER = 0.01
 """Seconds after an engine becomes suspect, or its lease ends, at which that is looked for."""
 LEAVING = 3.0
@@ -73,6 +74,10 @@ class CoverageKeeper:
         self._in_contact = in_contact
         self._monotonic = monotonic
         self._contact_at = monotonic()
+        self._beat_at: float | None = None
+        self._after_a_gap = False
+        self._spares_until = -math.inf
+        """Slices whose lease has run out are left to their owners until then."""
         self._prepare: Callable[[Collection[int]], Collection[int]] = lambda numbers: numbers
         self._filled: Callable[[], Collection[int]] = lambda: self._leases
         self._unfilled: set[int] = set()
@@ -143,6 +148,7 @@ class CoverageKeeper:
         before, retiring = self._node.reachable, self._retiring
         self._node = replace(self._node, reachable=self._is_reachable() and not retiring)
         coverage = self.coverage = await self._store.beat(self._node, lease=self._lease)
+        self._spare_after_a_gap()
         if self._node.reachable != before:
             self._changed()  # the shares are others now
         if not self._node.is_engine or self._stopping:
@@ -155,7 +161,8 @@ class CoverageKeeper:
         await self._settle(coverage, share)
         await self._hand_over(coverage, given)
         wanted = [each for each in coverage.slices if each.number in share and each.number not in self._leases]
-        await self._take([each.number for each in wanted if not each.covered])
+        spares = self._monotonic() < self._spares_until
+        await self._take([each.number for each in wanted if each.owner is None or not (each.covered or spares)])
         await self._tell_filled()
         others = [each for each in wanted if each.covered]
         ready = self._prepare([*(each.number for each in others), *self._soon_here(coverage, fit)])
@@ -169,6 +176,15 @@ class CoverageKeeper:
         if self._in_contact():
             self._contact_at = now
         return now - self._contact_at < self._lease
+
+    def _spare_after_a_gap(self) -> None:
+        """Taken from engines that live, slices would be filled here and, handed back, there once more. One gap after the other is this
+        node's own: it must not keep those of a dead engine from being taken."""
+        now = self._monotonic()
+        gap = self._beat_at is not None and now - self._beat_at > self._lease * SUSPECT
+        if gap and not self._after_a_gap:
+            self._spares_until = now + self._lease * SUSPECT
+        self._beat_at, self._after_a_gap = now, gap
 
     def _soon_here(self, coverage: Coverage, fit: Sequence[Node]) -> list[int]:
         """Slices of engines that have been silent for so long that they may have died, which would be this node's then."""
