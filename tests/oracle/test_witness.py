@@ -4,10 +4,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import anyio
 import pytest
 
 from tests.oracle.deployments import Deployment
 from tests.oracle.model import Ledger
+from tests.oracle.processes import free_port
 from tests.oracle.wire import Gone
 from tests.oracle.witness import Witness
 
@@ -63,6 +65,30 @@ async def test_a_write_is_told_the_truth(
 async def test_what_is_stored_is_read(status: int, wrongs: int, tmp_path: Path) -> None:
     seen = witness(tmp_path)
     await seen._read(Said(status, {"code": "unavailable"}))  # type: ignore[arg-type]
+    assert len(seen.wrong) == wrongs
+
+
+class Ended:
+    """In place of ``Postgres``."""
+
+    def __init__(self, said: str) -> None:
+        self.said = said
+        self.running = not said
+
+
+@pytest.mark.parametrize(("said", "wrongs"), [("PANIC:  could not write to log file", 0), ("", 1)])
+async def test_a_replay_is_waited_for_as_long_as_the_database_is_there(
+    said: str, wrongs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def reads(_: Witness) -> bool:
+        return True
+
+    monkeypatch.setattr(Witness, "_database_reads", reads)
+    monkeypatch.setattr("tests.oracle.witness.READ", 1_000.0 if said else 0.1)
+    seen = witness(tmp_path)
+    seen.deployment.postgres = Ended(said)  # type: ignore[assignment]
+    with anyio.fail_after(30):
+        await seen._replay(f"http://127.0.0.1:{free_port()}", "epoch", 1)
     assert len(seen.wrong) == wrongs
 
 

@@ -129,7 +129,13 @@ class Witness:
         past = self._listener("replay", url, max(0, newest - REPLAYED))
         with anyio.move_on_after(READ * self.slow) as late:
             async with anyio.create_task_group() as group:
+
+                async def given_up() -> None:
+                    await self._database_ended()
+                    group.cancel_scope.cancel()
+
                 group.start_soon(past.run, name="witness:past")
+                group.start_soon(given_up, name="witness:ended")
                 await past.reach(epoch, newest)
                 group.cancel_scope.cancel()
         if late.cancelled_caught and not self.over and await self._database_reads():
@@ -192,6 +198,12 @@ class Witness:
             + postgres.said.count("all server processes terminated")
             + (not postgres.running)
         )
+
+    async def _database_ended(self) -> None:
+        """Wait until PostgreSQL gives up what it does. It is started again when the fault is over: who went on waiting for what only it
+        has would have the fault last as long as the patience for an answer, 48 s where that is six times longer."""
+        while self._crashed == self._crashes:  # noqa: ASYNC110 - another process's state
+            await anyio.sleep(BETWEEN)
 
     async def _database_reads(self) -> bool:
         """Whether nothing but the server can be the reason that something is not read."""
