@@ -47,6 +47,7 @@ from kimera_stream.engines.evidence.reading import read
 from kimera_stream.engines.field import FieldDynamics
 from kimera_stream.engines.late import LateReader, LateWord
 from kimera_stream.engines.metrics import PipelineMetrics
+from kimera_stream.engines.pair_head import PairHead
 from kimera_stream.engines.pipeline import Pipeline
 from kimera_stream.engines.publishing import Publishing
 from kimera_stream.engines.queries import Queries
@@ -191,6 +192,7 @@ def _meaning(services: Services, settings: Settings) -> None:
         threads: Threads,
         registry: CollectorRegistry,
         resources: Resources,
+        embedder: EmbeddingService,
         verifier: CrossEncoderVerifier | None = None,
     ) -> CascadeEngine:
         read.cache.max_bytes = settings.scoring.reading_cache_bytes
@@ -202,7 +204,9 @@ def _meaning(services: Services, settings: Settings) -> None:
             ("short_values", SHORT_VALUES),
         ):
             resources.memory.watch_cache(name, partial(getattr, kept, "bytes"), kept.clear)
-        return CascadeEngine(index, cache, verifier, settings.scoring, threads, registry)
+        # Vectors of another encoder say nothing to the head.
+        fits = head is not None and head.encoder == embedder.model
+        return CascadeEngine(index, cache, verifier, settings.scoring, threads, registry, head=head if fits else None)
 
     def watches(vault: VaultService, engine: ContradictionEngine) -> WatchRegistry:
         return WatchRegistry(
@@ -253,7 +257,9 @@ def _meaning(services: Services, settings: Settings) -> None:
 
     services.add(GeoidCache, factory=cache)
     services.add(ConversationMemory, factory=conversation)
+    head: PairHead | None = None
     if settings.scoring.verifier == "auto" and "verify" in settings.scoring.stages:
+        head = _pair_head()
         if (resources.files("kimera_stream.engines") / "weights" / "verifier.safetensors").is_file():
             services.add(CrossEncoderVerifier, factory=verifier)
         else:
@@ -263,6 +269,15 @@ def _meaning(services: Services, settings: Settings) -> None:
     services.add(Queries, factory=queries)
     # Among several nodes an edge is asked, and hands the work over.
     services.add(Pipeline, factory=pipeline, also=[] if has_bus(settings) else [KnowledgeService])
+
+
+def _pair_head() -> PairHead | None:
+    """What decides where the verifier has no time; None where this build has none that works: then the rules do."""
+    try:
+        return PairHead.load()
+    except (OSError, ValueError) as error:
+        log.warning("no pair head: the rules decide where the verifier falls behind", error=str(error))
+        return None
 
 
 def _upon_the_log(services: Services, settings: Settings) -> None:

@@ -387,13 +387,14 @@ class Among(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What the engine says of a pair."""
+    """What the engine says of a pair. ``reported``: it is as sure as whoever decided has to be for a contradiction to be told."""
 
     score: float
     result: ScoreResult
     gradient_type: Literal["semantic", "symbolic", "composite"]
     model: str
     provisional: bool = False
+    reported: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -442,7 +443,7 @@ class ContradictionEngine(Protocol):
 
     @property
     def threshold(self) -> float:
-        """Score at and above which a pair is reported, set by the operating point."""
+        """Score at and above which a pair is reported that nobody had to stand in for the verifier on, set by the operating point."""
 
 
 @dataclass(frozen=True, slots=True)

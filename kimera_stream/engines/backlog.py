@@ -1,6 +1,6 @@
 """Statements that the verifier has not read yet, because it had fallen behind or was away.
 
-Such a statement is decided by the rules and told at once, marked provisional; the verifier's own word comes later
+Such a statement is decided by the pair head, or the rules, and told at once, marked provisional; the verifier's own word comes later
 (``late``). What is still to be read is kept as ranges of the log's offsets, and in the store as the lowest of them: after a
 crash everything from there on is read again, which changes nothing where it had been read.
 """

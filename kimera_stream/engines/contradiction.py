@@ -3,15 +3,16 @@
     scan (index) ──> prefilter (related enough, ranked by words, then by the rules) ──> verify (cross-encoder) ──> scope ──> threshold
 
 Each stage makes the set smaller and the judgement dearer. The symbolic layer goes past all of them: it is exact. Without a
-verifier the rules of ``evidence`` decide; with one they rank what it reads and explain what it finds.
+verifier the rules of ``evidence`` decide; with one they rank what it reads and explain what it finds. Where it has fallen behind or
+is away the pair head decides in its place, provisionally.
 """
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, pairwise
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -22,8 +23,9 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from kimera_stream.core.groups import group_of
 from kimera_stream.core.interfaces import Among, Candidate, Detection, IndexService, Judgement, StoredGeoid, Threads
 from kimera_stream.engines.composite import cosine
-from kimera_stream.engines.evidence import Rules, packaged_rules
+from kimera_stream.engines.evidence import Evidence, Rules, packaged_rules
 from kimera_stream.engines.explaining import Heard, reports
+from kimera_stream.engines.pair_head import PairHead
 from kimera_stream.engines.pairs import Pair, Stages, pair_of
 from kimera_stream.engines.retrying import Faults
 from kimera_stream.engines.scores import Scores
@@ -33,6 +35,7 @@ from kimera_stream.kernels import same_names, text_overlaps, text_signatures
 from kimera_stream.protocol.errors import UnavailableError
 
 log = structlog.get_logger(__name__)
+T = TypeVar("T")
 
 READ_RELATED = 0.3
 """Cosine below which a pair is not worth the verifier's time: 8 % of the contradictions in stories lie below it, 26 % below
@@ -63,6 +66,7 @@ class CascadeEngine:
         settings: ``scoring`` group.
         threads: The rules read in its ``score`` threads.
         registry: Where its metrics go.
+        head: Decides in the verifier's place where that has no time; None: the rules do. The index' vectors are of its encoder.
         rules: Other rules than the packaged ones.
         stages: Other stages than the settings name; for measurements.
     """
@@ -76,6 +80,7 @@ class CascadeEngine:
         threads: Threads,
         registry: CollectorRegistry,
         *,
+        head: PairHead | None = None,
         rules: Rules | None = None,
         stages: Stages | None = None,
     ) -> None:
@@ -86,14 +91,15 @@ class CascadeEngine:
         self._threads = threads
         self._rules = rules if rules is not None else packaged_rules()
         self._stages = stages if stages is not None else Stages.of(settings)
-        self._scores = Scores(settings, self._stages, self._rules.name, verifier)
+        self._head = head
+        self._scores = Scores(settings, self._stages, self._rules.name, verifier, head)
         self._seconds = Histogram(
             "kimera_cascade_seconds", "Duration of a stage for one batch", ["stage"], registry=registry
         )
         self._pairs = Counter("kimera_cascade_pairs_total", "Pairs that entered a stage", ["stage"], registry=registry)
         self._fallbacks = Counter(
             "kimera_cascade_fallbacks_total",
-            "Batches judged by the rules as the verifier was unavailable",
+            "Batches judged by the pair head or the rules as the verifier was unavailable",
             registry=registry,
         )
         faults = Counter(
@@ -101,6 +107,7 @@ class CascadeEngine:
         )
         self._faults = Faults("verify", lambda stage: faults.labels(stage).inc())
         self._rules_faults = Faults("rules", lambda stage: faults.labels(stage).inc())
+        self._head_faults = Faults("head", lambda stage: faults.labels(stage).inc())
 
     @property
     def threshold(self) -> float:
@@ -111,6 +118,11 @@ class CascadeEngine:
     def model(self) -> str:
         """What decides about texts at present."""
         return self._scores.model
+
+    @property
+    def stand_in(self) -> str:
+        """What decides about texts, provisionally, where the verifier falls behind."""
+        return self._rules.name if self._head is None else self._head.name
 
     # -- the questions -----------------------------------------------------------------------------------------
 
@@ -137,6 +149,7 @@ class CascadeEngine:
         verifier = self._verifier if self._stages.verify else None
         if verifier is not None and pair.has_texts:
             await self._verify(verifier, [pair])
+            await self._stand_in([pair])
         lap()
         judgement = self._scores.judgement(pair)
         lap()
@@ -322,28 +335,53 @@ class CascadeEngine:
                     pair.fallen_back = True
             else:
                 await self._verify(self._verifier, chosen)
+            await self._stand_in(chosen)
 
     async def _compare(self, pairs: list[Pair]) -> None:
         """Have the rules look at pairs. A pair over which they meet a defect is left without their word."""
+
+        def read(part: list[Pair]) -> list[Evidence]:
+            return self._rules.judge(
+                [(pair.older.geoid.text or "", pair.newer.geoid.text or "", pair.cosine or 0.0) for pair in part]
+            )
+
+        async for part, found in self._halving("rules", self._rules_faults, pairs, read):
+            for pair, evidence in zip(part, found, strict=True):
+                pair.evidence = evidence
+
+    async def _stand_in(self, pairs: Sequence[Pair]) -> None:
+        """Have the pair head look at what the verifier has not read. Pairs whose vectors it does not know, and one over which it
+        meets a defect, are left to the rules."""
+        head = self._head
+        if head is None:
+            return
+        fallen = [pair for pair in pairs if pair.fallen_back and head.fits(pair)]
+        self._pairs.labels("head").inc(len(fallen))
+        async for part, found in self._halving("head", self._head_faults, fallen, head.judge):
+            for pair, probability in zip(part, found, strict=True):
+                pair.quick = probability
+
+    async def _halving(
+        self, stage: str, faults: Faults, pairs: list[Pair], judge: Callable[[list[Pair]], list[T]]
+    ) -> AsyncIterator[tuple[list[Pair], list[T]]]:
+        """What ``judge`` says of pairs: all at once, or, where it meets a defect, by ever smaller parts without the pair at fault."""
         todo = deque([pairs] if pairs else [])
         while todo:
             part = todo.popleft()
-            triples = [(pair.older.geoid.text or "", pair.newer.geoid.text or "", pair.cosine or 0.0) for pair in part]
             try:
-                with self._seconds.labels("rules").time():
-                    if len(triples) <= INLINE_PAIRS:
-                        found = self._rules.judge(triples)
+                with self._seconds.labels(stage).time():
+                    if len(part) <= INLINE_PAIRS:
+                        found = judge(part)
                     else:
-                        found = await self._threads.run("score", self._rules.judge, triples)
+                        found = await self._threads.run("score", judge, part)
             except Exception as error:  # noqa: BLE001 - logged by Faults, or raised by it
                 if len(part) > 1:
                     todo.extendleft((part[len(part) // 2 :], part[: len(part) // 2]))
                 else:
-                    self._rules_faults.blame((part[0].older.geoid.id, part[0].newer.geoid.id), error)
+                    faults.blame((part[0].older.geoid.id, part[0].newer.geoid.id), error)
                 continue
-            self._rules_faults.passed()
-            for pair, evidence in zip(part, found, strict=True):
-                pair.evidence = evidence
+            faults.passed()
+            yield part, found
 
     def _prefilter(self, pairs: list[Pair], owner: Sequence[int]) -> list[Pair]:
         """The most promising pairs of each new statement, by cosine, words and the rules' suspicion; of a large batch fewer each."""
@@ -383,7 +421,7 @@ class CascadeEngine:
             except UnavailableError as error:
                 left = [*part, *chain.from_iterable(todo)]
                 self._fallbacks.inc()
-                log.warning("verifier unavailable, the rules decide", error=error.message, pairs=len(left))
+                log.warning("verifier unavailable", error=error.message, pairs=len(left), decides=self.stand_in)
                 for pair in left:
                     pair.fallen_back = True
                 return

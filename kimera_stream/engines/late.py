@@ -104,7 +104,7 @@ class LateWord:
         (judgement,) = await self._engine.judge_pairs([(older, newer)])
         if judgement.provisional:
             raise UnavailableError("verifier: it cannot read yet", retry_after=FIRST_PAUSE)
-        return _Change(older, newer, before, judgement if judgement.score >= self._engine.threshold else None)
+        return _Change(older, newer, before, judgement if judgement.reported else None)
 
     def _write(self, change: _Change, planner: Planner) -> None:
         if change.judgement is not None and change.older is not None:

@@ -52,6 +52,8 @@ class Pair:
     """Words shared, in [0, 1]."""
     evidence: Evidence | None = None
     verified: float | None = None
+    quick: float | None = None
+    """Probability by the pair head, which was asked in the verifier's place."""
     fallen_back: bool = False
     unreadable: bool = False
     """The verifier met a defect over it: the rules decide, for good."""

@@ -153,7 +153,7 @@ class Publishing:
         if not pairs:
             return
         for item, (older, _), judgement in zip(owners, pairs, await self._engine.judge_pairs(pairs), strict=True):
-            if judgement.score >= self._engine.threshold:
+            if judgement.reported:
                 item.hits.append((older, judgement))
 
     async def _write(

@@ -6,6 +6,7 @@ from typing import Literal, Protocol, runtime_checkable
 from kimera_stream.core.interfaces import Judgement
 from kimera_stream.engines.composite import components
 from kimera_stream.engines.differences import differences
+from kimera_stream.engines.pair_head import PairHead
 from kimera_stream.engines.pairs import Pair, Stages
 from kimera_stream.engines.scope import ELSEWHERE, OTHER_DAY, supersedes
 from kimera_stream.engines.verifier import Verifier
@@ -23,6 +24,8 @@ RELATED_SYMBOLS = 0.9
 """Score of a symbolic conflict between related statements that name no subject."""
 ASKS = 0.2
 """Most that a pair with a question in it can score: a question asserts nothing."""
+READ = "meaning: read side by side, the two cannot both hold"
+NOT_READ = "meaning: by their vectors the two are unlikely to both hold; they have not been read side by side yet"
 
 
 @runtime_checkable
@@ -42,13 +45,22 @@ class Scores:
         stages: Which of them run.
         rules: Name of the rules.
         verifier: None: the rules alone decide.
+        head: What stands in for the verifier; None: the rules do.
     """
 
-    def __init__(self, settings: ScoringSettings, stages: Stages, rules: str, verifier: Verifier | None) -> None:
+    def __init__(
+        self,
+        settings: ScoringSettings,
+        stages: Stages,
+        rules: str,
+        verifier: Verifier | None,
+        head: PairHead | None = None,
+    ) -> None:
         self._settings = settings
         self._stages = stages
         self._rules = rules
         self._verifier = verifier
+        self._head = head
         # Asked once: this look at a class, for every pair, held the event loop for tenths of a second.
         given: object = verifier
         self._calibrated = given if isinstance(given, Calibrated) else None
@@ -69,11 +81,13 @@ class Scores:
         return self._rules if self._verifier is None else self._verifier.name
 
     def bar(self, pair: Pair, threshold: float) -> float:
-        """Score that this pair needs. The verifier's point holds for its own probabilities; where the rules stand in for
-        it, they have to be as sure as they would have to be without it."""
-        if pair.fallen_back and not self._symbolic(pair) and self._settings.threshold is None:
-            return max(threshold, THRESHOLDS[self._settings.operating_point])
-        return threshold
+        """Score that this pair needs. The verifier's point holds for its own probabilities; where the pair head stands in for
+        it, the head's own point does, and where the rules do, they have to be as sure as they would have to be without it."""
+        if not pair.fallen_back or self._symbolic(pair) or self._settings.threshold is not None:
+            return threshold
+        if pair.quick is not None and self._head is not None:
+            return self._head.operating_points[self._settings.operating_point]
+        return max(threshold, THRESHOLDS[self._settings.operating_point])
 
     def is_related(self, pair: Pair) -> bool:
         """Whether the two are about the same, as far as that can be told without reading them."""
@@ -88,19 +102,21 @@ class Scores:
     def judgement(self, pair: Pair) -> Judgement:
         """The score with its components, and why."""
         verdict, textual, symbolic, score = pair.verdict, self.textual(pair), self._symbolic(pair), self.score(pair)
+        bar = self.bar(pair, self.threshold)
         gradient: Literal["semantic", "symbolic", "composite"] = "semantic"
         if symbolic:
-            gradient = "composite" if textual >= self.threshold else "symbolic"
+            gradient = "composite" if textual >= bar else "symbolic"
         return Judgement(
             score=score,
             result=ScoreResult(
                 score=score,
                 components=components(pair.older, pair.newer, verdict, related=pair.related, semantic=textual),
-                why=self._why(pair, textual, symbolic),
+                why=self._why(pair, textual, symbolic, bar),
             ),
             gradient_type=gradient,
             model=self._model_of(pair),
             provisional=pair.fallen_back and symbolic < self.threshold,
+            reported=score >= bar,
         )
 
     def textual(self, pair: Pair) -> float:
@@ -134,7 +150,11 @@ class Scores:
             return "switched off by scoring.stages: the rules decide"
         if not pair.has_texts:
             return "there are not two texts to read"
-        return "it met a defect over this pair" if pair.unreadable else "unavailable: the rules decide provisionally"
+        if pair.unreadable:
+            return "it met a defect over this pair"
+        if pair.quick is None:
+            return "unavailable: the rules decide provisionally"
+        return f"unavailable: {self._model_of(pair)} decides provisionally, {pair.quick:.4f}"
 
     def _symbolic(self, pair: Pair) -> float:
         """Score of the symbolic layer alone."""
@@ -153,7 +173,7 @@ class Scores:
         )
         if by_verifier and pair.verified is None:
             return 0.0  # the prefilter left it out
-        probability = evidence.probability if pair.verified is None else pair.verified
+        probability = next(said for said in (pair.verified, pair.quick, evidence.probability) if said is not None)
         return self._scoped(pair, probability) if self._stages.scope else probability
 
     def _scoped(self, pair: Pair, probability: float) -> float:
@@ -161,7 +181,7 @@ class Scores:
         reason = self.out_of_scope(pair)
         return probability if reason is None else min(probability, reason[0])
 
-    def _why(self, pair: Pair, textual: float, symbolic: float) -> list[str]:
+    def _why(self, pair: Pair, textual: float, symbolic: float, bar: float) -> list[str]:
         if pair.verdict.apart:
             return [f"not compared: {pair.verdict.apart}"]
         why: list[str] = []
@@ -173,13 +193,15 @@ class Scores:
             why.append(f"scope: '{day}' was said on different days")
         if self._stages.scope and pair.evidence is not None and pair.evidence.elsewhere:
             why.append(f"scope: {pair.evidence.elsewhere}")
-        if textual >= self.threshold and supersedes(pair.newer.geoid.text or ""):
+        if textual >= bar and supersedes(pair.newer.geoid.text or ""):
             why.append("supersession: the newer statement says that it replaces the older one")
-        if pair.verified is not None and textual >= self.threshold and not words:
+        if (pair.verified is not None or pair.quick is not None) and textual >= bar and not words:
             parts = differences(pair.older.geoid.text or "", pair.newer.geoid.text or "")
             why += [f"differs: {part}" for part in parts]
-            why.append("meaning: read side by side, the two cannot both hold")
+            why.append(READ if pair.verified is not None else NOT_READ)
         return why
 
     def _model_of(self, pair: Pair) -> str:
-        return self._rules if pair.verified is None or self._verifier is None else self._verifier.name
+        if pair.verified is not None and self._verifier is not None:
+            return self._verifier.name
+        return self._head.name if pair.quick is not None and self._head is not None else self._rules

@@ -198,8 +198,8 @@ class WatchRegistry:
             chosen = [standing for _, standing in judged[:JUDGED]]
             verdicts = await self._engine.judge_pairs([(standing.stored, fresh) for standing in chosen])
             for standing, verdict in zip(chosen, verdicts, strict=True):
-                least = self._engine.threshold if standing.watch.min_score is None else standing.watch.min_score
-                if verdict.score >= least:
+                least = standing.watch.min_score
+                if verdict.reported if least is None else verdict.score >= least:
                     same = [each for each in found if each.a_text == standing.watch.text]
                     match = WatchMatch(
                         watch=standing.watch.watch,
@@ -228,7 +228,7 @@ class WatchRegistry:
         return [
             (older, verdict)
             for (older, _), verdict in zip(pairs, verdicts, strict=True)
-            if verdict.score >= self._engine.threshold and not verdict.provisional
+            if verdict.reported and not verdict.provisional
         ]
 
     def _asked(self, dimension: int) -> "_Rows":

@@ -229,8 +229,8 @@ class ScoringSettings(Group):
     )
     verify_within: Seconds = Field(
         10.0,
-        description="Seconds a statement may have waited when its turn comes; beyond, the rules decide at once, marked "
-        "provisional, and the verifier's word follows when it has caught up.",
+        description="Seconds a statement may have waited when its turn comes; beyond, the pair head decides at once (with "
+        "another encoder than minilm the rules), marked provisional, and the verifier's word follows when it has caught up.",
     )
     stages: list[Stage] = Field(
         default_factory=lambda: list[Stage](("prefilter", "verify", "scope")),

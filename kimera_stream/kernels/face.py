@@ -216,7 +216,7 @@ class Kernel:
             raise ValueError(f"margin: expected a number >= 0, got {margin}")
 
     def pair_head(self, query: F32, rows: F32, extra: F32, w1: F32, b1: F32, w2: F32, b2: float) -> F32:
-        """Logits (n,) of the pairs (query, row i) by a two-layer network. The cascade does without one (docs/adr/0005-cascade.md).
+        """Logits (n,) of the pairs (query, row i) by a two-layer network (``engines/pair_head.py``).
 
         Args:
             query: float32 (dim,).

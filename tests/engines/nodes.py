@@ -29,6 +29,7 @@ from kimera_stream.engines.contradiction import CascadeEngine
 from kimera_stream.engines.field import FieldDynamics
 from kimera_stream.engines.late import LateWord
 from kimera_stream.engines.metrics import PipelineMetrics
+from kimera_stream.engines.pair_head import PairHead
 from kimera_stream.engines.pipeline import Pipeline
 from kimera_stream.engines.publishing import Publishing
 from kimera_stream.engines.queries import Queries
@@ -84,7 +85,14 @@ class Engine:
     """One engine. ``running`` runs it; cancelled, it is as good as killed: nothing is given back."""
 
     def __init__(
-        self, url: str, name: str, heard: Heard, verifier: Verifier | None = None, *, lease: float = LEASE
+        self,
+        url: str,
+        name: str,
+        heard: Heard,
+        verifier: Verifier | None = None,
+        *,
+        head: PairHead | None = None,
+        lease: float = LEASE,
     ) -> None:
         self.lease = lease
         self.settings = Settings()
@@ -107,6 +115,7 @@ class Engine:
             self.settings.scoring,
             SameThread(),
             registry,  # type: ignore[arg-type]
+            head=head,
         )
         self.heard = heard
         self.observed: list[int] = []

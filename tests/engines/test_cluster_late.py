@@ -16,9 +16,10 @@ from kimera_stream.engines.cluster.late import LateWord
 from kimera_stream.engines.cluster.owned import OwnedSlice
 from kimera_stream.protocol.log import LogEntry
 from kimera_stream.protocol.objects import Contradiction, GeoidBody
+from tests.engines.heads import NAME, certain
 from tests.engines.nodes import SLICES, Callers, Engine, Heard, held_back, migrated_database, scored, until, whole_log
 from tests.engines.test_late import CLASH, Oracle
-from tests.engines.world import ANNA
+from tests.engines.world import ANNA, DIMENSION
 
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
 
@@ -58,6 +59,30 @@ async def test_the_verifier_has_the_last_word_once_it_is_back(url, probability, 
         assert (word.id, word.state, word.provisional) == (told.id, state, False)
         assert all(each.unread is None for each in (await one.store.coverage(lease=1.0)).slices)
         assert one.scorer.numbers.confirmed == (state == "open")
+
+
+@pytest.mark.parametrize(
+    ("quick", "slow", "told", "last"),
+    [
+        (0.8, 0.9, [NAME], ["open"]),
+        (0.8, 0.01, [NAME], ["dissolved"]),
+        (0.1, 0.9, [], ["open"]),
+    ],
+    ids=["confirmed", "dissolved", "raised"],
+)
+async def test_the_verifier_has_the_last_word_on_what_the_pair_head_said(url, quick, slow, told, last):
+    oracle = Oracle(None)
+    async with Engine(url, "one", Heard(), oracle, head=certain(quick, DIMENSION)).running() as one:
+        callers = Callers([one])
+        for text in ("The door of hall 3 is open.", "The door of hall 3 was painted."):
+            await callers.publish(GeoidBody(text=text))
+        await scored(one.store, 2)
+        assert [(each.model, each.provisional) for each in await contradictions(one)] == [(each, True) for each in told]
+        oracle.probability = slow
+        await read_all(one)
+        assert [(each.state, each.provisional) for each in await contradictions(one)] == [
+            (each, False) for each in last
+        ]
 
 
 async def test_an_heir_reads_what_the_former_owner_has_left(url):

@@ -17,6 +17,7 @@ from kimera_stream.core.index import FlatIndex
 from kimera_stream.core.interfaces import Judgement, StoredGeoid
 from kimera_stream.engines import contradiction
 from kimera_stream.engines.contradiction import CascadeEngine, fair_share
+from kimera_stream.engines.pair_head import PairHead
 from kimera_stream.engines.pairs import Stages
 from kimera_stream.engines.scores import EXACT
 from kimera_stream.engines.verifier import Verifier
@@ -72,13 +73,19 @@ def geoid(geoid_id: str, text: str | None = None, *, now: int = 1, **state: Any)
 
 
 class World:
-    def __init__(self, verifier: Verifier | None = None, stages: Stages | None = None, **scoring: Any) -> None:
+    def __init__(
+        self,
+        verifier: Verifier | None = None,
+        stages: Stages | None = None,
+        head: PairHead | None = None,
+        **scoring: Any,
+    ) -> None:
         settings = ScoringSettings(**{"min_relatedness": 0.3, **scoring})
         self.shelf = Shelf()
         self.registry = CollectorRegistry()
         self.index = FlatIndex(DIMENSION, threads=SameThread(), performance=PerformanceSettings(), scoring=settings)
         self.engine = CascadeEngine(
-            self.index, self.shelf, verifier, settings, SameThread(), self.registry, stages=stages
+            self.index, self.shelf, verifier, settings, SameThread(), self.registry, head=head, stages=stages
         )
 
     def put(self, *stored: StoredGeoid) -> None:

@@ -15,9 +15,11 @@ from kimera_stream.core.interfaces import OutcomeUnknownError, WriteBatch
 from kimera_stream.engines import late
 from kimera_stream.engines.backlog import CHANNEL, MOST_RANGES, OWNER, Backlog
 from kimera_stream.engines.late import LateReader
+from kimera_stream.engines.pair_head import PairHead
 from kimera_stream.protocol.errors import ConflictError, UnavailableError
 from kimera_stream.protocol.objects import Contradiction, GeoidBody
-from tests.engines.world import ANNA, MemoryVault, World
+from tests.engines.heads import NAME, certain
+from tests.engines.world import ANNA, DIMENSION, MemoryVault, World
 
 pytestmark = pytest.mark.anyio
 
@@ -42,8 +44,8 @@ class Oracle:
         return np.full(len(pairs), self.probability, dtype=np.float32)
 
 
-def world(oracle: Oracle) -> World:
-    made = World(verifier=oracle, scoring={"min_relatedness": 0.2})
+def world(oracle: Oracle, head: PairHead | None = None) -> World:
+    made = World(verifier=oracle, head=head, scoring={"min_relatedness": 0.2})
     made.late_by = 1_000.0
     return made
 
@@ -166,6 +168,40 @@ async def test_what_the_rules_missed_is_found_later() -> None:
     assert (word.version, word.provisional, word.state) == (1, False, "open")
     assert [made.vault.stored[word.a].geoid.text, made.vault.stored[word.b].geoid.text] == list(HIDDEN)
     assert made.backlog.numbers.found == 1
+
+
+@pytest.mark.parametrize(
+    ("quick", "slow", "told", "last"),
+    [
+        (0.8, 0.9, [NAME], "open"),
+        (0.8, 0.01, [NAME], "dissolved"),
+        (0.1, 0.9, [], "open"),
+        (0.1, 0.01, [], None),
+    ],
+    ids=["confirmed", "dissolved", "raised", "neither"],
+)
+async def test_what_the_pair_head_said_is_confirmed_dissolved_or_raised_later(
+    quick: float, slow: float, told: list[str], last: str | None
+) -> None:
+    made = world(oracle := Oracle(slow), certain(quick, DIMENSION))
+    async with made.running():
+        await say(made, *HIDDEN)
+        assert [(each.model, each.provisional) for each in found(made)] == [(name, True) for name in told]
+        assert oracle.asked == []
+        async with reading(made):
+            pass
+    assert set(oracle.asked) == {HIDDEN}
+    assert [(word.state, word.provisional) for word in found(made)] == ([] if last is None else [(last, False)])
+    assert (
+        made.vault.types()[2:]
+        == {
+            "open": ["contradiction.found"] * (1 + len(told)),
+            "dissolved": ["contradiction.found", "contradiction.dissolved"],
+            None: [],
+        }[last]
+    )
+    if last == "open":
+        assert [(word.model, word.version, word.score) for word in found(made)] == [("oracle-1", 1 + len(told), slow)]
 
 
 async def test_a_restart_takes_up_what_was_left() -> None:

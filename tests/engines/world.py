@@ -31,6 +31,7 @@ from kimera_stream.engines.contradiction import CascadeEngine
 from kimera_stream.engines.field import FieldDynamics
 from kimera_stream.engines.late import LateWord
 from kimera_stream.engines.metrics import PipelineMetrics
+from kimera_stream.engines.pair_head import PairHead
 from kimera_stream.engines.pipeline import Pipeline
 from kimera_stream.engines.publishing import Publishing
 from kimera_stream.engines.queries import Queries
@@ -412,6 +413,7 @@ class World:
         *,
         capacity: int | None = None,
         verifier: Verifier | None = None,
+        head: PairHead | None = None,
         vault: MemoryVault | None = None,
         **changes: Any,
     ) -> None:
@@ -427,7 +429,9 @@ class World:
         """Seconds that everything has waited longer than it has."""
         self.backlog = Backlog(self.vault)
         self.cache = GeoidCache(self.vault, 1_000_000)
-        self.engine = CascadeEngine(self.index, self.cache, verifier, self.settings.scoring, SameThread(), registry)
+        self.engine = CascadeEngine(
+            self.index, self.cache, verifier, self.settings.scoring, SameThread(), registry, head=head
+        )
         self.watches = WatchRegistry(
             self.vault,  # type: ignore[arg-type]
             self.engine,

@@ -223,6 +223,7 @@ def encoder(settings: Settings) -> Finding:
 
 def verifier(settings: Settings) -> Finding:
     """Whether the cross-encoder that decides about candidates is in this build."""
+    from kimera_stream.engines.pair_head import PairHead
     from kimera_stream.engines.verifier import weights_available
 
     if settings.scoring.verifier == "off":
@@ -233,5 +234,14 @@ def verifier(settings: Settings) -> Finding:
             "warning",
             "this build has no verifier weights: evidence rules alone decide, and find fewer contradictions",
             "install a release, or train them: see docs/model_card.md",
+        )
+    try:
+        PairHead.load()
+    except (OSError, ValueError) as error:
+        return Finding(
+            "verifier",
+            "warning",
+            f"weights are there; where it falls behind the rules decide, as {error}",
+            "pip install --force-reinstall kimera-stream",
         )
     return Finding("verifier", "ok", "weights are there")

@@ -148,7 +148,9 @@ async def _play(feed: Sequence[FeedItem], url: str, options: DemoOptions, out: C
                 await findings.until_seen(ids)
             seconds = anyio.current_time() - started
             if not await _until_read(client, out):
-                out.print("the verifier has not read everything: the score counts what the rules said", style="yellow")
+                out.print(
+                    "the verifier has not read everything: the score counts what was said provisionally", style="yellow"
+                )
             group.cancel_scope.cancel()
     card = score_pairs(feed, findings.reported.values())
     out.print()
@@ -165,7 +167,7 @@ async def _play(feed: Sequence[FeedItem], url: str, options: DemoOptions, out: C
 async def _until_read(client: Client, out: Console) -> bool:
     """Wait until the verifier has read what it put off, as a busy machine makes it; False: not within the deadline.
 
-    The score is of its word, not of the provisional one of the rules.
+    The score is of its word, not of the provisional one.
     """
     told = read = False
     with anyio.move_on_after(READ_DEADLINE):

@@ -109,6 +109,5 @@ class LateWord:
             for (older, newer), judgement in zip(pairs, await self._engine.judge_pairs(pairs), strict=True):
                 if judgement.provisional:
                     raise UnavailableError("verifier: it cannot read yet", retry_after=RETRY_AFTER)
-                holds = judgement.score >= self._engine.threshold
-                findings.append(Finding(older, newer, judgement if holds else None, final=True))
+                findings.append(Finding(older, newer, judgement if judgement.reported else None, final=True))
         return findings

@@ -477,8 +477,7 @@ class SliceScorer:
                 unseen.append((older, newer))
         if unseen:
             for (older, newer), judgement in zip(unseen, await self._engine.judge_pairs(unseen), strict=True):
-                holds = judgement.score >= self._engine.threshold
-                findings.append(Finding(older, newer, judgement if holds else None))
+                findings.append(Finding(older, newer, judgement if judgement.reported else None))
         return findings
 
     async def _commit(

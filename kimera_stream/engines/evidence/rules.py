@@ -1,7 +1,7 @@
 """Findings to a probability and to words: what the engine goes by when no verifier is there, and what explains it when one is."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 
 import numpy as np
@@ -30,6 +30,7 @@ class Evidence:
         plain: A clear clash between otherwise equal statements.
         apart: Words on what sets the statements apart; empty if nothing does.
         elsewhere: The things, times or places that an otherwise equal pair names apart, in plain words; empty if none.
+        features: Values of ``FEATURES``, shape (len(FEATURES),).
     """
 
     probability: float
@@ -37,6 +38,9 @@ class Evidence:
     plain: bool
     apart: tuple[str, ...]
     elsewhere: str = ""
+    features: npt.NDArray[np.float32] = field(
+        default_factory=lambda: np.zeros(len(FEATURES), np.float32), compare=False, repr=False
+    )
 
 
 class Rules:
@@ -69,12 +73,12 @@ class Rules:
         hidden = np.maximum(0, ((raw - self._mean) / self._scale) @ self._hidden + self._hidden_bias)
         probabilities = 1 / (1 + np.exp(-(hidden @ self._out + self._out_bias)))
         return [
-            _evidence(each, float(value), elsewhere(a, b, read(a), read(b), each))
-            for each, value, (a, b, _) in zip(found, probabilities, pairs, strict=True)
+            _evidence(each, float(value), elsewhere(a, b, read(a), read(b), each), row)
+            for each, value, row, (a, b, _) in zip(found, probabilities, raw, pairs, strict=True)
         ]
 
 
-def _evidence(found: Findings, probability: float, apart: str) -> Evidence:
+def _evidence(found: Findings, probability: float, apart: str, row: npt.NDArray[np.float32]) -> Evidence:
     values = found.features
     plain = _is_plain(found)
     if plain:
@@ -86,7 +90,7 @@ def _evidence(found: Findings, probability: float, apart: str) -> Evidence:
         or (values["name_only_a"] and values["name_only_b"])
     ):
         probability = min(probability, UNEXPLAINED)
-    return Evidence(probability, tuple(explain(found)), plain, tuple(found.differences), apart)
+    return Evidence(probability, tuple(explain(found)), plain, tuple(found.differences), apart, row)
 
 
 def _is_plain(found: Findings) -> bool:
