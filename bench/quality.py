@@ -6,10 +6,12 @@ Only what neither the rules nor the verifier were fitted on: the test part of th
 verifier's training, and the sets marked for measuring.
 Stories: held-out feeds in which every pair is labelled, published statement by statement beside the same pool: what a
 reader would be told, and how much of it is right.
+``--verifier shed``: what is told provisionally while the verifier is away, by the pair head. ``--verifier off``: by the rules.
 """
 
 import argparse
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +21,7 @@ from typing import Any, TypeVar
 import anyio
 import anyio.to_thread
 import numpy as np
+import structlog
 from prometheus_client import CollectorRegistry
 
 from bench.fit_rules import bucket, rows
@@ -27,10 +30,12 @@ from kimera_stream.core.geoid import built
 from kimera_stream.core.index import FlatIndex
 from kimera_stream.core.interfaces import StoredGeoid
 from kimera_stream.engines.contradiction import CascadeEngine
+from kimera_stream.engines.pair_head import PairHead
 from kimera_stream.engines.scores import THRESHOLDS
 from kimera_stream.engines.verifier import CrossEncoderVerifier, Verifier, weights_available
 from kimera_stream.infrastructure.compute import plan_compute
 from kimera_stream.infrastructure.settings import PerformanceSettings, ScoringSettings
+from kimera_stream.protocol.errors import UnavailableError
 from kimera_stream.protocol.objects import GeoidBody
 from training.verifier.clusters import Cluster, read_clusters
 from training.verifier.examples import CONTRADICTION, LABELS, split_of
@@ -57,6 +62,15 @@ class Pool:
 
     async def run(self, purpose: str, fn: Callable[..., T], *args: Any) -> T:
         return await anyio.to_thread.run_sync(fn, *args)
+
+
+class Away:
+    """A verifier that has no time."""
+
+    name = "away"
+
+    async def judge(self, pairs: Sequence[tuple[str, str]]) -> Any:
+        raise UnavailableError("verifier: left out")
 
 
 class Shelf(dict[str, StoredGeoid]):
@@ -87,19 +101,23 @@ def at(labels: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, fl
 
 
 class Bench:
-    """Encodes once, judges many."""
+    """Encodes once, judges many. ``head``: for a verifier that has no time. ``threshold``: instead of the operating point."""
 
-    def __init__(self, verifier: Verifier | None, texts: list[str]) -> None:
+    def __init__(
+        self, verifier: Verifier | None, head: PairHead | None, texts: list[str], threshold: float | None = None
+    ) -> None:
 
         encoder = load_encoder(plan_compute("auto", "auto"), 64)
         unique = list(dict.fromkeys(texts))
         began = time.perf_counter()
         self.vectors = dict(zip(unique, encoder.encode(unique), strict=True))
         self.encoded_per_s = len(unique) / (time.perf_counter() - began)
-        self.settings = ScoringSettings()
+        self.settings = ScoringSettings(threshold=threshold)
         self.shelf = Shelf()
         self.index = FlatIndex(DIMENSION, threads=Pool(), performance=PerformanceSettings(), scoring=self.settings)
-        self.engine = CascadeEngine(self.index, self.shelf, verifier, self.settings, Pool(), CollectorRegistry())
+        self.engine = CascadeEngine(
+            self.index, self.shelf, verifier, self.settings, Pool(), CollectorRegistry(), head=head
+        )
 
     def stored(self, geoid_id: str, text: str) -> StoredGeoid:
         body = GeoidBody(text=text)
@@ -200,10 +218,18 @@ def public_pairs(data: Path, name: str, most: int) -> list[tuple[str, str, str, 
 
 
 async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    verifier: CrossEncoderVerifier | None = None
-    if arguments.verifier == "auto" and weights_available():
+    verifier: Verifier | None = None
+    head: PairHead | None = None
+    points: dict[str, float] = dict(THRESHOLDS)
+    if arguments.verifier == "shed":
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+        verifier, head = Away(), PairHead.load()
+        points = head.operating_points
+    elif arguments.verifier == "auto" and weights_available():
         verifier = CrossEncoderVerifier(Pool())
         await verifier.start()
+        points |= verifier.operating_points
+    balanced = points["balanced"] if arguments.threshold is None else arguments.threshold
     clusters = [cluster for cluster in read_clusters([OWN_CORPUS]) if cluster.split == "test"]
     clusters = sorted(clusters, key=lambda cluster: bucket("order" + cluster.anchor))[: arguments.clusters]
     stories = [story for story in read_stories(OWN_CORPUS / "stories") if story.split == "test"]
@@ -219,14 +245,13 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     fillers = list(dict.fromkeys(fillers))[: arguments.fillers]
     texts = [text for pairs in labelled.values() for pair in pairs for text in pair[:2]] + fillers
     texts += [text for story in stories for text in story.lines]
-    bench = await anyio.to_thread.run_sync(Bench, verifier, texts)
+    bench = await anyio.to_thread.run_sync(Bench, verifier, head, texts, arguments.threshold)
     result: dict[str, Any] = {
-        "model": bench.engine.model,
-        "threshold_balanced": bench.engine.threshold,
+        "model": bench.engine.model if head is None else head.name,
+        "threshold_balanced": balanced,
         "encoded_per_second": round(bench.encoded_per_s, 1),
         "pairs": {},
     }
-    points = dict(THRESHOLDS) | (verifier.operating_points if verifier is not None else {})
     for name, pairs in labelled.items():
         labels = np.array([int(label == "contradiction") for _, _, label, _ in pairs])
         began = time.perf_counter()
@@ -240,7 +265,7 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             **{point: at(labels, scores, threshold) for point, threshold in points.items()},
         }
         if name == "corpus":
-            result["families"] = families(pairs, labels, scores, bench.engine.threshold)
+            result["families"] = families(pairs, labels, scores, balanced)
     result["pool"] = await bench.pool(clusters, fillers)
     result["stories"] = await bench.stories(stories)
     return result
@@ -277,7 +302,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--json", action="store_true", help="only the one JSON line")
-    parser.add_argument("--verifier", choices=("auto", "off"), default="auto")
+    parser.add_argument("--verifier", choices=("auto", "off", "shed"), default="auto")
+    parser.add_argument("--threshold", type=float, help="score that a pair needs; default: the balanced point")
     parser.add_argument("--pairs", type=int, default=1000, help="pairs per set at most")
     parser.add_argument("--clusters", type=int, default=400)
     parser.add_argument("--fillers", type=int, default=100_000, help="other statements in the pool")
