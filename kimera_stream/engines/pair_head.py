@@ -6,6 +6,7 @@ of the encoder that it was fitted on. Weights come from ``python -m training.pai
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -27,6 +28,8 @@ EXTRAS = ("overlap", "named", "rules_log_odds", "rules_plain", "elsewhere", *FEA
 MOST_LOG_ODDS = 6.0
 """Bound of the rules' log-odds: they are as good as sure beyond."""
 POINTS = ("precise", "balanced", "sensitive")
+
+_SAID = re.compile(r"[^\W_]+")
 
 F32 = npt.NDArray[np.float32]
 
@@ -118,7 +121,8 @@ class PairHead:
         )
 
     def judge(self, pairs: Sequence[Pair]) -> list[float]:
-        """Calibrated probability of contradiction per pair, each of which it ``fits``. One call of the kernel per newer statement."""
+        """Calibrated probability of contradiction per pair, each of which it ``fits``; 0 of what is said again. One call of the
+        kernel per newer statement."""
         found = [0.0] * len(pairs)
         groups: dict[int, list[int]] = {}
         for place, pair in enumerate(pairs):
@@ -131,7 +135,7 @@ class PairHead:
             evidence = [pair.evidence for pair in group if pair.evidence is not None]
             extra = extras_of(group[0].newer.geoid.text or "", texts, evidence)
             for place, probability in zip(places, self.probabilities(query, rows, extra).tolist(), strict=True):
-                found[place] = probability
+                found[place] = 0.0 if said_again(pairs[place]) else probability
         return found
 
     def probabilities(self, query: F32, rows: F32, extra: F32) -> npt.NDArray[np.float64]:
@@ -140,6 +144,12 @@ class PairHead:
         raw = self._scale * logits.astype(np.float64) + self._shift
         calibrated: npt.NDArray[np.float64] = 1.0 / (1.0 + np.exp(-np.clip(raw, -30.0, 30.0)))
         return calibrated
+
+
+def said_again(pair: Pair) -> bool:
+    """Whether both say the same words and numbers in the same order. No written text that the network has seen repeats itself."""
+    older, newer = (_SAID.findall((each.geoid.text or "").casefold()) for each in (pair.older, pair.newer))
+    return older == newer
 
 
 def _checked(card: Mapping[str, object], raw: bytes) -> Mapping[str, F32]:

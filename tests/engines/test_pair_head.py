@@ -13,7 +13,7 @@ from kimera_stream import kernels
 from kimera_stream.core.embedding.minilm import DIMENSION as MINILM
 from kimera_stream.engines.evidence import packaged_rules
 from kimera_stream.engines.pair_head import EXTRAS, PairHead, digest_of, extras_of, shipped_head
-from kimera_stream.engines.pairs import Pair, pair_of
+from kimera_stream.engines.pairs import Pair, Stages, pair_of
 from kimera_stream.engines.scores import THRESHOLDS
 from tests.engines.heads import NAME, POINTS, card, certain, weights
 from tests.engines.test_contradiction import DIMENSION, Choking, Oracle, World, by_stage, geoid
@@ -272,6 +272,27 @@ async def test_many_pairs_are_judged_off_the_event_loop(monkeypatch: pytest.Monk
         world.put(*[geoid(f"g{n}", f"The red door {n} is open.") for n in range(count)])
         await world.hits(geoid("b", "The red door is closed."))
         assert handed.count(("score", world.engine._head.judge)) == expected  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("older", "newer", "again"),
+    [
+        ("The door of hall 3 is open.", "The door of hall 3 is open.", True),
+        ("The door of hall 3 is open.", "the door of hall 3 is open", True),
+        ("14 crates were loaded.", "14 crates were loaded.", True),
+        ("14 crates were loaded.", "15 crates were loaded.", False),
+        ("14 crates were loaded.", "Crates were loaded.", False),
+        ("The door of hall 3 is open.", "The door of hall 3 is not open.", False),
+        ("Anna hired Ben.", "Ben hired Anna.", False),
+        ("Valve W7-77 is open.", "Valve W7-78 is open.", False),
+        ("The rope is rated for 2 kN and breaks at 9.", "The rope is rated for 9 kN and breaks at 2.", False),
+        ("Call Anna before lunch.", "Call Anna after lunch.", False),
+    ],
+)
+async def test_what_is_said_again_is_no_contradiction(older: str, newer: str, again: bool) -> None:
+    world = World(Oracle(None), head=certain(0.9, DIMENSION), stages=Stages(scope=False))
+    [judgement] = await world.engine.judge_pairs([(geoid("a", older), geoid("b", newer))])
+    assert (judgement.model, judgement.score) == (NAME, 0.0 if again else pytest.approx(0.9, abs=1e-4))
 
 
 async def test_an_explanation_says_who_decided() -> None:
