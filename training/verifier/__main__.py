@@ -5,6 +5,7 @@ four hours at the 100 pairs a second of one core with bfloat16.
 """
 
 import json
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Annotated
@@ -23,7 +24,7 @@ from training.verifier.examples import CONTRADICTION, Example
 from training.verifier.export import export
 from training.verifier.loop import Runtime, predict, train
 from training.verifier.pool import pool_figures
-from training.verifier.recipe import AVERAGED, STAGES, Materials
+from training.verifier.recipe import AVERAGED, BEGINS_AT, STAGES, Materials
 from training.verifier.stories import offered
 
 app = typer.Typer(add_completion=False, help=__doc__)
@@ -118,6 +119,8 @@ def main(
             continue
         if only_measure:
             break
+        if stage.name in BEGINS_AT:
+            load_trained(model, _averaged(work, BEGINS_AT[stage.name]))
         examples = _chosen(chosen, lambda choose=choose: choose(materials, model))
         read |= {example.source for example in examples}
         sources.named(read, known)  # what must not ship is better refused before the training than after it
@@ -127,7 +130,7 @@ def main(
         train(model, examples, stage, runtime)
         torch.save({name: value.cpu() for name, value in trained_state(model).items()}, finished)
     if all((work / f"{name}.done.pt").is_file() for name in AVERAGED):
-        load_trained(model, _averaged(work))
+        load_trained(model, _averaged(work, AVERAGED))
     shipped = _as_shipped(model)
     calibration, points = calibrate(shipped, materials)
     report = evaluate(shipped, calibration, points, materials)
@@ -149,9 +152,9 @@ def main(
     print(json.dumps({"operating_points": points, "report": str(work / "report.json")}))
 
 
-def _averaged(work: Path) -> dict[str, Tensor]:
-    """The mean of the weights that the stages ``AVERAGED`` ended with."""
-    states = [torch.load(work / f"{name}.done.pt", map_location="cpu", weights_only=True) for name in AVERAGED]
+def _averaged(work: Path, stages: Sequence[str]) -> dict[str, Tensor]:
+    """The mean of the weights that ``stages`` ended with."""
+    states = [torch.load(work / f"{name}.done.pt", map_location="cpu", weights_only=True) for name in stages]
     return {name: torch.stack([state[name].float() for state in states]).mean(0) for name in states[0]}
 
 

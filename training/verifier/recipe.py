@@ -316,6 +316,38 @@ def fifth(materials: Materials, model: CrossEncoder) -> list[Example]:
     ]
 
 
+def sixth(materials: Materials, model: CrossEncoder) -> list[Example]:
+    """The sixth writing in both orders, what is still wrong, and a part of everything else; the rate falls to nothing."""
+    return _with_sixth(materials, model, "sixth", materials.seed + 40)
+
+
+def sixth_again(materials: Materials, model: CrossEncoder) -> list[Example]:
+    """The sixth writing once more, from where ``sixth`` began, beside another part of everything else."""
+    return _with_sixth(materials, model, "sixth_again", materials.seed + 41)
+
+
+def _with_sixth(materials: Materials, model: CrossEncoder, name: str, seed: int) -> list[Example]:
+    clusters, rng = materials.training_clusters, materials.rng(name)
+    fresh = [cluster for cluster in clusters if cluster.source.startswith("sixth_")]
+    older = [cluster for cluster in clusters if not cluster.source.startswith("sixth_")]
+    written = [either_way(rng, example) for example in anchor_examples(older)]
+    told = training_pairs(materials.training_stories, seed, quiet=6)
+    new = anchor_examples(fresh)
+    return [
+        *new,
+        *map(turned, new),
+        *_some(rng, training_examples(fresh, seed), 6_000),
+        *mistaken(model, _some(rng, [*written, *told], 24_000)),
+        *_some(rng, written, 18_000),
+        *_some(rng, told, 14_000),
+        *_some(rng, training_examples(antonyms(materials), seed), 2_500),
+        *_some(rng, training_examples(generated_clusters("train", seed), seed), 4_000),
+        *_some(rng, public_examples(materials.data, "train", seed), 4_000),
+        *_some(rng, materials.found_pairs(seed), 7_000),
+        *neighbours(clusters, seed, items=4_000, most=2_500),
+    ]
+
+
 def antonyms(materials: Materials) -> list[Cluster]:
     """Clusters made with WordNet from sentences of the training parts; none where WordNet is not installed."""
     if not (WORDNET / "data.adj").is_file():
@@ -330,7 +362,10 @@ def antonyms(materials: Materials) -> list[Cluster]:
     return list(substituted_clusters(sorted(sentences), read_adjectives(), "train", materials.seed))
 
 
-AVERAGED = ("last", "fifth")
+BEGINS_AT = {"sixth": ("last", "fifth"), "sixth_again": ("last", "fifth")}
+"""Stages that begin at the mean of what others ended with, where not at what the one before ended with."""
+
+AVERAGED = ("last", "fifth", "sixth", "sixth_again")
 """Stages whose weights are averaged into what ships: the mean is better on text of writers that neither has met than either (model
 soups, Wortsman et al. 2022). Only stages of one run lie near enough to each other for that."""
 
@@ -348,4 +383,6 @@ STAGES: list[tuple[Stage, Callable[[Materials, CrossEncoder], list[Example]]]] =
     (Stage("last", epochs=1.0, rate=8e-5, batch=48, frozen=1), last),
     (Stage("marked", epochs=1.0, rate=6e-5, batch=48, settle=0.05), marked),
     (Stage("fifth", epochs=1.0, rate=6e-5, batch=48), fifth),
+    (Stage("sixth", epochs=1.0, rate=6e-5, batch=48), sixth),
+    (Stage("sixth_again", epochs=1.0, rate=6e-5, batch=48), sixth_again),
 ]
