@@ -47,7 +47,7 @@ class Plain:
         load_encoder(self._model, words_only=True)
         load_trained(self._model, load_file(shipped_weights()))
         self._model.eval()
-        runtime = VerifierRuntime.load(None, "cpu", "float32", 128, 32, False)
+        runtime = VerifierRuntime.load(None, "cpu", "float32", 128, 32)
         self._calibration, self.operating_points = runtime.calibration, runtime.operating_points
 
     @torch.inference_mode()
@@ -125,7 +125,7 @@ def main() -> None:
         *(["bfloat16"] if processor_has_bfloat16() else []),
         *(["int16"] if transformer.variants() else []),
     ]
-    runtimes = {name: VerifierRuntime.load(None, "cpu", name, 128, 32, False) for name in wanted}  # type: ignore[arg-type]
+    runtimes = {name: VerifierRuntime.load(None, "cpu", name, 128, 32) for name in wanted}  # type: ignore[arg-type]
     torch.set_num_threads(arguments.threads)
     plain = Plain()
     points = plain.operating_points

@@ -63,7 +63,6 @@ class CrossEncoderVerifier:
         max_length: Tokens of a pair; what exceeds it is cut from the longer statement.
         batch_size: Pairs that the network reads at once at most.
         round_size: Pairs of waiting callers that are judged in one round at most; bounds what one caller can delay others.
-        both_directions: Read each pair in both orders and average; twice the work.
         weights: Another ``.safetensors`` with its ``.json`` beside it, instead of the shipped one.
         memory_fraction: Of a CUDA device's memory that may be taken.
         device_pause: Seconds that a device which keeps failing is left alone; the CPU reads meanwhile.
@@ -78,7 +77,6 @@ class CrossEncoderVerifier:
         max_length: int = 128,
         batch_size: int = 32,
         round_size: int = 512,
-        both_directions: bool = False,
         weights: Path | None = None,
         memory_fraction: float = 1.0,
         device_pause: float = SECONDS,
@@ -89,7 +87,6 @@ class CrossEncoderVerifier:
         self._max_length = max_length
         self._batch_size = batch_size
         self._round_size = round_size
-        self._both = both_directions
         self._weights = weights
         self._memory_fraction = memory_fraction
         self._device_pause = device_pause
@@ -159,7 +156,6 @@ class CrossEncoderVerifier:
                 self._precision,
                 self._max_length,
                 self._batch_size,
-                self._both,
                 self._memory_fraction,
             )
         except (OSError, ImportError, ValueError, KeyError) as error:

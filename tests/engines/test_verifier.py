@@ -12,11 +12,21 @@ import anyio.to_thread
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kimera_stream.engines.verifier import MODEL_NAME, CrossEncoderVerifier, Verifier, weights_available
 from kimera_stream.engines.verifier_marks import GREATER, LESS, MATCHED, NONE
 from kimera_stream.engines.verifier_pairs import REMEMBERED_BYTES, PairTokenizer
-from kimera_stream.engines.verifier_runtime import Calibration, VerifierRuntime, margin, same_words, shipped_weights
+from kimera_stream.engines.verifier_runtime import (
+    DOUBT,
+    Calibration,
+    VerifierRuntime,
+    margin,
+    same_words,
+    shipped_weights,
+    twice_read,
+)
 from kimera_stream.engines.verifier_torch import TorchNetwork
 from kimera_stream.infrastructure import compute
 from kimera_stream.kernels import transformer
@@ -65,7 +75,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def runtime() -> VerifierRuntime:
-    return VerifierRuntime.load(None, "cpu", "float32", 128, 8, False)
+    return VerifierRuntime.load(None, "cpu", "float32", 128, 8)
 
 
 @pytest.fixture
@@ -120,13 +130,13 @@ def test_company_does_not_change_a_score(runtime: VerifierRuntime) -> None:
 
 
 def test_half_precision_says_nearly_the_same(runtime: VerifierRuntime) -> None:
-    half = VerifierRuntime.load(None, "cpu", "bfloat16", 128, 8, False)
+    half = VerifierRuntime.load(None, "cpu", "bfloat16", 128, 8)
     np.testing.assert_allclose(half.judge(PAIRS), runtime.judge(PAIRS), atol=0.08)
 
 
 @pytest.mark.skipif(not transformer.variants(), reason="no transformer in C on this processor")
 def test_integers_say_the_same(runtime: VerifierRuntime) -> None:
-    integers = VerifierRuntime.load(None, "cpu", "int16", 128, 8, False)
+    integers = VerifierRuntime.load(None, "cpu", "int16", 128, 8)
     assert (integers.device, integers.precision) == ("cpu", "int16")
     texts = sorted({text for pair in PAIRS for text in pair})
     pairs = [(a, b) for a in texts for b in texts] + [("word " * 300, "the gate is shut")]
@@ -134,11 +144,37 @@ def test_integers_say_the_same(runtime: VerifierRuntime) -> None:
     assert integers.judge([]).shape == (0,)
 
 
-def test_both_directions_are_the_mean_of_the_two(runtime: VerifierRuntime) -> None:
-    both = VerifierRuntime.load(None, "cpu", "float32", 128, 8, True)
-    turned = runtime.judge([(b, a) for a, b in PAIRS])
-    np.testing.assert_allclose(both.judge(PAIRS), (runtime.judge(PAIRS) + turned) / 2, atol=1e-5)
-    np.testing.assert_allclose(both.judge([(b, a) for a, b in PAIRS]), both.judge(PAIRS), atol=1e-5)
+def test_what_one_order_leaves_in_doubt_is_read_in_both(runtime: VerifierRuntime) -> None:
+    texts = sorted({text for pair in PAIRS for text in pair})
+    pairs = [(a, b) for a in texts for b in texts if not same_words(a, b)]
+    straight = runtime.calibration(runtime.logits(pairs))
+    turned = runtime.calibration(runtime.logits([(b, a) for a, b in pairs]))
+    found = runtime.judge(pairs)
+    sure = (straight < DOUBT[0]) | (straight > DOUBT[-1])
+    split = (straight >= DOUBT[1]) & (straight <= DOUBT[2])
+    assert sure.any()
+    assert split.any()
+    np.testing.assert_allclose(found[sure], straight[sure], atol=1e-5)
+    np.testing.assert_allclose(found[split], ((straight + turned) / 2)[split], atol=1e-5)
+
+
+@given(st.lists(st.floats(0, 1, width=32), max_size=20), st.integers(0, 2**32 - 1))
+def test_a_second_reading_lies_between_both_and_moves_with_the_first(scores: list[float], seed: int) -> None:
+    """Close to the band's edge it counts for next to nothing, so that rounding cannot make a score jump."""
+    first = np.array(scores, dtype=np.float32)
+    second = np.random.default_rng(seed).random(len(first), dtype=np.float32)
+    asked: list[int] = []
+
+    def turned(doubtful: Any) -> Any:
+        asked.extend(doubtful.tolist())
+        return second[doubtful]
+
+    found = twice_read(first, turned)
+    assert (found >= np.minimum(first, second) - 1e-6).all()
+    assert (found <= np.maximum(first, second) + 1e-6).all()
+    assert asked == [i for i, score in enumerate(first.tolist()) if DOUBT[0] < score < DOUBT[-1]]
+    nudged = twice_read(np.clip(first + np.float32(1e-3), 0, 1), lambda doubtful: second[doubtful])
+    assert np.abs(nudged - found).max(initial=0) < 0.02
 
 
 @pytest.mark.parametrize("text", ["", " ", "word " * 5_000, "☃" * 300, "\x00", "[SEP] [CLS] [PAD]"])
@@ -447,9 +483,9 @@ async def test_a_device_that_fails_at_loading_is_replaced_by_the_cpu_and_comes_b
 def test_the_next_batch_is_queued_before_the_one_that_runs_is_waited_for(
     runtime: VerifierRuntime, pretended_cuda: PretendedCuda
 ) -> None:
-    on_device = VerifierRuntime.load(None, "cuda", "float32", 128, 3, False)
+    on_device = VerifierRuntime.load(None, "cuda", "float32", 128, 3)
     assert on_device.device == "cuda"
-    np.testing.assert_allclose(on_device.judge(PAIRS), runtime.judge(PAIRS), atol=2e-3)
+    np.testing.assert_allclose(on_device.logits(PAIRS), runtime.logits(PAIRS), atol=0.02)
     assert pretended_cuda.told == ["queued 1", "queued 2", "waited 1", "queued 3", "waited 2", "waited 3"]
     assert pretended_cuda.pinned == 3, "each batch goes to the device from pinned memory"
 
@@ -457,7 +493,7 @@ def test_the_next_batch_is_queued_before_the_one_that_runs_is_waited_for(
 def test_batches_are_made_by_length_and_scores_come_in_the_order_of_the_pairs(
     runtime: VerifierRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone = np.concatenate([runtime.judge([pair]) for pair in PAIRS])
+    alone = np.concatenate([runtime.logits([pair]) for pair in PAIRS])
     forward, seen = TorchNetwork.forward, []
 
     def watched(self: TorchNetwork, encoded: Any) -> Any:
@@ -465,7 +501,7 @@ def test_batches_are_made_by_length_and_scores_come_in_the_order_of_the_pairs(
         return forward(self, encoded)
 
     monkeypatch.setattr(TorchNetwork, "forward", watched)
-    np.testing.assert_allclose(runtime.judge(PAIRS), alone, atol=2e-3)
+    np.testing.assert_allclose(runtime.logits(PAIRS), alone, atol=0.02)
     assert seen == sorted(seen)
     assert seen != [len(pair.tokens) for pair in PairTokenizer(128).pairs(PAIRS)]
 
@@ -478,7 +514,7 @@ def test_a_defect_on_the_cpu_is_no_failing_device() -> None:
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_on_cuda_it_says_the_same(runtime: VerifierRuntime) -> None:
-    device = VerifierRuntime.load(None, "cuda", "float32", 128, 8, False, 0.5)
+    device = VerifierRuntime.load(None, "cuda", "float32", 128, 8, 0.5)
     assert device.device == "cuda"
     np.testing.assert_allclose(device.judge(PAIRS), runtime.judge(PAIRS), atol=0.01)
 

@@ -22,7 +22,7 @@ from training.verifier import measure, sources
 from training.verifier.clusters import anchor_examples
 from training.verifier.examples import CONTRADICTION, Example
 from training.verifier.export import export
-from training.verifier.loop import Runtime, predict, train
+from training.verifier.loop import Runtime, predict, probabilities, train
 from training.verifier.pool import pool_figures
 from training.verifier.recipe import AVERAGED, BEGINS_AT, STAGES, Materials
 from training.verifier.stories import offered
@@ -51,7 +51,7 @@ def calibrate(model: CrossEncoder, materials: Materials) -> tuple[Calibration, d
     logits = predict(model, [(e.first, e.second) for e in examples])
     truth = _truth(examples)
     calibration = Calibration(*(round(value, 5) for value in measure.fit_calibration(truth, margin(logits))))
-    scores = calibration(logits).astype(np.float64)[: len(told)]
+    scores = probabilities(model, calibration, [(e.first, e.second) for e in told])
     statements = sum(len(story.lines) for story in stories)
     return calibration, measure.operating_points(truth[: len(told)], scores, statements)
 
@@ -66,7 +66,7 @@ def evaluate(
     sets_of = measure.measuring_sets(materials.data, materials.clusters, materials.seed)
     sets_of["stories"] = offered([story for story in materials.stories if story.split == "test"])
     for name, examples in sets_of.items():
-        scores = calibration(predict(model, [(e.first, e.second) for e in examples])).astype(np.float64)
+        scores = probabilities(model, calibration, [(e.first, e.second) for e in examples])
         result = measure.figures(examples, scores, points["balanced"])
         sets[name] = measure.as_dict(result)
         print(f"{name:22} {sets[name]}", flush=True)

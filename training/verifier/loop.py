@@ -24,7 +24,7 @@ from kimera_stream.engines.verifier_model import (
     load_trained,
     trained_state,
 )
-from kimera_stream.engines.verifier_runtime import fast_half
+from kimera_stream.engines.verifier_runtime import Calibration, fast_half, twice_read
 from training.verifier.examples import CONTRADICTION, NOT_CONTRADICTION, Example
 
 FASTER_MARKS = 8
@@ -256,3 +256,14 @@ def predict(model: CrossEncoder, texts: Sequence[tuple[str, str]], *, batch: int
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             logits[chosen] = model(*collate([encoded[i] for i in chosen], device)).float().cpu().numpy()
     return logits
+
+
+def probabilities(
+    model: CrossEncoder, calibration: Calibration, texts: Sequence[tuple[str, str]]
+) -> npt.NDArray[np.float64]:
+    """Calibrated probability of contradiction, shape (len(texts),), as a server says it: of both orders where one is in doubt."""
+
+    def turned(doubtful: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        return calibration(predict(model, [texts[i][::-1] for i in doubtful.tolist()]))
+
+    return twice_read(calibration(predict(model, texts)), turned).astype(np.float64)

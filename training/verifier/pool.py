@@ -10,7 +10,7 @@ from kimera_stream.engines.verifier_model import CrossEncoder
 from kimera_stream.engines.verifier_runtime import Calibration
 from training.verifier.clusters import Cluster
 from training.verifier.examples import CONTRADICTION
-from training.verifier.loop import predict
+from training.verifier.loop import probabilities
 from training.verifier.mining import named
 
 
@@ -62,7 +62,7 @@ def pool_figures(
                 kind = "named" if named(pool[other][1]) & named(pool[index][1]) else "stranger"
             pairs.append((pool[other][1], pool[index][1]))
             kinds.append(kind)
-    flagged = calibration(predict(model, pairs)) >= threshold
+    flagged = probabilities(model, calibration, pairs) >= threshold
     counts = {kind: sum(bool(f) for f, k in zip(flagged, kinds, strict=True) if k == kind) for kind in set(kinds)}
     published = len(asked)
     return {
