@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # torch may be needed, and is heavy: it is imported in the wo
 
 log = structlog.get_logger(__name__)
 
-MODEL_NAME = "kimera-verifier-5"
+MODEL_NAME = "kimera-verifier-6"
 """Name of the shipped weights; ``weights/verifier.json`` says the same."""
 
 

@@ -53,7 +53,7 @@ async def provisional(server: Server) -> dict[str, Any]:
         await speaker.publish(text=CLASH[0])
         [told] = (await speaker.publish(text=CLASH[1]))["contradictions"]
     assert told["provisional"]
-    assert told["model"] != "kimera-verifier-5"
+    assert told["model"] != "kimera-verifier-6"
     found: dict[str, Any] = told
     return found
 
@@ -78,7 +78,7 @@ async def test_what_was_provisional_when_the_process_was_killed_is_verified_afte
     assert first == told
     assert (word["id"], word["version"], word["state"]) == (told["id"], 2, "open")
     assert not word.get("provisional", False)
-    assert word["model"] == "kimera-verifier-5"
+    assert word["model"] == "kimera-verifier-6"
 
     async def caught_up() -> bool:
         numbers = await verification(server)

@@ -7,12 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # training is not installed with the package
 
-from training.verifier import templates_states, templates_updates, templates_values, vocabulary, vocabulary_updates
+from training.verifier import __main__ as training_main
+from training.verifier import (
+    recipe,
+    templates_states,
+    templates_updates,
+    templates_values,
+    vocabulary,
+    vocabulary_updates,
+)
 from training.verifier.clusters import (
     KEPT_OUT,
     Cluster,
@@ -377,3 +386,14 @@ def test_an_opposite_is_put_where_it_cannot_hold_beside_the_word(opposites: dict
         assert labels[anchor.replace(word, f"not {word}")] == CONTRADICTION
         assert labels[anchor.replace(word, f"not {anti}")] == ENTAILMENT
         assert NEUTRAL in labels.values()
+
+
+def test_a_mean_is_of_stages_that_have_run_by_then(tmp_path: Path) -> None:
+    order = [stage.name for stage, _ in recipe.STAGES]
+    for stage, begins in recipe.BEGINS_AT.items():
+        assert all(order.index(name) < order.index(stage) for name in begins)
+    assert set(recipe.AVERAGED) <= set(order)
+    for number, name in enumerate(recipe.AVERAGED):
+        torch.save({"w": torch.full((2,), float(number))}, tmp_path / f"{name}.done.pt")
+    mean = training_main._averaged(tmp_path, recipe.AVERAGED)
+    assert mean["w"].tolist() == [sum(range(len(recipe.AVERAGED))) / len(recipe.AVERAGED)] * 2

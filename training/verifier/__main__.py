@@ -1,7 +1,7 @@
 """``python -m training.verifier --data ../shared/data``: from the packaged encoder to shipped weights and their card.
 
-Every stage leaves a checkpoint in ``--work``; started again, it goes on where it was. All stages together read some 1.5 million pairs:
-four hours at the 100 pairs a second of one core with bfloat16.
+Every stage leaves a checkpoint in ``--work``; started again, it goes on where it was. All stages together read some 1.8 million pairs:
+five hours at the 100 pairs a second of one core with bfloat16.
 """
 
 import json
