@@ -147,7 +147,7 @@ class PairHead:
 
 
 def said_again(pair: Pair) -> bool:
-    """Whether both say the same words and numbers in the same order. No written text that the network has seen repeats itself."""
+    """Whether both say the same words and numbers in the same order. The network has learnt this from rewordings alone, and is less sure."""
     older, newer = (_SAID.findall((each.geoid.text or "").casefold()) for each in (pair.older, pair.newer))
     return older == newer
 

@@ -1,6 +1,7 @@
 """What decides while the verifier has no time."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ from safetensors.numpy import save
 
 from kimera_stream import kernels
 from kimera_stream.core.embedding.minilm import DIMENSION as MINILM
+from kimera_stream.core.embedding.minilm import load_encoder
+from kimera_stream.core.interfaces import StoredGeoid
 from kimera_stream.engines.evidence import packaged_rules
 from kimera_stream.engines.pair_head import EXTRAS, PairHead, digest_of, extras_of, shipped_head
 from kimera_stream.engines.pairs import Pair, Stages, pair_of
 from kimera_stream.engines.scores import THRESHOLDS
+from kimera_stream.infrastructure.compute import ComputePlan
 from tests.engines.heads import NAME, POINTS, card, certain, weights
 from tests.engines.test_contradiction import DIMENSION, Choking, Oracle, World, by_stage, geoid
 
@@ -293,6 +297,46 @@ async def test_what_is_said_again_is_no_contradiction(older: str, newer: str, ag
     world = World(Oracle(None), head=certain(0.9, DIMENSION), stages=Stages(scope=False))
     [judgement] = await world.engine.judge_pairs([(geoid("a", older), geoid("b", newer))])
     assert (judgement.model, judgement.score) == (NAME, 0.0 if again else pytest.approx(0.9, abs=1e-4))
+
+
+@pytest.fixture(scope="module")
+def packaged() -> tuple[PairHead, Callable[[str], StoredGeoid]]:
+    """What ships: the head, and statements with vectors of the encoder that it is fitted on."""
+    encoder = load_encoder(ComputePlan("cpu", "float32", 1), batch_size=2)
+    return PairHead.load(), lambda text: replace(geoid(text, text), vector=encoder.encode([text])[0])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("The pump is running and nobody has complained.", "FYI: the pump is running and nobody has complained."),
+        ("The invoice is due on Friday.", "The invoice is still due on Friday."),
+        ("The door of hall 3 is open.", "The door of hall 3 is open now."),
+        ("Order 48213 has been shipped.", "Order 48213 was shipped."),
+        ("The ferry to Orvane leaves at 10:40 on Sundays.", "On Sundays, the ferry to Orvane leaves at 10:40."),
+        ("Ticket 5512 has been closed by Marta.", "Ticket 5512 was closed by Marta."),
+        ("Flight KL1702 is delayed by two hours.", "Flight KL1702 is delayed by 2 hours."),
+    ],
+)
+async def test_what_is_said_again_in_nearly_the_same_words_is_not_reported(
+    one: str, other: str, packaged: tuple[PairHead, Callable[[str], StoredGeoid]]
+) -> None:
+    """A feed is full of it, and hurried readers would be told of all of it."""
+    head, stored = packaged
+    world, older, newer = World(Oracle(None), head=head), stored(one), stored(other)
+    judgements = await world.engine.judge_pairs([(older, newer), (newer, older)])
+    assert {judgement.model for judgement in judgements} == {"kimera-pair-head-1"}
+    assert [judgement.reported for judgement in judgements] == [False, False]
+
+
+async def test_what_clashes_in_nearly_the_same_words_is_reported(
+    packaged: tuple[PairHead, Callable[[str], StoredGeoid]],
+) -> None:
+    head, stored = packaged
+    world = World(Oracle(None), head=head)
+    older, newer = stored("The door of hall 3 is open."), stored("FYI: the door of hall 3 is still closed.")
+    judgements = await world.engine.judge_pairs([(older, newer), (newer, older)])
+    assert [judgement.reported for judgement in judgements] == [True, True]
 
 
 async def test_an_explanation_says_who_decided() -> None:

@@ -1,5 +1,7 @@
 """What the pair head's training may learn from, and what becomes of it."""
 
+import random
+import re
 import sys
 from pathlib import Path
 
@@ -11,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # training is not installed 
 from kimera_stream.engines.pair_head import EXTRAS, PairHead
 from tests.engines.heads import card
 from training.pair_head import material, network
+from training.pair_head.again import CHANGES, FRAMES, Change, reworded
 from training.verifier.clusters import KEPT_OUT, read_clusters
 from training.verifier.examples import CONTRADICTION, ENTAILMENT, NEUTRAL, Example
 from training.verifier.recipe import OWN_CORPUS, Materials
@@ -42,11 +45,13 @@ def test_nothing_of_a_statement_that_is_kept_for_measuring_is_learnt(
     own |= {line for story in materials.stories if story.split == "train" for line in story.lines}
     own |= {cluster.anchor for cluster in materials.clusters if cluster.split == "train"}
     chosen, shares = material.training_pairs(materials, _Vectors())
-    assert {example.source for example in chosen} > {"story", "pool", "fifth_numbers", "news"}
+    assert {example.source for example in chosen} > {"story", "pool", "repeated", "fifth_numbers", "news"}
     assert not KEPT_OUT & {example.source for example in chosen}
     learnt = {text for example in chosen for text in (example.first, example.second)}
     assert len(learnt) > 5_000
-    assert learnt <= own
+    said = {text for e in chosen if e.source != "repeated" for text in (e.first, e.second)}
+    assert said <= own
+    assert all(e.first in own or e.second in own for e in chosen if e.source == "repeated")
     assert len(held - own) > 500
     assert not learnt & (held - own)
     assert shares.shape == (len(chosen),)
@@ -65,6 +70,44 @@ def test_public_pairs_are_learnt_from_training_premises_alone(
     monkeypatch.setattr(material, "public_examples", lambda *args: asked.append(args[1:]) or [])
     assert material.public(materials) == []
     assert asked == [("train", 7)]
+
+
+def test_what_is_said_again_is_learnt_as_such_and_beside_what_contradicts_it(materials: Materials) -> None:
+    found = material.repeated(materials)
+    again = [e for e in found if e.kind == "repeated"]
+    assert {e.label for e in again} == {ENTAILMENT}
+    said = {e.second: e.first for e in again}
+    beside = [e for e in found if e.kind == "beside"]
+    assert sum(e.label == CONTRADICTION for e in beside) > 0.4 * len(beside) > 300
+    labels = {(e.first, e.second): e.label for e in material.written(materials, "train")}
+    assert all(labels[said[e.first], e.second] == e.label for e in beside)
+    assert found == material.repeated(materials), "the vectors are encoded from one call, the pairs come from another"
+    assert set(found) <= set(material.both_ways(materials))
+
+
+def said_again(text: str, changes: tuple[Change, ...] = CHANGES) -> set[str]:
+    return {reworded(random.Random(seed), text, changes) for seed in range(600)}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The lamp is on.", {"The lamp is still on.", "The lamp is on now.", "FYI: the lamp is on.", "Lamp on."}),
+        ("The crate has been sold.", {"The crate was sold."}),
+        ("He stopped smoking in 2015.", {"In 2015, he stopped smoking."}),
+        ("On Friday, the shop opens late.", {"The shop opens late on Friday."}),
+        ("The valve is not two metres long.", {"The valve isn't two metres long.", "The valve is not 2 metres long."}),
+    ],
+)
+def test_a_statement_is_said_again_in_many_ways(text: str, expected: set[str]) -> None:
+    assert expected <= said_again(text)
+
+
+def test_what_tells_a_time_or_a_change_is_not_said_to_last() -> None:
+    for text in ("The lamp is not on.", "The lamp was on and is off.", "The lamp is on until noon."):
+        assert not [each for each in said_again(text) if re.search(r"\b(?:still|now|currently|at the moment)\b", each)]
+    assert not [each for each in said_again("The lamp has been on since 9.") if " was " in each]
+    assert not [each for each in said_again("The lamp is on.", FRAMES) if re.search(r"\bnow\b", each)]
 
 
 def test_pairs_are_learnt_in_both_orders_with_the_findings_on_the_other_sides() -> None:

@@ -109,7 +109,7 @@ def main(
     encoded, kept = material.Encoded(work), Read(work)
     vectors = encoded.of(material.texts_of(materials))
     examples, shares = material.training_pairs(materials, vectors, work)
-    first = slice(len(material.written(materials, "train")))
+    first = slice(len(material.both_ways(materials)))
     table = Table.of(examples, vectors, kept).turned(first)
     shares = np.concatenate([shares, shares[first]])
     print(f"{len(table.truth)} pairs", flush=True)

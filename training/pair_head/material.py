@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from training.pair_head.again import FRAMES, reworded
 from training.verifier.clusters import anchor_examples
-from training.verifier.examples import NEUTRAL, Example, Split
+from training.verifier.examples import CONTRADICTION, ENTAILMENT, NEUTRAL, Example, Split
 from training.verifier.mining import named
 from training.verifier.public import public_examples
 from training.verifier.recipe import Materials
@@ -21,6 +22,8 @@ LEAST = 0.25
 """Cosine from which pairs of stories and strangers are taken: a little below what the cascade reads."""
 CORPUS_WEIGHT, STORY_WEIGHT, PUBLIC_WEIGHT, STRANGER_WEIGHT = 1.0, 1.0, 0.3, 0.5
 """How much a pair counts. Public pairs describe one scene, and most of them would be strangers in a store."""
+REPEATED = 5_000
+"""Anchors, and as many other statements, that are said again."""
 
 
 def written(materials: Materials, split: Split) -> list[Example]:
@@ -36,6 +39,34 @@ def told(materials: Materials, split: Split) -> list[Example]:
 def public(materials: Materials) -> list[Example]:
     """The public pairs that the verifier trains on."""
     return public_examples(materials.data, "train", materials.seed)
+
+
+def repeated(materials: Materials) -> list[Example]:
+    """Statements and what repeats them in nearly the same words: no written pair does, and a feed is full of it.
+
+    Some of what is said again is beside a contradiction of it and another item of its cluster too: the frame alone must not tell.
+    """
+    rng = materials.rng("again")
+    clusters = [cluster for cluster in materials.clusters if cluster.split == "train"]
+    found = []
+    for cluster in rng.sample(clusters, min(REPEATED, len(clusters))):
+        again = reworded(rng, cluster.anchor, FRAMES)
+        found.append(Example(cluster.anchor, again, ENTAILMENT, "repeated", "repeated"))
+        items = anchor_examples([cluster])
+        for apart in (True, False):
+            beside = [each for each in items if (each.label == CONTRADICTION) == apart]
+            found += [
+                Example(again, e.second, e.label, "repeated", "beside") for e in rng.sample(beside, min(1, len(beside)))
+            ]
+    texts = [text for _, text in worlds(materials, "train")]
+    for text in rng.sample(texts, min(REPEATED, len(texts))):
+        found.append(Example(text, reworded(rng, text), ENTAILMENT, "repeated", "repeated"))
+    return found
+
+
+def both_ways(materials: Materials) -> list[Example]:
+    """What is learnt in both orders: the written pairs of the training split, and what is said again."""
+    return [*written(materials, "train"), *repeated(materials)]
 
 
 def worlds(materials: Materials, split: Split) -> list[tuple[int, str]]:
@@ -88,12 +119,12 @@ def near(examples: Sequence[Example], vectors: Vectors, least: float) -> list[Ex
 
 
 def training_pairs(materials: Materials, vectors: Vectors, work: Path | None = None) -> tuple[list[Example], F32]:
-    """Everything of the training split, the written pairs first, and how much each pair counts, float32 (n,).
+    """Everything of the training split, ``both_ways`` first, and how much each pair counts, float32 (n,).
 
     ``work``: where the strangers are kept, which take longest to find.
     """
     parts = [
-        (CORPUS_WEIGHT, written(materials, "train")),
+        (CORPUS_WEIGHT, both_ways(materials)),
         (STORY_WEIGHT, near(told(materials, "train"), vectors, LEAST)),
         (PUBLIC_WEIGHT, public(materials)),
         (STRANGER_WEIGHT, _kept_strangers(materials, vectors, work)),
@@ -115,7 +146,8 @@ def _kept_strangers(materials: Materials, vectors: Vectors, work: Path | None) -
 def texts_of(materials: Materials) -> list[str]:
     """Every text that training and choosing need, once."""
     texts = [text for split in ("train", "dev") for _, text in worlds(materials, split)]
-    texts += [text for example in public(materials) for text in (example.first, example.second)]
+    pairs = [*public(materials), *repeated(materials)]
+    texts += [text for example in pairs for text in (example.first, example.second)]
     return list(dict.fromkeys(texts))
 
 
