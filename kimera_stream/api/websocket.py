@@ -8,6 +8,7 @@ with ``too_large``; messages above four times that are not read at all (1009).
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import anyio
@@ -19,6 +20,7 @@ from kimera_stream.api.egress import EXTENSION
 from kimera_stream.core.access import Authenticator
 from kimera_stream.core.interfaces import KnowledgeService, VaultService
 from kimera_stream.infrastructure.settings import Settings
+from kimera_stream.infrastructure.tasks.child import begin_child
 from kimera_stream.protocol.close_codes import CloseCode
 from kimera_stream.protocol.codec import CODECS
 from kimera_stream.protocol.errors import UnauthorizedError
@@ -179,7 +181,7 @@ class StreamEndpoint:
             self._authenticator,
             egress,
             CODECS[handshake.encoding],
-            spawn=group.start_soon,
+            spawn=partial(begin_child, group),
             limits=self._limits,
             server=self._server,
             welcome=self._welcome,

@@ -176,6 +176,9 @@ class Channel:
                         yield group
 
     def _drop(self, group: Group) -> None:
+        # They name each other: each channel and filter of its own that somebody was on would wait for the collector of garbage,
+        # and with it the connections that the selection served last.
+        group.selections = {}
         filter = group.filter
         if self.groups.pop(None if filter is None else filter.key, None) is None:
             return

@@ -13,6 +13,7 @@ from uvicorn.server import ServerState
 
 from kimera_stream.api.egress import EgressProtocol, uvicorn_options
 from kimera_stream.api.opening import read_opening
+from kimera_stream.streaming.connection import Connection
 from tests.streaming.fakes import QuietServer, serving, settings_with, until
 from tests.streaming.rawws import RawPeer
 
@@ -200,6 +201,31 @@ async def test_closed_connections_leave_nothing_for_the_collector_of_garbage() -
                 async with await RawPeer.open(world.port) as peer:
                     await peer.say("connect", 1, subs=[{"channel": "geoids"}])
                     await peer.message()
+            await until(lambda: not world.server.server_state.connections)
+            await anyio.wait_all_tasks_blocked()
+            assert left() == before
+        finally:
+            gc.enable()
+
+
+async def test_what_is_under_way_as_its_connection_closes_leaves_nothing_for_the_collector_of_garbage() -> None:
+    def left() -> int:
+        return sum(isinstance(each, Connection) for each in gc.get_objects())
+
+    async with serving() as world:
+        world.knowledge.gate = anyio.Event()
+        gc.collect()
+        before = left()
+        gc.disable()
+        try:
+            for number in range(5):
+                async with await RawPeer.open(world.port) as peer:
+                    await peer.say("connect", 1)
+                    await peer.message()
+                    await peer.say("publish", 2, geoid={"text": "x"})
+                    await peer.say("ping", 3)
+                    assert (await peer.message())["op"] == "pong", "and the publish is held"
+                await until(lambda ended=number + 1: world.knowledge.cancelled == ended)
             await until(lambda: not world.server.server_state.connections)
             await anyio.wait_all_tasks_blocked()
             assert left() == before

@@ -1,5 +1,6 @@
 """The supervisor: order, readiness, restarts, budgets, cancellation by name, and a stop that always ends."""
 
+import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ from kimera_stream.infrastructure.tasks import (
     Supervisor,
     Unrecoverable,
 )
+from kimera_stream.infrastructure.tasks.child import begin_child
 from kimera_stream.protocol.errors import UnavailableError
 
 pytestmark = pytest.mark.anyio
@@ -358,3 +360,24 @@ async def test_what_another_start_would_not_help_ends_at_once() -> None:
                 await supervisor.ready()
     assert starts == 1
     assert not any("exc_info" in entry for entry in logs), "a message for a person needs no traceback"
+
+
+async def test_a_child_ends_without_an_error_by_its_own_group_alone() -> None:
+    ended: list[asyncio.Task[None]] = []
+
+    async def wait() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        ended.append(task)
+        await anyio.sleep_forever()
+
+    async with anyio.create_task_group() as group:
+        begin_child(group, wait, name="one")
+        await anyio.wait_all_tasks_blocked()
+        group.cancel_scope.cancel()
+    with anyio.CancelScope() as around:
+        async with anyio.create_task_group() as group:
+            begin_child(group, wait, name="another")
+            await anyio.wait_all_tasks_blocked()
+            around.cancel()
+    assert [task.cancelled() for task in ended] == [False, True], "what else cancels it may want to hear of it"

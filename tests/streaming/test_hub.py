@@ -1,5 +1,6 @@
 """The hub over a fake log and fake handles: fan-out, catching up, stalls, latest channels, presence, heartbeats, shutdown."""
 
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -22,6 +23,7 @@ from kimera_stream.protocol.errors import (
 from kimera_stream.protocol.objects import Position
 from kimera_stream.streaming.hub import Hub
 from kimera_stream.streaming.outlet import Outlet
+from kimera_stream.streaming.selections import Channel, Group, Selection
 from tests.streaming.fakes import FakeEgress, MemoryLog, entry, until
 
 pytestmark = pytest.mark.anyio
@@ -789,3 +791,30 @@ async def test_event_bytes_do_not_depend_on_who_reads_or_when() -> None:
         await b.subscribe(late, since=("E1", 0))
         assert bytes(first.unread) == bytes(second.unread)
         assert msgspec.json.decode(b.log.entries[0].data) == {"n": 1}
+
+
+async def test_channels_and_filters_that_nobody_is_on_any_more_leave_nothing_for_the_collector_of_garbage() -> None:
+    def left() -> int:
+        return sum(isinstance(each, Channel | Group | Selection | Outlet) for each in gc.get_objects())
+
+    async with bench() as b:
+        stays, _ = b.connect()
+        await b.subscribe(stays)
+        gc.collect()
+        before = left()
+        gc.disable()
+        try:
+            for number in range(5):
+                outlet, egress = b.connect()
+                await b.subscribe(outlet, f"session:s-{number}")
+                await b.subscribe(outlet, filter={"field": "data.n", "op": "eq", "value": number})
+                b.commit(1, "geoids", f"session:s-{number}")
+                b.hub.flush()
+                assert egress.writes
+                outlet.detach()
+                del outlet, egress
+            b.commit()
+            b.hub.flush()
+            assert left() == before
+        finally:
+            gc.enable()

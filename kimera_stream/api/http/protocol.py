@@ -9,9 +9,9 @@ whose application is long done.
 import asyncio
 import socket
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kimera_stream.api.http_protocol import BoundedHttpProtocol
 
@@ -25,22 +25,23 @@ _USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", None)
 class KimeraHttpProtocol(BoundedHttpProtocol):
     """For ``uvicorn.Config(http=...)``. Rests on uvicorn's attributes ``app`` and ``transport``."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        application = self.app
-
-        async def with_abort(scope: Scope, receive: Receive, send: Send) -> None:
-            # A dictionary of its own: uvicorn shares none today, and must not find ours in one tomorrow.
-            scope["extensions"] = {**(scope.get("extensions") or {}), ABORT: self.transport.abort}
-            await application(scope, receive, send)
-
-        self.app = with_abort
-
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.app = _with_abort(self.app, transport.abort)
         sock = transport.get_extra_info("socket")
         if _USER_TIMEOUT is not None and sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, int(UNREAD_TIMEOUT * 1000))
+
+
+def _with_abort(application: ASGIApp, drop: Callable[[], None]) -> ASGIApp:
+    """The application with the extension. It must not name the protocol, which holds it: every connection would be a cycle."""
+
+    async def with_abort(scope: Scope, receive: Receive, send: Send) -> None:
+        # A dictionary of its own: uvicorn shares none today, and must not find ours in one tomorrow.
+        scope["extensions"] = {**(scope.get("extensions") or {}), ABORT: drop}
+        await application(scope, receive, send)
+
+    return with_abort
 
 
 def abort(scope: Scope) -> None:

@@ -20,6 +20,7 @@ from kimera_stream.api.http.door import EventHub, HttpDoor, ReaderEvent, ReaderE
 from kimera_stream.api.http.outflow import STOP_PATIENCE, Outflow, PeerStalled
 from kimera_stream.api.http.protocol import abort
 from kimera_stream.core.access import Principal
+from kimera_stream.infrastructure.tasks.child import begin_child
 from kimera_stream.protocol.errors import BadPositionError, Disconnect
 from kimera_stream.protocol.filters import Filter
 from kimera_stream.protocol.objects import Position
@@ -197,13 +198,13 @@ class EventStream:
 
         await outflow.put(subscribed_event(start))
         async with anyio.create_task_group() as group:
-            group.start_soon(watch_client, name="sse:client")
-            group.start_soon(pump, name="sse:events")
-            group.start_soon(keep_alive, name="sse:heartbeat")
-            group.start_soon(end_at_stop, name="sse:stop")
+            begin_child(group, watch_client, name="sse:client")
+            begin_child(group, pump, name="sse:events")
+            begin_child(group, keep_alive, name="sse:heartbeat")
+            begin_child(group, end_at_stop, name="sse:stop")
             if self._principal.expires is not None:
-                group.start_soon(end_at_expiry, self._principal.expires, name="sse:expiry")
+                begin_child(group, end_at_expiry, self._principal.expires, name="sse:expiry")
             if self._principal.credential:
-                group.start_soon(end_when_revoked, name="sse:revoked")
+                begin_child(group, end_when_revoked, name="sse:revoked")
             await outflow.write_out({"type": "http.response.start", "status": 200, "headers": HEADERS})
             group.cancel_scope.cancel()

@@ -412,7 +412,7 @@ class World:
             self.app(), port=0, lifespan="off", log_config=None, access_log=False, http=KimeraHttpProtocol, ws="none",
             timeout_graceful_shutdown=5,
         )  # fmt: skip
-        server = QuietServer(config)
+        self.server = server = QuietServer(config)
         stopped = anyio.Event()
 
         async def serve() -> None:

@@ -1,5 +1,6 @@
 """What holds for every operation: who may, wrong methods and paths, defects, origins, readiness, metrics."""
 
+import gc
 import socket
 
 import anyio
@@ -8,7 +9,8 @@ import structlog
 from starlette.responses import Response
 from structlog.testing import capture_logs
 
-from kimera_stream.api.http.protocol import ABORT, UNREAD_TIMEOUT
+from kimera_stream.api.http.protocol import ABORT, UNREAD_TIMEOUT, KimeraHttpProtocol
+from tests.api.http.conftest import until
 
 pytestmark = pytest.mark.anyio
 
@@ -336,3 +338,23 @@ async def test_a_peer_that_takes_nothing_is_dropped_by_the_operating_system(worl
     async with world.serving() as http:
         await http.get("/")
     assert seen == [UNREAD_TIMEOUT * 1000]
+
+
+async def test_closed_connections_leave_nothing_for_the_collector_of_garbage(world):
+    def left() -> int:
+        return sum(isinstance(each, KimeraHttpProtocol) for each in gc.get_objects())
+
+    async with world.serving():
+        gc.collect()
+        before = left()
+        gc.disable()
+        try:
+            for _ in range(5):
+                async with await anyio.connect_tcp("127.0.0.1", world.port) as peer:
+                    await peer.send(b"GET /v1/geoids HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n")
+                    assert b"".join([part async for part in peer]).startswith(b"HTTP/1.1 200")
+            await until(lambda: not world.server.server_state.connections)
+            await anyio.wait_all_tasks_blocked()
+            assert left() == before
+        finally:
+            gc.enable()

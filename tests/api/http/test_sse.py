@@ -1,5 +1,6 @@
 """Server-Sent Events over a real server."""
 
+import gc
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,6 +11,10 @@ import anyio
 import httpx
 import msgspec
 import pytest
+
+from kimera_stream.api.http.outflow import Outflow
+from kimera_stream.api.http.protocol import KimeraHttpProtocol
+from tests.api.http.conftest import until
 
 pytestmark = pytest.mark.anyio
 
@@ -345,3 +350,25 @@ async def test_head_answers_as_get_does(world, params):
     assert head.status_code == get.status_code
     assert head.headers["content-type"] == get.headers["content-type"]
     assert head.content == b""
+
+
+async def test_streams_that_ended_leave_nothing_for_the_collector_of_garbage(world):
+    def left() -> int:
+        return sum(isinstance(each, Outflow | KimeraHttpProtocol) for each in gc.get_objects())
+
+    async with world.serving():
+        gc.collect()
+        before = left()
+        gc.disable()
+        try:
+            for _ in range(5):
+                async with await anyio.connect_tcp("127.0.0.1", world.port) as peer:
+                    await peer.send(b"GET /v1/events?channel=geoids HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")
+                    told = b""
+                    while b"event: subscribed" not in told:
+                        told += await peer.receive()
+            await until(lambda: not world.server.server_state.connections)
+            await anyio.wait_all_tasks_blocked()
+            assert left() == before
+        finally:
+            gc.enable()
