@@ -25,7 +25,7 @@ from bench.fit_rules import bucket
 from bench.quality import auc
 from kimera_stream.engines.verifier_model import CrossEncoder, collate, load_encoder, load_trained
 from kimera_stream.engines.verifier_pairs import PairTokenizer
-from kimera_stream.engines.verifier_runtime import VerifierRuntime, shipped_weights
+from kimera_stream.engines.verifier_runtime import VerifierRuntime, shipped_weights, twice_read
 from kimera_stream.engines.verifier_torch import TorchNetwork
 from kimera_stream.infrastructure.compute import available_processors, plan_compute, processor_has_bfloat16
 from kimera_stream.kernels import transformer
@@ -50,8 +50,12 @@ class Plain:
         runtime = VerifierRuntime.load(None, "cpu", "float32", 128, 32)
         self._calibration, self.operating_points = runtime.calibration, runtime.operating_points
 
-    @torch.inference_mode()
     def judge(self, pairs: Sequence[tuple[str, str]]) -> Scores:
+        """As a server does, what is in doubt in both orders."""
+        return twice_read(self._read(pairs), lambda doubtful: self._read([pairs[i][::-1] for i in doubtful.tolist()]))
+
+    @torch.inference_mode()
+    def _read(self, pairs: Sequence[tuple[str, str]]) -> Scores:
         tokenizer = PairTokenizer(128)
         parts = []
         for start in range(0, len(pairs), PLAIN_BATCH):
@@ -90,7 +94,7 @@ class PlainInt8(Plain):
                     setattr(layer, name, EightBits(part))
         self._network = TorchNetwork(self._model, 32)
 
-    def judge(self, pairs: Sequence[tuple[str, str]]) -> Scores:
+    def _read(self, pairs: Sequence[tuple[str, str]]) -> Scores:
         return self._calibration(self._network.logits(PairTokenizer(128).pairs(pairs)))
 
 
