@@ -123,12 +123,8 @@ class Insert:
 
     def _pieces(self, dialect: Dialect, rows: Sequence[Row]) -> Iterator[tuple[str, Sequence[Any]]]:
         largest = min(64 if dialect.name == "sqlite" else 512, _MAX_PARAMETERS // len(self._columns))
-        largest = 1 << (largest.bit_length() - 1)
-        start = 0
-        while start < len(rows):
-            size = min(1 << ((len(rows) - start).bit_length() - 1), largest)
-            yield self._text(dialect, size), list(chain.from_iterable(rows[start : start + size]))
-            start += size
+        for part in _parts(rows, 1 << (largest.bit_length() - 1)):
+            yield self._text(dialect, len(part)), list(chain.from_iterable(part))
 
     def _text(self, dialect: Dialect, size: int) -> str:
         key = (dialect.name, size)
@@ -145,7 +141,7 @@ class Insert:
     def render(self, dialect: Dialect, size: int, first: int = 1) -> str:
         """The SQL text for ``size`` rows. ``first``: number of its first parameter, where they are numbered."""
         quote = dialect.identifier_preparer.quote
-        width = len(self._columns)
+        width = self.width
         if dialect.paramstyle == "qmark":
             row = "(" + ", ".join("?" * width) + ")"
             values = ", ".join([row] * size)
@@ -178,12 +174,9 @@ def statements_of(
     values: list[Any] = []
     for insert, rows in inserts:
         if dialect.name == "postgresql" and len(rows) <= _FEW:
-            start = 0
-            while start < len(rows):
-                size = 1 << ((len(rows) - start).bit_length() - 1)
-                parts.append((insert, size))
-                values += chain.from_iterable(rows[start : start + size])
-                start += size
+            for part in _parts(rows, _FEW):
+                parts.append((insert, len(part)))
+                values += chain.from_iterable(part)
         else:
             if parts:
                 yield _joined(dialect, tuple(parts)), values
@@ -192,6 +185,15 @@ def statements_of(
                 yield from insert.statements(dialect, rows)
     if parts:
         yield _joined(dialect, tuple(parts)), values
+
+
+def _parts(rows: Sequence[Row], largest: int) -> Iterator[Sequence[Row]]:
+    """``rows`` in order, in pieces whose sizes are powers of two, ``largest`` (one itself) at most."""
+    start = 0
+    while start < len(rows):
+        size = min(1 << ((len(rows) - start).bit_length() - 1), largest)
+        yield rows[start : start + size]
+        start += size
 
 
 @lru_cache(maxsize=512)
