@@ -14,6 +14,7 @@ from uvicorn.server import ServerState
 from kimera_stream.api.egress import EgressProtocol, uvicorn_options
 from kimera_stream.api.opening import read_opening
 from kimera_stream.streaming.connection import Connection
+from tests.garbage import uncollected
 from tests.streaming.fakes import QuietServer, serving, settings_with, until
 from tests.streaming.rawws import RawPeer
 
@@ -193,10 +194,8 @@ async def test_closed_connections_leave_nothing_for_the_collector_of_garbage() -
         return sum(isinstance(each, EgressProtocol) for each in gc.get_objects())
 
     async with serving() as world:
-        gc.collect()
-        before = left()
-        gc.disable()
-        try:
+        with uncollected():
+            before = left()
             for _ in range(5):
                 async with await RawPeer.open(world.port) as peer:
                     await peer.say("connect", 1, subs=[{"channel": "geoids"}])
@@ -204,8 +203,6 @@ async def test_closed_connections_leave_nothing_for_the_collector_of_garbage() -
             await until(lambda: not world.server.server_state.connections)
             await anyio.wait_all_tasks_blocked()
             assert left() == before
-        finally:
-            gc.enable()
 
 
 async def test_what_is_under_way_as_its_connection_closes_leaves_nothing_for_the_collector_of_garbage() -> None:
@@ -214,10 +211,8 @@ async def test_what_is_under_way_as_its_connection_closes_leaves_nothing_for_the
 
     async with serving() as world:
         world.knowledge.gate = anyio.Event()
-        gc.collect()
-        before = left()
-        gc.disable()
-        try:
+        with uncollected():
+            before = left()
             for number in range(5):
                 async with await RawPeer.open(world.port) as peer:
                     await peer.say("connect", 1)
@@ -229,5 +224,3 @@ async def test_what_is_under_way_as_its_connection_closes_leaves_nothing_for_the
             await until(lambda: not world.server.server_state.connections)
             await anyio.wait_all_tasks_blocked()
             assert left() == before
-        finally:
-            gc.enable()

@@ -30,6 +30,7 @@ from kimera_stream.protocol.errors import (
 )
 from kimera_stream.protocol.objects import GeoidBody
 from tests.engines.world import ANNA, BEN, DIMENSION, World, outcome, together
+from tests.garbage import uncollected
 
 pytestmark = pytest.mark.anyio
 
@@ -212,14 +213,10 @@ async def test_a_label_in_the_same_batch_hides_no_contradiction() -> None:
 async def test_work_that_is_done_leaves_nothing_to_the_collector_of_garbage() -> None:
     world = World()
     async with world.running() as pipeline:
-        gc.collect()
-        gc.disable()
-        try:
+        with uncollected():
             for n in range(20):
                 await pipeline.publish(GeoidBody(text=f"Gate {n} is open."), principal=ANNA)
             left = sum(isinstance(each, (PublishWork, Ticket)) for each in gc.get_objects())
-        finally:
-            gc.enable()
     assert left <= 6, "what the loops of the pipeline have in hand"
 
 

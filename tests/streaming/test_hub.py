@@ -24,6 +24,7 @@ from kimera_stream.protocol.objects import Position
 from kimera_stream.streaming.hub import Hub
 from kimera_stream.streaming.outlet import Outlet
 from kimera_stream.streaming.selections import Channel, Group, Selection
+from tests.garbage import uncollected
 from tests.streaming.fakes import FakeEgress, MemoryLog, entry, until
 
 pytestmark = pytest.mark.anyio
@@ -800,10 +801,8 @@ async def test_channels_and_filters_that_nobody_is_on_any_more_leave_nothing_for
     async with bench() as b:
         stays, _ = b.connect()
         await b.subscribe(stays)
-        gc.collect()
-        before = left()
-        gc.disable()
-        try:
+        with uncollected():
+            before = left()
             for number in range(5):
                 outlet, egress = b.connect()
                 await b.subscribe(outlet, f"session:s-{number}")
@@ -816,5 +815,3 @@ async def test_channels_and_filters_that_nobody_is_on_any_more_leave_nothing_for
             b.commit()
             b.hub.flush()
             assert left() == before
-        finally:
-            gc.enable()

@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 
 from kimera_stream.api.http.protocol import ABORT, UNREAD_TIMEOUT, KimeraHttpProtocol
 from tests.api.http.conftest import until
+from tests.garbage import uncollected
 
 pytestmark = pytest.mark.anyio
 
@@ -345,10 +346,8 @@ async def test_closed_connections_leave_nothing_for_the_collector_of_garbage(wor
         return sum(isinstance(each, KimeraHttpProtocol) for each in gc.get_objects())
 
     async with world.serving():
-        gc.collect()
-        before = left()
-        gc.disable()
-        try:
+        with uncollected():
+            before = left()
             for _ in range(5):
                 async with await anyio.connect_tcp("127.0.0.1", world.port) as peer:
                     await peer.send(b"GET /v1/geoids HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n")
@@ -356,5 +355,3 @@ async def test_closed_connections_leave_nothing_for_the_collector_of_garbage(wor
             await until(lambda: not world.server.server_state.connections)
             await anyio.wait_all_tasks_blocked()
             assert left() == before
-        finally:
-            gc.enable()
